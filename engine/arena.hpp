@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "engine/tensor.hpp"
+
+namespace gradgram {
+
+/// A bump allocator for everything that lives as long as one block of examples: activations, cotangents, scratch.
+/// One arena per worker, never shared. Memory is reused after rewind() and returned only by the destructor.
+class Arena {
+ public:
+  /// `chunk_bytes` is the least that one request to the system takes.
+  explicit Arena(std::size_t chunk_bytes = std::size_t{1} << 20);
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  /// Uninitialized, 64-byte aligned. Throws std::bad_alloc.
+  void* allocate(std::size_t bytes);
+  template <class T>
+  TensorView<T> tensor(Shape shape) {
+    return {static_cast<T*>(allocate(checked_multiply(shape.size(), sizeof(T), "arena"))), shape};
+  }
+
+  /// A point to which rewind() returns; everything allocated since becomes invalid.
+  struct Mark {
+    std::size_t chunk = 0;
+    std::size_t used = 0;
+  };
+  Mark mark() const noexcept;
+  void rewind(Mark mark) noexcept;
+  /// Bytes held from the system.
+  std::size_t capacity() const noexcept;
+
+ private:
+  struct Chunk;
+  std::vector<Chunk> chunks_;
+  std::size_t current_ = 0;
+  std::size_t chunk_bytes_;
+};
+
+/// Rewinds an arena at the end of a scope.
+class ArenaScope {
+ public:
+  explicit ArenaScope(Arena& arena) : arena_(arena), mark_(arena.mark()) {}
+  ~ArenaScope() { arena_.rewind(mark_); }
+  ArenaScope(const ArenaScope&) = delete;
+  ArenaScope& operator=(const ArenaScope&) = delete;
+
+ private:
+  Arena& arena_;
+  Arena::Mark mark_;
+};
+
+}  // namespace gradgram

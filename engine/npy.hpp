@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/tensor.hpp"
+
+/// NumPy's .npy and .npz files. Reads f4, f8, u1, i4, i8, little-endian, C and Fortran order; writes C order.
+/// Every size is checked against the bytes that are there before anything is allocated.
+namespace gradgram {
+
+enum class NpyType { F4, F8, U1, I4, I8 };
+
+/// An array as it was stored (made C-contiguous).
+struct NpyArray {
+  NpyType type = NpyType::F8;
+  std::vector<std::size_t> shape;
+  std::vector<std::byte> bytes;  ///< row-major, native endian
+
+  std::size_t size() const;
+  /// Converted numbers in a tensor of the same shape. Throws ShapeError above rank Shape::kMaxRank.
+  template <class T>
+  Tensor<T> to_tensor() const;
+  /// Converted to int32; throws FormatError when an entry is not an integer or does not fit.
+  std::vector<std::int32_t> to_labels() const;
+};
+
+/// Throws IoError, FormatError (path and byte offset). `name` stands for the path in messages of the second form.
+NpyArray read_npy(const std::filesystem::path& path);
+NpyArray parse_npy(std::span<const std::byte> bytes, const std::string& name);
+/// All arrays of an .npz by name, without the .npy suffix.
+std::map<std::string, NpyArray> read_npz(const std::filesystem::path& path);
+std::map<std::string, NpyArray> parse_npz(std::span<const std::byte> bytes, const std::string& name);
+
+/// Whole or not at all: written under a temporary name beside, then renamed. Throws IoError.
+template <class T>
+void write_npy(const std::filesystem::path& path, TensorView<const T> values);
+void write_npy(const std::filesystem::path& path, std::span<const std::int32_t> values);
+/// In the order given.
+template <class T>
+struct NamedTensor {
+  std::string name;
+  TensorView<const T> values;
+};
+template <class T>
+void write_npz(const std::filesystem::path& path, std::span<const NamedTensor<T>> arrays);
+
+}  // namespace gradgram

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace gradgram::simd {
+
+/// Elementwise nonlinearities with a vectorized value and derivative.
+enum class Activation : std::uint8_t { Relu, LeakyRelu, Tanh, Sigmoid, Erf, Gelu, Softplus, Sin };
+inline constexpr std::size_t kActivationCount = 8;
+
+/// out[out_base[j] + c] (+)= sum_{i < depth} x[x_base[j] + x_offset[i]] * v[i * v_stride + c],  j < rows, c < columns.
+/// The one product behind a direct convolution: forward (j = output pixels, i = taps x input channels, v = weights),
+/// input cotangent (flipped weights; one call per stride phase) and weight gradient (roles swapped: j = taps x input
+/// channels, i = pixels, v = output cotangents). The sum runs over i in order, in T; the same bits whatever `rows`,
+/// `columns` and their blocking. Each row of v must be readable up to columns rounded up to kColumnPadding; what
+/// stands there does not reach `out`.
+template <class T>
+struct GatherProduct {
+  const T* x;
+  const std::ptrdiff_t* x_base;    ///< [rows]
+  const std::ptrdiff_t* x_offset;  ///< [depth]
+  const T* v;
+  std::size_t v_stride;  ///< at least columns rounded up to kColumnPadding
+  T* out;
+  const std::ptrdiff_t* out_base;  ///< [rows]
+  std::size_t rows;
+  std::size_t depth;
+  std::size_t columns;
+  bool accumulate;  ///< add to `out` instead of overwriting it
+};
+/// Columns of v are padded to a multiple of this many elements: the widest register of any instruction set, in T.
+template <class T>
+inline constexpr std::size_t kColumnPadding = 64 / sizeof(T);
+
+/// The kernels of one instruction set and precision. Plain pointers, no allocation, no exceptions: callers validate.
+template <class T>
+struct KernelTable {
+  const char* isa;            ///< `sse2`, `avx2`, `avx512`
+  std::size_t vector_length;  ///< elements of T per register
+  void (*gather_product)(const GatherProduct<T>&) noexcept;
+  /// y[i] = f(x[i]); `slope` is the negative slope of LeakyRelu, otherwise ignored. x == y is allowed.
+  void (*activate)(Activation, T slope, const T* x, T* y, std::size_t n) noexcept;
+  /// out[i] = t[i] * f'(x[i]), given y = f(x) as well: the vjp and the jvp alike. f'(0) = 0 for Relu, slope for
+  /// LeakyRelu (PyTorch's choice). out == t is allowed.
+  void (*activation_chain)(Activation, T slope, const T* x, const T* y, const T* t, T* out, std::size_t n) noexcept;
+  /// out = a + b; out may be a or b.
+  void (*add)(const T* a, const T* b, T* out, std::size_t n) noexcept;
+  /// y += alpha x.
+  void (*axpy)(T alpha, const T* x, T* y, std::size_t n) noexcept;
+  /// sum x[i] y[i], products and sums in f64, fixed order.
+  double (*dot)(const T* x, const T* y, std::size_t n) noexcept;
+  /// out[c] = max(a[c], b[c]) and index[c] = b[c] > a[c] ? candidate : index[c]; the step of a max pooling.
+  /// out may be a. A NaN in a or b reaches out.
+  void (*max_step)(const T* a, const T* b, T* out, std::int32_t* index, std::int32_t candidate,
+                   std::size_t n) noexcept;
+  /// Runs independent fused multiply-adds from registers; returns the floating-point operations done (2 per
+  /// multiply-add and lane), for measuring the machine's limit. `sink` receives a value so that nothing is elided.
+  double (*fma_peak)(std::size_t iterations, T* sink) noexcept;
+};
+
+}  // namespace gradgram::simd

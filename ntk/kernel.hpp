@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/module.hpp"
+#include "engine/parallel.hpp"
+#include "engine/tensor.hpp"
+
+namespace gradgram::ntk {
+
+/// What becomes of the O x O block J(x) J(x')^T. Never chosen silently: every result names it.
+enum class Reduce {
+  Full,       ///< (n, n', O, O)
+  TraceMean,  ///< (1/O) sum_k K_kk (neural-tangents' default)
+  TraceSum,   ///< sum_k K_kk
+  Output,     ///< K_kk of one output k
+  TrueClass,  ///< gradient of softmax_y(f), y the example's label: one scalar per example
+};
+std::string reduce_name(Reduce reduce, std::size_t output);  // `full`, `trace-mean`, `trace-sum`, `output 3`, `true-class`
+
+struct KernelOptions {
+  Reduce reduce = Reduce::TraceMean;
+  std::size_t output = 0;                      ///< of Reduce::Output
+  std::span<const std::int32_t> labels;        ///< of Reduce::TrueClass, for x
+  std::span<const std::int32_t> versus_labels; ///< of Reduce::TrueClass, for x'
+  bool per_parameter = false;                  ///< also one kernel for each parameter tensor
+  std::size_t memory = 0;  ///< bytes that data, weights, result and working memory may take; 0 = half of the machine's
+  Progress progress;
+  std::stop_token stop;
+};
+
+/// A kernel and what it takes to name it. Symmetric bit for bit when x' = x.
+template <class T>
+struct KernelMatrix {
+  Tensor<T> values;  ///< [n, n'], or [n, n', O, O] for Reduce::Full
+  std::vector<std::string> parameter_names;  ///< with per_parameter
+  std::vector<Tensor<T>> per_parameter;      ///< each like `values`
+  std::size_t block_examples = 0;            ///< examples whose gradients were held at once
+  std::size_t planned_bytes = 0;             ///< working memory the plan asked for
+};
+
+/// The empirical NTK of `module` on x [n, ...]: K(x_i, x_j) = J(x_i) J(x_j)^T, reduced.
+/// Dense uses are contracted as (A A^T) o (B B^T), convolutions from per-example gradients, both in blocks of examples
+/// so that memory stays within the budget; products in T, summed in f64 across panels of at most 4,096 and across layers.
+/// Error of one f32 entry: at most about 3e-8 sqrt(P/4096) + 3e-7 relative to sqrt(k_ii k_jj) (docs/precision.md).
+/// Throws ShapeError, ArgumentError, BudgetError (with the least budget that would do), NumericError when an entry is not
+/// finite, Cancelled. Same bits for any number of workers.
+template <class T>
+KernelMatrix<T> kernel(const Module<T>& module, TensorView<const T> x, const KernelOptions& options,
+                       const Workers& workers);
+/// The rectangular block K(x, x').
+template <class T>
+KernelMatrix<T> kernel(const Module<T>& module, TensorView<const T> x, TensorView<const T> versus,
+                       const KernelOptions& options, const Workers& workers);
+
+/// diag K alone, [n] (for Full: [n, O, O]), without the matrix: about one forward and one reverse pass per output.
+template <class T>
+Tensor<double> diagonal(const Module<T>& module, TensorView<const T> x, const KernelOptions& options,
+                        const Workers& workers);
+
+}  // namespace gradgram::ntk

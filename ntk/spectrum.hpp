@@ -68,8 +68,5 @@ std::vector<double> label_energy(const Spectrum& spectrum, TensorView<const doub
 /// (Cortes, Mohri, Rostamizadeh 2012). O(n^2 C). Throws ShapeError, NumericError when either norm is zero or
 /// not finite.
 double kernel_target_alignment(TensorView<const double> kernel, TensorView<const double> y, bool centred);
-/// A relative bound on the error of an entry, in units of sqrt(k_ii k_jj), for a kernel in precision T.
-template <class T>
-double entry_error();
 
 }  // namespace gradgram::ntk

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <vector>
+
+#include "engine/arena.hpp"
+#include "ntk/factors.hpp"
+#include "ntk/plan.hpp"
+
+namespace gradgram::ntk {
+
+/// The rectangle of a kernel that one task computes: examples [row, row + rows) of one set of factors against
+/// [column, column + columns) of another.
+struct TileRange {
+  std::size_t row = 0, rows = 0;
+  std::size_t column = 0, columns = 0;
+  bool diagonal =
+      false;  ///< both sides are the same examples: only entries on and below the diagonal are computed
+};
+
+/// Stands for the sum over all parameters where a parameter index is asked for.
+inline constexpr std::size_t kAllParameters = kNoParameter;
+
+/// A finished tile in f64, row-major: rows_per_example() rows and columns per example. Of a diagonal tile
+/// entries above the diagonal are unspecified.
+struct Tile {
+  const double* values = nullptr;
+  std::size_t rows = 0, columns = 0;
+  double at(std::size_t row, std::size_t column) const { return values[row * columns + column]; }
+};
+
+/// Contracts the factors of one tile: products in T, sums in f64 across panels of kPanelColumns and across
+/// parameters. The sum of every entry runs in an order that depends on neither the tile nor the block of
+/// examples it is in. `emit` receives kAllParameters and, with per_parameter, each parameter in order of its
+/// index before that. Scratch: Plan::tile_bytes().
+template <class T>
+void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& columns,
+                   const TileRange& range, Arena& scratch,
+                   const std::function<void(std::size_t parameter, const Tile& tile)>& emit);
+
+}  // namespace gradgram::ntk

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "engine/arena.hpp"
+#include "engine/sink.hpp"
+#include "ntk/plan.hpp"
+
+namespace gradgram::ntk {
+
+/// A matrix whose rows are examples, or (example, seed) pairs when the seeds stay apart.
+template <class T>
+struct FactorMatrix {
+  T* data = nullptr;
+  std::size_t stride = 0;            ///< elements from row to row
+  std::size_t width = 0;             ///< columns of one seed
+  std::size_t rows_per_example = 1;  ///< 1, or the number of seeds
+  std::size_t seeds_per_row = 1;     ///< seeds side by side in a row
+
+  /// First row of an example.
+  T* row(std::size_t example) const { return data + example * rows_per_example * stride; }
+  /// Where seed `seed` of an example stands.
+  T* at(std::size_t example, std::size_t seed) const {
+    return rows_per_example == 1 ? row(example) + seed * width : row(example) + seed * stride;
+  }
+};
+
+/// The gradients of a block of examples, as factors: inputs A and output cotangents B of every use that is
+/// contracted the outer way, materialized rows for the rest. Memory is taken once for `capacity` examples and
+/// refilled.
+template <class T>
+class Factors {
+ public:
+  Factors(const Plan& plan, std::size_t capacity);
+
+  struct Outer {
+    FactorMatrix<T> inputs;      ///< [examples, d_in]: the same for every seed
+    FactorMatrix<T> cotangents;  ///< [examples, seeds * d_out] or [examples * seeds, d_out]
+  };
+  /// By number of the use; empty matrices for materialized uses.
+  const Outer& outer(std::size_t use) const { return outer_[use]; }
+  /// [examples, seeds * row_width] or [examples * seeds, row_width].
+  const FactorMatrix<T>& rows() const { return rows_; }
+
+ private:
+  Arena memory_;
+  std::vector<Outer> outer_;
+  FactorMatrix<T> rows_;
+};
+
+/// Writes what one reverse pass (seed number `seed`) of a tape block reports to examples [first, ...) of
+/// `factors`.
+template <class T>
+class FactorSink final : public Sink<T> {
+ public:
+  FactorSink(const Plan& plan, const Factors<T>& factors, std::size_t first, std::size_t seed)
+      : plan_(plan), factors_(factors), first_(first), seed_(seed) {}
+  void use(const DenseUse<T>& use, Arena& scratch) override;
+  void use(const ConvUse<T>& use, Arena& scratch) override;
+  /// Call before the reverse pass: zeroes the padding between parameters of the rows of `examples` examples.
+  void begin(std::size_t examples) const;
+  /// Call after it: throws Error when the module did not use its parameters as it did when the plan was made.
+  void finish() const;
+
+ private:
+  const PlannedUse& next(bool convolution, std::size_t weight, std::size_t bias, std::size_t d_out);
+
+  const Plan& plan_;
+  const Factors<T>& factors_;
+  std::size_t first_;
+  std::size_t seed_;
+  std::size_t ordinal_ = 0;
+};
+
+}  // namespace gradgram::ntk

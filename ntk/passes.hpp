@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "engine/arena.hpp"
+#include "engine/module.hpp"
+#include "ntk/factors.hpp"
+#include "ntk/kernel.hpp"
+
+/// How a reduction becomes a forward and some reverse passes: shared by the kernel and its diagonal.
+namespace gradgram::ntk {
+
+/// Reverse passes per example: O for the reductions over all outputs, otherwise one.
+std::size_t seed_count(Reduce reduce, std::size_t outputs);
+
+/// Checks what a reduction needs. Throws ArgumentError / ShapeError naming `call`, the option and both
+/// values.
+void check_reduction(const char* call, const KernelOptions& options, std::size_t outputs, std::size_t n);
+void check_labels(const char* call, const char* option, std::span<const std::int32_t> labels,
+                  std::size_t outputs, std::size_t n);
+/// Throws ShapeError when x is not [n, ...input].
+void check_inputs(const char* call, const char* argument, const Shape& x, const Shape& input);
+
+/// seed [examples, O]: the output cotangent of pass number `pass`. TrueClass: the gradient of softmax_y with
+/// respect to the outputs, p_y (delta_ky - p_k), from `outputs` [examples, O]; labels then belong to these
+/// examples.
+template <class T>
+void fill_seed(Reduce reduce, std::size_t output, std::size_t pass, TensorView<const T> outputs,
+               std::span<const std::int32_t> labels, TensorView<T> seed);
+
+/// One forward pass over the examples x [count, ...] and one reverse pass per seed, on a tape in `arena`;
+/// `pass` is called with a function that runs reverse pass number 0, 1, ... into a sink.
+template <class T, class Pass>
+void run_passes(const Module<T>& module, TensorView<const T> x, const KernelOptions& options,
+                std::span<const std::int32_t> labels, Arena& arena, Pass pass) {
+  const ArenaScope scope(arena);
+  const auto seed = arena.tensor<T>({x.shape()[0], module.outputs()});
+  Tape<T> tape(arena);
+  const Var output = module.forward(tape, tape.input(x));
+  const std::size_t seeds = seed_count(options.reduce, module.outputs());
+  for (std::size_t s = 0; s < seeds; ++s) {
+    fill_seed<T>(options.reduce, options.output, s, tape.value(output), labels, seed);
+    pass(s, [&](Sink<T>& sink) { tape.reverse(output, seed, sink); });
+  }
+}
+
+/// The gradients of x [count, ...] into examples [first, first + count) of `factors`.
+template <class T>
+void record_factors(const Module<T>& module, const Plan& plan, TensorView<const T> x,
+                    const KernelOptions& options, std::span<const std::int32_t> labels,
+                    const Factors<T>& factors, std::size_t first, Arena& arena) {
+  run_passes(module, x, options, labels, arena, [&](std::size_t seed, const auto& reverse) {
+    FactorSink<T> sink(plan, factors, first, seed);
+    sink.begin(x.shape()[0]);
+    reverse(sink);
+    sink.finish();
+  });
+}
+
+}  // namespace gradgram::ntk

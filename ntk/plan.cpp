@@ -1,0 +1,256 @@
+#include "ntk/plan.hpp"
+
+#include <algorithm>
+
+#include "engine/ops.hpp"
+#include "ntk/precision.hpp"
+
+namespace gradgram::ntk {
+namespace {
+
+/// Activations of one tape block should stay in the second-level cache.
+constexpr std::size_t kCacheBytes = std::size_t{1} << 20;
+constexpr std::size_t kMaxTapeBlock = 128;
+/// Rows on a side of a tile: large enough for GEMM to reach its rate, small enough that the tile stays in
+/// cache.
+constexpr std::size_t kTileRows = 256;
+/// What BLIS keeps per thread for its packed panels.
+constexpr std::size_t kBlasBytes = std::size_t{8} << 20;
+
+/// Notes every use, and forms convolution gradients once so that the scratch they need is seen in the arena.
+template <class T>
+class ProfileSink final : public Sink<T> {
+ public:
+  explicit ProfileSink(std::vector<PlannedUse>& uses) : uses_(uses) {}
+
+  void use(const DenseUse<T>& use, Arena&) override {
+    PlannedUse planned;
+    planned.positions = use.inputs.shape()[1];
+    planned.d_in = use.inputs.shape()[2];
+    planned.d_out = use.cotangents.shape()[2];
+    note(planned, use);
+  }
+
+  void use(const ConvUse<T>& use, Arena& scratch) override {
+    PlannedUse planned;
+    planned.convolution = true;
+    planned.geometry = use.geometry;
+    planned.positions = use.geometry.out_pixels();
+    planned.d_in = use.geometry.patch();
+    planned.d_out = use.geometry.c_out;
+    note(planned, use);
+    const auto weight = scratch.tensor<T>({use.geometry.weights()});
+    const auto bias = scratch.tensor<T>({use.geometry.c_out});
+    ops::conv_weight_gradient(use.geometry, use.inputs.data(), use.cotangents.data(), use.weight_scale,
+                              use.bias_scale, false, weight.data(),
+                              use.bias == kNoParameter ? nullptr : bias.data(), scratch);
+  }
+
+ private:
+  template <class Use>
+  void note(PlannedUse& planned, const Use& use) {
+    planned.weight = use.weight;
+    planned.bias = use.bias;
+    planned.weight_scale = static_cast<double>(use.weight_scale);
+    planned.bias_scale = static_cast<double>(use.bias_scale);
+    uses_.push_back(planned);
+  }
+
+  std::vector<PlannedUse>& uses_;
+};
+
+/// Chooses the way of every use. A cost model that weighs more ways belongs here.
+void choose_ways(std::vector<PlannedUse>& uses, std::size_t parameters) {
+  std::vector<std::size_t> count(parameters, 0);
+  for (PlannedUse& use : uses) {
+    use.weight_first = count[use.weight]++ == 0;
+    if (use.bias != kNoParameter) use.bias_first = count[use.bias]++ == 0;
+  }
+  for (PlannedUse& use : uses) {
+    // The outer way knows one use with one position. Shared parameters are materialized: the sum of the
+    // gradients over the uses holds the cross terms by construction.
+    const bool shared = count[use.weight] > 1 || (use.bias != kNoParameter && count[use.bias] > 1);
+    use.way = !use.convolution && use.positions == 1 && !shared ? Way::Outer : Way::Materialize;
+  }
+}
+
+std::size_t multiply(std::size_t a, std::size_t b) {
+  return checked_multiply(a, b, "kernel: bytes");
+}
+
+/// Factor bytes of one example: the strides of Factors<T>.
+std::size_t factor_bytes(const Plan& plan) {
+  std::size_t elements = 0;
+  for (const PlannedUse& use : plan.uses) {
+    if (use.way != Way::Outer) continue;
+    elements += padded_stride(use.d_in, plan.element_bytes);
+    elements += multiply(plan.rows_per_example(),
+                         padded_stride(multiply(plan.seeds_per_row(), use.d_out), plan.element_bytes));
+  }
+  if (plan.row_width != 0) {
+    elements += multiply(plan.rows_per_example(),
+                         padded_stride(multiply(plan.seeds_per_row(), plan.row_width), plan.element_bytes));
+  }
+  return multiply(elements, plan.element_bytes);
+}
+
+}  // namespace
+
+std::size_t padded_stride(std::size_t width, std::size_t element_bytes) {
+  const std::size_t line = kAlignment / element_bytes;
+  std::size_t stride = (width + line - 1) / line * line;
+  if (stride != 0 && multiply(stride, element_bytes) % 4096 == 0) stride += line;
+  return stride;
+}
+
+template <class T>
+ModuleProfile profile(const Module<T>& module, TensorView<const T> example) {
+  ModuleProfile result;
+  result.outputs = module.outputs();
+  result.element_bytes = sizeof(T);
+  const ParameterSet<T>& parameters = module.parameters();
+  for (std::size_t i = 0; i < parameters.count(); ++i) {
+    result.parameter_names.push_back(parameters.name(i));
+    result.parameter_sizes.push_back(parameters.value(i).size());
+  }
+  result.input_bytes = multiply(example.size(), sizeof(T));
+  result.weight_bytes = multiply(parameters.size(), sizeof(T));
+
+  // With chunks as small as the requests the arena's capacity bounds what is in use at any time.
+  Arena arena(kAlignment);
+  {
+    ProfileSink<T> sink(result.uses);
+    const auto seed = arena.tensor<T>({1, result.outputs});
+    std::fill_n(seed.data(), seed.size(), T(1));
+    Tape<T> tape(arena);
+    const Var output = module.forward(tape, tape.input(example));
+    if (!(tape.shape(output) == Shape{1, result.outputs})) {
+      throw ShapeError("kernel: the module's output " + tape.shape(output).to_string() +
+                       " for one example must be [1, " + std::to_string(result.outputs) + "]");
+    }
+    tape.reverse(output, seed, sink);
+  }
+  result.tape_bytes = arena.capacity();
+  choose_ways(result.uses, parameters.count());
+  return result;
+}
+
+template ModuleProfile profile(const Module<float>&, TensorView<const float>);
+template ModuleProfile profile(const Module<double>&, TensorView<const double>);
+
+std::size_t Plan::tile_bytes() const {
+  const std::size_t side = multiply(tile, rows_per_example());
+  // Sums in f64: of everything, and of one parameter. Products: those of the inputs and of the cotangents in
+  // T, and the same in f64 for the sums over several panels.
+  return multiply(multiply(side, side), 4 * sizeof(double) + 2 * element_bytes) + 6 * kAlignment;
+}
+
+std::size_t Plan::arena_bytes() const {
+  return std::max(multiply(tape_block, tape_bytes), tile_bytes());
+}
+
+std::size_t Plan::total_bytes() const {
+  const std::size_t factors = multiply(checked_add(resident, streamed, "kernel: examples"), example_bytes);
+  std::size_t total = checked_add(result_bytes, fixed_bytes, "kernel: bytes");
+  total = checked_add(total, factors, "kernel: bytes");
+  const std::size_t per_worker = checked_add(arena_bytes(), kBlasBytes, "kernel: bytes");
+  return checked_add(total, multiply(request.workers, per_worker), "kernel: bytes");
+}
+
+namespace {
+
+/// What both plans share: ways, the columns of materialized rows, bytes of one example.
+Plan layout(const ModuleProfile& profile, const PlanRequest& request) {
+  Plan plan;
+  plan.request = request;
+  plan.uses = profile.uses;
+  plan.parameter_sizes = profile.parameter_sizes;
+  plan.element_bytes = profile.element_bytes;
+  plan.tape_bytes = profile.tape_bytes;
+
+  plan.columns.assign(profile.parameter_sizes.size(), kNoParameter);
+  const std::size_t line = kAlignment / plan.element_bytes;
+  const auto place = [&](std::size_t parameter) {
+    if (parameter == kNoParameter || plan.columns[parameter] != kNoParameter) return;
+    plan.columns[parameter] = plan.row_width;
+    plan.row_width += (profile.parameter_sizes[parameter] + line - 1) / line * line;
+  };
+  for (const PlannedUse& use : plan.uses) {
+    if (use.way != Way::Materialize) continue;
+    place(use.weight);
+    place(use.bias);
+  }
+  const std::size_t inputs = request.rows + (request.symmetric ? 0 : request.columns);
+  plan.fixed_bytes = multiply(inputs, profile.input_bytes) + profile.weight_bytes;
+  plan.example_bytes = factor_bytes(plan);
+
+  // A tape block amortizes the reading of the weights, or at least fills the cache.
+  plan.tape_block = std::clamp<std::size_t>(
+      std::max(kCacheBytes, profile.weight_bytes) / std::max<std::size_t>(profile.tape_bytes, 1), 1,
+      std::min(kMaxTapeBlock, (request.rows + 7) / 8));
+  return plan;
+}
+
+BudgetError too_small(const char* call, const Plan& plan) {
+  return BudgetError(std::string(call) + ": the memory budget (" + std::to_string(plan.request.memory) +
+                     " bytes) cannot hold this work; the least that would do is " +
+                     std::to_string(plan.total_bytes()) + " bytes, of which result " +
+                     std::to_string(plan.result_bytes) + ", inputs and weights " +
+                     std::to_string(plan.fixed_bytes));
+}
+
+}  // namespace
+
+Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request) {
+  Plan plan = layout(profile, request);
+  const std::size_t block = request.full ? multiply(request.seeds, request.seeds) : 1;
+  const std::size_t entries = multiply(multiply(request.rows, request.columns), block);
+  const std::size_t kernels = 1 + (request.per_parameter ? profile.parameter_sizes.size() : 0);
+  plan.result_bytes = multiply(multiply(entries, plan.element_bytes), kernels);
+
+  const std::size_t tape_block = plan.tape_block;
+  const std::size_t tile = std::clamp<std::size_t>(kTileRows / plan.rows_per_example(), 1,
+                                                   std::max(request.rows, request.columns));
+
+  // First as if memory were free, then with ever smaller blocks.
+  for (std::size_t shrink = 1;; shrink *= 2) {
+    plan.tile = std::max<std::size_t>(1, tile / shrink);
+    plan.tape_block = std::max<std::size_t>(1, tape_block / shrink);
+    plan.resident = request.rows;
+    plan.streamed = request.symmetric ? 0 : request.columns;
+    if (plan.total_bytes() <= request.memory) return plan;
+
+    if (!request.symmetric) {
+      plan.streamed = std::min(plan.tile, request.columns);
+      if (plan.total_bytes() <= request.memory) return plan;
+    }
+    // Large resident blocks against a narrow stream: the stream is recomputed once per resident block.
+    plan.resident = std::min(plan.tile, request.rows);
+    plan.streamed = std::min(plan.tile, request.symmetric ? request.rows - plan.resident : request.columns);
+    const std::size_t least = plan.total_bytes();
+    if (least <= request.memory) {
+      plan.resident += (request.memory - least) / std::max<std::size_t>(1, plan.example_bytes);
+      plan.resident = std::min(plan.resident, request.rows);
+      const std::size_t blocks = (request.rows + plan.resident - 1) / plan.resident;
+      plan.resident = (request.rows + blocks - 1) / blocks;
+      return plan;
+    }
+    if (plan.tile == 1 && plan.tape_block == 1) throw too_small("kernel", plan);
+  }
+}
+
+Plan plan_diagonal(const ModuleProfile& profile, const PlanRequest& request) {
+  Plan plan = layout(profile, request);
+  plan.result_bytes = multiply(request.rows, sizeof(double));
+  if (request.full) plan.result_bytes = multiply(plan.result_bytes, multiply(request.seeds, request.seeds));
+  // A norm needs the gradient of one use or, for shared parameters, of all their uses: a row of every
+  // parameter covers it.
+  if (!request.full) plan.tape_bytes += padded_stride(profile.weight_bytes, 1);
+  for (plan.tape_block = plan.tape_block;; plan.tape_block /= 2) {
+    plan.resident = request.full ? multiply(request.workers, plan.tape_block) : 0;
+    if (plan.total_bytes() <= request.memory) return plan;
+    if (plan.tape_block == 1) throw too_small("diagonal", plan);
+  }
+}
+
+}  // namespace gradgram::ntk

@@ -1,0 +1,106 @@
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "engine/convolution.hpp"
+#include "engine/module.hpp"
+#include "engine/sink.hpp"
+
+/// How a kernel is going to be computed: which way each parameter use is contracted, and how the examples are
+/// blocked so that everything fits into the memory budget. Decided before any work starts.
+namespace gradgram::ntk {
+
+/// How the gradients of one parameter use meet those of another example.
+enum class Way {
+  Materialize,  ///< the gradient is formed as a row; rows meet in a GEMM: d_in d_out multiply-adds a pair
+  Outer,        ///< one position: (a . a') (b . b'): d_in + d_out multiply-adds a pair, nothing is formed
+};
+
+/// One use of a weight (and a bias) as a reverse pass reports it, and what was decided about it.
+struct PlannedUse {
+  bool convolution = false;
+  ConvGeometry geometry;            ///< of a convolution
+  std::size_t positions = 1;        ///< L: output pixels of a convolution
+  std::size_t d_in = 0, d_out = 0;  ///< a convolution's d_in is its patch
+  std::size_t weight = 0;
+  std::size_t bias = kNoParameter;
+  double weight_scale = 1, bias_scale = 1;
+
+  Way way = Way::Materialize;
+  /// Whether this is the first use of the parameter in a reverse pass: it overwrites, later ones add.
+  bool weight_first = true, bias_first = true;
+};
+
+/// What a module asks for, learned from one forward and one reverse pass of one example.
+struct ModuleProfile {
+  std::vector<PlannedUse> uses;  ///< in the order in which a reverse pass reports them
+  std::vector<std::string> parameter_names;
+  std::vector<std::size_t> parameter_sizes;
+  std::size_t outputs = 0;
+  std::size_t element_bytes = 0;  ///< of T
+  std::size_t input_bytes = 0;    ///< one example
+  std::size_t weight_bytes = 0;
+  std::size_t tape_bytes = 0;  ///< arena that one example's passes take
+};
+
+/// Throws ShapeError when `example` [1, ...] is not an input of the module or its output is not [1, O].
+template <class T>
+ModuleProfile profile(const Module<T>& module, TensorView<const T> example);
+
+struct PlanRequest {
+  std::size_t rows = 0;     ///< examples of x
+  std::size_t columns = 0;  ///< examples of x'; equal to `rows` when symmetric
+  bool symmetric = true;
+  std::size_t seeds = 1;  ///< reverse passes per example
+  bool full = false;      ///< the seeds stay apart as rows; otherwise they are summed over
+  bool per_parameter = false;
+  std::size_t memory = 0;
+  std::size_t workers = 1;
+};
+
+/// The decisions. Any values of the four block sizes give the same bits; they decide time and memory alone.
+struct Plan {
+  PlanRequest request;
+  std::vector<PlannedUse> uses;
+  std::vector<std::size_t> parameter_sizes;
+  /// Where parameter i stands in a materialized row, kNoParameter when it is not materialized.
+  std::vector<std::size_t> columns;
+  std::size_t row_width =
+      0;  ///< elements of a materialized row of one seed: padded sizes of all such parameters
+  std::size_t element_bytes = 0;
+
+  std::size_t resident = 0;  ///< examples of x whose factors are held at once
+  std::size_t streamed = 0;  ///< examples of x' (or earlier ones of x) that pass by; 0 when all are resident
+  std::size_t tape_block = 1;  ///< examples on one tape
+  std::size_t tile = 1;        ///< examples on a side of a tile
+
+  std::size_t result_bytes = 0;   ///< the kernel, and those per parameter
+  std::size_t fixed_bytes = 0;    ///< inputs and weights
+  std::size_t example_bytes = 0;  ///< factors of one example
+  std::size_t tape_bytes = 0;     ///< tape of one example
+  /// Arena of one worker: tape or tile, whichever is larger.
+  std::size_t arena_bytes() const;
+  /// The tile's part of it.
+  std::size_t tile_bytes() const;
+  /// Everything, including what BLAS keeps for packing.
+  std::size_t total_bytes() const;
+
+  /// Rows that one example adds to a product: its seeds when they stay apart, otherwise one.
+  std::size_t rows_per_example() const { return request.full ? request.seeds : 1; }
+  /// Seeds that lie side by side in such a row.
+  std::size_t seeds_per_row() const { return request.full ? 1 : request.seeds; }
+};
+
+/// Throws BudgetError with the least budget that would do.
+Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request);
+/// The same for the diagonal of a symmetric request: `resident` is the examples whose factors all workers
+/// together hold (none unless the seeds stay apart), a tile is one example.
+Plan plan_diagonal(const ModuleProfile& profile, const PlanRequest& request);
+
+/// Row stride, in elements, of a matrix with `width` columns: whole cache lines, and not a multiple of 4 KiB,
+/// where the rows would compete for the same cache sets.
+std::size_t padded_stride(std::size_t width, std::size_t element_bytes);
+
+}  // namespace gradgram::ntk

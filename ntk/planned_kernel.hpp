@@ -1,0 +1,22 @@
+#pragma once
+
+#include "ntk/kernel.hpp"
+#include "ntk/plan.hpp"
+
+/// kernel() in two steps, for whoever wants to see or change the plan in between.
+namespace gradgram::ntk {
+
+/// The plan that kernel() would follow; versus = nullptr for the symmetric kernel. x must hold an example,
+/// the options must be valid. Throws BudgetError.
+template <class T>
+Plan plan_for(const Module<T>& module, TensorView<const T> x, const TensorView<const T>* versus,
+              const KernelOptions& options, std::size_t workers);
+
+/// Follows a plan made for these arguments. Its block sizes (resident, streamed, tape_block, tile) may have
+/// been changed to any positive numbers; the result has the same bits.
+template <class T>
+KernelMatrix<T> planned_kernel(const Module<T>& module, TensorView<const T> x,
+                               const TensorView<const T>* versus, const KernelOptions& options,
+                               const Plan& plan, const Workers& workers);
+
+}  // namespace gradgram::ntk

@@ -4,8 +4,9 @@
 
 namespace gradgram {
 
-/// The shape of a two-dimensional convolution or pooling window, channels-last: input [in_h, in_w, c_in], output
-/// [out_h, out_w, c_out]; output (y, x) reads input (y * stride_h + i - pad_top, x * stride_w + j - pad_left).
+/// The shape of a two-dimensional convolution or pooling window, channels-last: input [in_h, in_w, c_in],
+/// output [out_h, out_w, c_out]; output (y, x) reads input (y * stride_h + i - pad_top, x * stride_w + j -
+/// pad_left).
 struct ConvGeometry {
   std::size_t in_h = 0, in_w = 0, c_in = 0;
   std::size_t out_h = 0, out_w = 0, c_out = 0;
@@ -26,11 +27,11 @@ struct Padding {
   std::size_t amount = 0;  ///< Explicit: zeros on each of the four sides (PyTorch's padding=amount)
 };
 
-/// Completes a geometry. Same: out = ceil(in / stride), the surplus zero on the bottom and right (the convention of
-/// TensorFlow and JAX; PyTorch defines `same` for stride 1 only, where they agree). Throws ShapeError when the window
-/// does not fit into the padded input or an extent or stride is zero.
+/// Completes a geometry. Same: out = ceil(in / stride), the surplus zero on the bottom and right (the
+/// convention of TensorFlow and JAX; PyTorch defines `same` for stride 1 only, where they agree). Throws
+/// ShapeError when the window does not fit into the padded input or an extent or stride is zero.
 ConvGeometry conv_geometry(std::size_t in_h, std::size_t in_w, std::size_t c_in, std::size_t c_out,
-                           std::size_t kernel_h, std::size_t kernel_w, std::size_t stride_h, std::size_t stride_w,
-                           Padding padding);
+                           std::size_t kernel_h, std::size_t kernel_w, std::size_t stride_h,
+                           std::size_t stride_w, Padding padding);
 
 }  // namespace gradgram

@@ -16,8 +16,8 @@ class NullSink final : public Sink<T> {
   void use(const ConvUse<T>&, Arena&) override {}
 };
 
-/// Adds the gradients summed over the examples of the block to `gradient` (same layout as the network's parameters).
-/// Cost: one GEMM per dense use, one weight-gradient convolution per conv use.
+/// Adds the gradients summed over the examples of the block to `gradient` (same layout as the network's
+/// parameters). Cost: one GEMM per dense use, one weight-gradient convolution per conv use.
 template <class T>
 class SummedGradientSink final : public Sink<T> {
  public:
@@ -29,8 +29,9 @@ class SummedGradientSink final : public Sink<T> {
   ParameterSet<T>& gradient_;
 };
 
-/// Adds per-example gradients to the rows of `rows` [examples, row_stride >= P]; the caller zeroes them first. The
-/// gradient of parameter i goes to columns [offsets[i], offsets[i] + size of i); an offset of kNoParameter skips it.
+/// Adds per-example gradients to the rows of `rows` [examples, row_stride >= P]; the caller zeroes them
+/// first. The gradient of parameter i goes to columns [offsets[i], offsets[i] + size of i); an offset of
+/// kNoParameter skips it.
 template <class T>
 class JacobianSink final : public Sink<T> {
  public:
@@ -46,15 +47,17 @@ class JacobianSink final : public Sink<T> {
   std::span<const std::size_t> offsets_;
 };
 
-/// Adds each example's squared gradient norm to norms[i] (f64): the kernel's diagonal, without the gradient where the
-/// factors suffice (||a||^2 ||b||^2 for one position). Right only for parameters used once: for the others the cross
-/// terms between uses are missing, so their indices must be listed in `shared`; their gradients are then formed, and
-/// finish() adds their norms.
+/// Adds each example's squared gradient norm to norms[i] (f64): the kernel's diagonal, without the gradient
+/// where the factors suffice (||a||^2 ||b||^2 for one position). Right only for parameters used once: for the
+/// others the cross terms between uses are missing, so their indices must be listed in `shared`; their
+/// gradients are then formed, and finish() adds their norms.
 template <class T>
 class SquaredNormSink final : public Sink<T> {
  public:
-  /// norms: [examples]. `parameters` gives the shapes; `shared` the indices of parameters with more than one use.
-  SquaredNormSink(std::span<double> norms, const ParameterSet<T>& parameters, std::span<const std::size_t> shared);
+  /// norms: [examples]. `parameters` gives the shapes; `shared` the indices of parameters with more than one
+  /// use.
+  SquaredNormSink(std::span<double> norms, const ParameterSet<T>& parameters,
+                  std::span<const std::size_t> shared);
   void use(const DenseUse<T>& use, Arena& scratch) override;
   void use(const ConvUse<T>& use, Arena& scratch) override;
   /// Call once after the reverse pass.

@@ -19,24 +19,25 @@ struct Var {
 template <class T>
 class Tape;
 
-/// One recorded application of an op. Lives in the tape's arena and is never destroyed: trivially destructible.
+/// One recorded application of an op. Lives in the tape's arena and is never destroyed: trivially
+/// destructible.
 template <class T>
 class Node {
  public:
-  /// Reads the tangents of its inputs (absent means zero) and of its parameters; writes the tangent of its output, all
-  /// of it.
+  /// Reads the tangents of its inputs (absent means zero) and of its parameters; writes the tangent of its
+  /// output, all of it.
   virtual void jvp(Tape<T>& tape) const = 0;
-  /// Reads the cotangent of its output, adds to the cotangents of the inputs that want one, hands parameter uses to
-  /// the sink.
+  /// Reads the cotangent of its output, adds to the cotangents of the inputs that want one, hands parameter
+  /// uses to the sink.
   virtual void vjp(Tape<T>& tape, Sink<T>& sink) const = 0;
 
  protected:
   ~Node() = default;
 };
 
-/// Records a forward pass over one block of examples and replays it: backwards with cotangents, as often as there are
-/// outputs to differentiate, or forwards with tangents. Single-threaded; one per worker; memory comes from the arena
-/// and goes back when the tape ends.
+/// Records a forward pass over one block of examples and replays it: backwards with cotangents, as often as
+/// there are outputs to differentiate, or forwards with tangents. Single-threaded; one per worker; memory
+/// comes from the arena and goes back when the tape ends.
 template <class T>
 class Tape {
  public:
@@ -46,22 +47,26 @@ class Tape {
   Tape(const Tape&) = delete;
   Tape& operator=(const Tape&) = delete;
 
-  /// A block of examples [n, ...]; the numbers must outlive the tape. With `differentiable` the reverse pass also
-  /// yields its cotangent and it may carry a tangent.
+  /// A block of examples [n, ...]; the numbers must outlive the tape. With `differentiable` the reverse pass
+  /// also yields its cotangent and it may carry a tangent.
   Var input(TensorView<const T> value, bool differentiable = false);
 
   TensorView<const T> value(Var var) const { return slots_[var.index].value; }
   const Shape& shape(Var var) const { return slots_[var.index].value.shape(); }
   std::size_t examples(Var var) const { return shape(var)[0]; }
 
-  /// Reverse mode from `output` with cotangent `seed` (shape of output). Uses reach the sink; cotangents of
-  /// differentiable inputs stay readable until the next reverse() or tangents().
+  /// Reverse mode from `output` with cotangent `seed` (shape of output; copied). Uses reach the sink;
+  /// cotangents of differentiable inputs stay readable until the next reverse() or tangents(), which reuses
+  /// their memory (unless something else was allocated from the arena in between: then that stays, and so do
+  /// they until the tape ends). Throws ShapeError, and ArgumentError on a tape that does not record. Cost:
+  /// about twice the forward pass.
   void reverse(Var output, TensorView<const T> seed, Sink<T>& sink);
-  /// Empty when nothing reached it.
+  /// Of a differentiable input; empty when nothing reached it. (Those of other values are overwritten on the
+  /// way.)
   TensorView<const T> cotangent(Var var) const { return slots_[var.index].cotangent; }
 
-  /// Forward mode along tangents of the parameters and of at most one differentiable input (either may be absent).
-  /// Returns the tangent of `output`, valid until the next reverse() or tangents().
+  /// Forward mode along tangents of the parameters and of at most one differentiable input (either may be
+  /// absent). Returns the tangent of `output`, valid until the next reverse() or tangents().
   TensorView<const T> tangents(Var output, const ParameterSet<T>* parameters, Var input = {},
                                TensorView<const T> input_tangent = {});
 
@@ -79,27 +84,36 @@ class Tape {
   TensorView<T> mutable_value(Var var);
   bool depends(Var var) const { return slots_[var.index].differentiable; }
   bool recording() const noexcept { return recording_; }
-  /// Copies a node (a trivially destructible subclass of Node<T>) into the arena; nothing happens unless recording.
+  /// Copies a node (a trivially destructible subclass of Node<T>) into the arena; nothing happens unless
+  /// recording.
   template <class N>
   void record(const N& node) {
     static_assert(std::is_trivially_destructible_v<N> && std::is_base_of_v<Node<T>, N>);
     if (recording_) nodes_.push_back(new (arena_.allocate(sizeof(N))) N(node));
   }
   void count_parameter_use(std::size_t parameter);
-  /// The cotangent to which a vjp adds; zeroed on its first request. Must not be asked for when !depends(var).
+  /// The cotangent to which a vjp adds; zeroed on its first request. Must not be asked for when
+  /// !depends(var).
   TensorView<T> add_cotangent(Var var);
-  /// As add_cotangent, but tells instead of zeroing whether this is the first contribution: the vjp overwrites then.
+  /// As add_cotangent, but tells instead of zeroing whether this is the first contribution: the vjp
+  /// overwrites then.
   struct Target {
     TensorView<T> view;
     bool first;
   };
   Target cotangent_target(Var var);
+  /// For ops whose vjp may work in place: when `source` has no cotangent yet it gets the memory of the
+  /// cotangent of `result` (same size, holding that cotangent still), which nobody needs afterwards; first =
+  /// true then.
+  Target take_cotangent(Var result, Var source);
   /// The tangent of an input of the op, or an empty view for zero.
   TensorView<const T> tangent(Var var) const { return slots_[var.index].tangent; }
   /// The tangent of a parameter, or an empty view for zero.
   TensorView<const T> parameter_tangent(std::size_t parameter) const;
   /// The uninitialized tangent that a jvp writes.
   TensorView<T> make_tangent(Var var);
+  /// The tangent of `result` is that of `source` (which must have one) in another shape.
+  void share_tangent(Var source, Var result);
 
  private:
   struct Slot {
@@ -108,11 +122,12 @@ class Tape {
     TensorView<T> tangent;
     bool differentiable = false;
   };
-  void forget_derivatives();
+  void begin_replay(const char* call);
 
   Arena& arena_;
   Arena::Mark begin_;
   Arena::Mark end_of_forward_;
+  Arena::Mark end_of_replay_;
   bool replayed_ = false;
   bool recording_;
   std::vector<Slot> slots_;

@@ -1,0 +1,394 @@
+#include "engine/ops/conv2d.hpp"
+
+#include <algorithm>
+
+#include "engine/ops/common.hpp"
+
+/// Direct convolution, channels-last, one image at a time: a zero-padded copy of the image and one gather
+/// product. The offset tables depend on the geometry alone and are built once per block of examples.
+namespace gradgram::ops {
+namespace {
+
+using Offset = std::ptrdiff_t;
+
+Offset* offsets(Arena& arena, std::size_t count) {
+  return static_cast<Offset*>(arena.allocate(checked_multiply(count, sizeof(Offset), "conv2d")));
+}
+
+Offset signed_offset(std::size_t value) {
+  return static_cast<Offset>(value);
+}
+
+template <class T>
+std::size_t padded_columns(std::size_t columns) {
+  return (columns + simd::kColumnPadding<T> - 1) / simd::kColumnPadding<T> * simd::kColumnPadding<T>;
+}
+
+/// Where an image stands inside a plane with zeros around it.
+struct Frame {
+  std::size_t height, width, channels;
+  std::size_t top, left;
+  std::size_t bottom, right;
+  std::size_t padded_width() const { return left + width + right; }
+  std::size_t padded_height() const { return top + height + bottom; }
+  std::size_t size() const { return padded_height() * padded_width() * channels; }
+  bool bare() const { return top + left + bottom + right == 0; }
+};
+
+/// Copies into the middle of a plane whose border is already zero.
+template <class T>
+void frame_image(const Frame& frame, const T* image, T scale, T* plane) {
+  const std::size_t row = frame.width * frame.channels;
+  for (std::size_t y = 0; y < frame.height; ++y) {
+    T* const out = plane + ((frame.top + y) * frame.padded_width() + frame.left) * frame.channels;
+    const T* const in = image + y * row;
+    if (scale == T(1)) {
+      copy(in, out, row);
+    } else {
+      for (std::size_t i = 0; i < row; ++i) out[i] = scale * in[i];
+    }
+  }
+}
+
+Frame image_frame(const ConvGeometry& g) {
+  return {g.in_h, g.in_w, g.c_in, g.pad_top, g.pad_left, g.pad_bottom, g.pad_right};
+}
+
+/// Offset of each output pixel's window, and of each tap and channel inside a window, in the padded image.
+void window_offsets(const ConvGeometry& g, Offset* pixels, Offset* taps) {
+  const std::size_t row = image_frame(g).padded_width() * g.c_in;
+  for (std::size_t y = 0; y < g.out_h; ++y) {
+    for (std::size_t x = 0; x < g.out_w; ++x) {
+      *pixels++ = signed_offset(y * g.stride_h * row + x * g.stride_w * g.c_in);
+    }
+  }
+  for (std::size_t a = 0; a < g.kernel_h; ++a) {
+    for (std::size_t i = 0; i < g.kernel_w * g.c_in; ++i) *taps++ = signed_offset(a * row + i);
+  }
+}
+
+/// Weights times `scale` with columns padded, or the weights themselves where nothing has to change.
+template <class T>
+const T* pack_weights(const T* weights, T scale, std::size_t rows, std::size_t columns, Arena& arena) {
+  const std::size_t padded = padded_columns<T>(columns);
+  if (padded == columns && scale == T(1)) return weights;
+  T* const packed = arena.tensor<T>(Shape{rows, padded}).data();
+  for (std::size_t r = 0; r < rows; ++r) {
+    for (std::size_t c = 0; c < columns; ++c) packed[r * padded + c] = scale * weights[r * columns + c];
+    std::fill(packed + r * padded + columns, packed + (r + 1) * padded, T(0));
+  }
+  return packed;
+}
+
+/// y (+)= scale * (x correlated with the weights) + bias_scale * bias, for n images. Either part may be
+/// absent (null).
+template <class T>
+void convolve(const ConvGeometry& g, const T* x, const T* weights, T scale, const T* bias, T bias_scale,
+              bool accumulate, T* y, std::size_t n, Arena& arena) {
+  const ArenaScope scope(arena);
+  const Frame frame = image_frame(g);
+  Offset* const pixels = offsets(arena, g.out_pixels());
+  Offset* const taps = offsets(arena, g.patch());
+  Offset* const out = offsets(arena, g.out_pixels());
+  window_offsets(g, pixels, taps);
+  for (std::size_t p = 0; p < g.out_pixels(); ++p) out[p] = signed_offset(p * g.c_out);
+  T* plane = nullptr;
+  if (!frame.bare()) {
+    plane = arena.tensor<T>(Shape{frame.size()}).data();
+    fill_zero(plane, frame.size());
+  }
+  simd::GatherProduct<T> product{.x = nullptr,
+                                 .x_base = pixels,
+                                 .x_offset = taps,
+                                 .v = pack_weights(weights, scale, g.patch(), g.c_out, arena),
+                                 .v_stride = padded_columns<T>(g.c_out),
+                                 .out = nullptr,
+                                 .out_base = out,
+                                 .rows = g.out_pixels(),
+                                 .depth = g.patch(),
+                                 .columns = g.c_out,
+                                 .accumulate = accumulate || bias != nullptr};
+  for (std::size_t i = 0; i < n; ++i) {
+    const T* const image = x + i * g.in_pixels() * g.c_in;
+    T* const result = y + i * g.out_pixels() * g.c_out;
+    if (bias != nullptr) fill_rows(bias, bias_scale, result, g.out_pixels(), g.c_out);
+    if (plane != nullptr) frame_image(frame, image, T(1), plane);
+    product.x = plane != nullptr ? plane : image;
+    product.out = result;
+    kernels<T>().gather_product(product);
+  }
+}
+
+/// One axis of the transposed convolution. In padded coordinates u = output * stride + tap; inputs of one
+/// residue u mod stride are reached by the taps of the same residue only, so each residue (phase) is a dense
+/// correlation with its own taps and no multiplication by the zeros of a dilated cotangent.
+struct PhaseAxis {
+  std::size_t stride, kernel, pad, in, out;
+  /// Zeros before and after the cotangent.
+  std::size_t before() const {
+    const std::size_t reach = (kernel - 1) / stride;
+    return reach > pad / stride ? reach - pad / stride : 0;
+  }
+  std::size_t after() const {
+    const std::size_t last = (pad + in - 1) / stride;
+    return last + 1 > out ? last + 1 - out : 0;
+  }
+  std::size_t taps(std::size_t phase) const { return phase < kernel ? (kernel - 1 - phase) / stride + 1 : 0; }
+  /// The first input of this phase.
+  std::size_t first(std::size_t phase) const { return (phase + stride - pad % stride) % stride; }
+};
+
+/// x_cotangent (+)= scale * (transposed convolution of the cotangent), for n images.
+template <class T>
+void convolve_transposed(const ConvGeometry& g, const T* cotangent, const T* weights, T scale,
+                         bool accumulate, T* x_cotangent, std::size_t n, Arena& arena) {
+  const ArenaScope scope(arena);
+  const PhaseAxis vertical{g.stride_h, g.kernel_h, g.pad_top, g.in_h, g.out_h};
+  const PhaseAxis horizontal{g.stride_w, g.kernel_w, g.pad_left, g.in_w, g.out_w};
+  const Frame frame{g.out_h,          g.out_w,           g.c_out, vertical.before(), horizontal.before(),
+                    vertical.after(), horizontal.after()};
+  const std::size_t columns = padded_columns<T>(g.c_in);
+
+  // Packed once for the block: of every phase its weights [taps, c_out, c_in] and offsets.
+  const std::size_t phases = g.stride_h * g.stride_w;
+  auto* const products =
+      static_cast<simd::GatherProduct<T>*>(arena.allocate(phases * sizeof(simd::GatherProduct<T>)));
+  bool untouched = false;  // some inputs are reached by no tap
+  for (std::size_t phase = 0; phase < phases; ++phase) {
+    const std::size_t phase_h = phase / g.stride_w;
+    const std::size_t phase_w = phase % g.stride_w;
+    const std::size_t taps_h = vertical.taps(phase_h);
+    const std::size_t taps_w = horizontal.taps(phase_w);
+    const std::size_t depth = taps_h * taps_w * g.c_out;
+    untouched = untouched || depth == 0;
+    T* const packed = arena.tensor<T>(Shape{depth, columns}).data();
+    Offset* const x_offset = offsets(arena, depth);
+    std::size_t i = 0;
+    // Farthest tap first, so that memory is walked upwards.
+    for (std::size_t a = taps_h; a-- > 0;) {
+      for (std::size_t b = taps_w; b-- > 0;) {
+        const T* const source =
+            weights + ((phase_h + a * g.stride_h) * g.kernel_w + phase_w + b * g.stride_w) * g.c_in * g.c_out;
+        T* const target = packed + i * columns;
+        for (std::size_t c = 0; c < g.c_in; ++c) {
+          for (std::size_t k = 0; k < g.c_out; ++k) target[k * columns + c] = scale * source[c * g.c_out + k];
+        }
+        for (std::size_t k = 0; k < g.c_out; ++k) {
+          std::fill(target + k * columns + g.c_in, target + (k + 1) * columns, T(0));
+          x_offset[i++] = signed_offset(k) - signed_offset((a * frame.padded_width() + b) * g.c_out);
+        }
+      }
+    }
+    const std::size_t first_y = vertical.first(phase_h);
+    const std::size_t first_x = horizontal.first(phase_w);
+    const std::size_t rows_h = first_y < g.in_h ? (g.in_h - 1 - first_y) / g.stride_h + 1 : 0;
+    const std::size_t rows_w = first_x < g.in_w ? (g.in_w - 1 - first_x) / g.stride_w + 1 : 0;
+    Offset* const x_base = offsets(arena, rows_h * rows_w);
+    Offset* const out_base = offsets(arena, rows_h * rows_w);
+    std::size_t row = 0;
+    for (std::size_t y = first_y; y < g.in_h; y += g.stride_h) {
+      for (std::size_t x = first_x; x < g.in_w; x += g.stride_w) {
+        const std::size_t u = (y + g.pad_top) / g.stride_h + frame.top;
+        const std::size_t v = (x + g.pad_left) / g.stride_w + frame.left;
+        x_base[row] = signed_offset((u * frame.padded_width() + v) * g.c_out);
+        out_base[row] = signed_offset((y * g.in_w + x) * g.c_in);
+        ++row;
+      }
+    }
+    products[phase] = {.x = nullptr,
+                       .x_base = x_base,
+                       .x_offset = x_offset,
+                       .v = packed,
+                       .v_stride = columns,
+                       .out = nullptr,
+                       .out_base = out_base,
+                       .rows = row,
+                       .depth = depth,
+                       .columns = g.c_in,
+                       .accumulate = accumulate};
+  }
+
+  T* plane = nullptr;
+  if (!frame.bare()) {
+    plane = arena.tensor<T>(Shape{frame.size()}).data();
+    fill_zero(plane, frame.size());
+  }
+  for (std::size_t i = 0; i < n; ++i) {
+    const T* const image = cotangent + i * g.out_pixels() * g.c_out;
+    T* const result = x_cotangent + i * g.in_pixels() * g.c_in;
+    if (plane != nullptr) frame_image(frame, image, T(1), plane);
+    if (untouched && !accumulate) fill_zero(result, g.in_pixels() * g.c_in);
+    for (std::size_t phase = 0; phase < phases; ++phase) {
+      if (products[phase].rows == 0 || products[phase].depth == 0) continue;
+      products[phase].x = plane != nullptr ? plane : image;
+      products[phase].out = result;
+      kernels<T>().gather_product(products[phase]);
+    }
+  }
+}
+
+template <class T>
+class Conv2dNode final : public Node<T> {
+ public:
+  Conv2dNode(const ConvGeometry& geometry, const Affine<T>& affine, Var x, Var y)
+      : geometry_(geometry), affine_(affine), x_(x), y_(y) {}
+
+  void jvp(Tape<T>& tape) const override {
+    const auto x = tape.tangent(x_);
+    const auto weight = tape.parameter_tangent(affine_.weight);
+    const auto bias = tape.parameter_tangent(affine_.bias);
+    if (!x && !weight && !bias) return;
+    const ConvGeometry& g = geometry_;
+    const auto y = tape.make_tangent(y_);
+    const std::size_t n = tape.examples(y_);
+    if (!x && !weight) {
+      fill_rows(bias.data(), affine_.bias_scale, y.data(), n * g.out_pixels(), g.c_out);
+      return;
+    }
+    if (x) {
+      convolve(g, x.data(), affine_.parameters.value(affine_.weight).data(), affine_.weight_scale,
+               bias.data(), affine_.bias_scale, false, y.data(), n, tape.arena());
+    }
+    if (weight) {
+      convolve<T>(g, tape.value(x_).data(), weight.data(), affine_.weight_scale, x ? nullptr : bias.data(),
+                  affine_.bias_scale, static_cast<bool>(x), y.data(), n, tape.arena());
+    }
+  }
+
+  void vjp(Tape<T>& tape, Sink<T>& sink) const override {
+    const auto cotangent = tape.cotangent(y_);
+    if (!cotangent) return;
+    {
+      const ArenaScope scope(tape.arena());
+      sink.use(ConvUse<T>{.weight = affine_.weight,
+                          .bias = affine_.bias,
+                          .weight_scale = affine_.weight_scale,
+                          .bias_scale = affine_.bias_scale,
+                          .geometry = geometry_,
+                          .inputs = tape.value(x_),
+                          .cotangents = cotangent},
+               tape.arena());
+    }
+    if (!tape.depends(x_)) return;
+    const auto target = tape.cotangent_target(x_);
+    convolve_transposed(geometry_, cotangent.data(), affine_.parameters.value(affine_.weight).data(),
+                        affine_.weight_scale, !target.first, target.view.data(), tape.examples(y_),
+                        tape.arena());
+  }
+
+ private:
+  ConvGeometry geometry_;
+  Affine<T> affine_;
+  Var x_;
+  Var y_;
+};
+
+}  // namespace
+
+template <class T>
+ConvWeightGradient<T>::ConvWeightGradient(const ConvGeometry& geometry, T scale, T bias_scale, Arena& scratch)
+    : geometry_(geometry),
+      scale_(scale),
+      bias_scale_(bias_scale),
+      columns_(padded_columns<T>(geometry.c_out)),
+      taps_(offsets(scratch, geometry.patch())),
+      pixels_(offsets(scratch, geometry.out_pixels())),
+      rows_(offsets(scratch, geometry.patch())),
+      zeros_(offsets(scratch, geometry.out_pixels())) {
+  window_offsets(geometry, pixels_, taps_);
+  for (std::size_t i = 0; i < geometry.patch(); ++i) rows_[i] = signed_offset(i * geometry.c_out);
+  std::fill_n(zeros_, geometry.out_pixels(), Offset{0});
+  const Frame frame = image_frame(geometry);
+  // The scale rides on the copy that padding needs anyway.
+  if (!frame.bare() || scale != T(1)) {
+    padded_image_ = scratch.tensor<T>(Shape{frame.size()}).data();
+    fill_zero(padded_image_, frame.size());
+  }
+  if (columns_ != geometry.c_out) {
+    padded_cotangent_ = scratch.tensor<T>(Shape{geometry.out_pixels(), columns_}).data();
+    fill_zero(padded_cotangent_, geometry.out_pixels() * columns_);
+  }
+}
+
+template <class T>
+void ConvWeightGradient<T>::operator()(const T* image, const T* cotangent, bool accumulate,
+                                       T* weight_gradient, T* bias_gradient) const {
+  const ConvGeometry& g = geometry_;
+  if (padded_cotangent_ != nullptr) {
+    for (std::size_t p = 0; p < g.out_pixels(); ++p) {
+      copy(cotangent + p * g.c_out, padded_cotangent_ + p * columns_, g.c_out);
+    }
+    cotangent = padded_cotangent_;
+  }
+  if (padded_image_ != nullptr && weight_gradient != nullptr) {
+    frame_image(image_frame(g), image, scale_, padded_image_);
+    image = padded_image_;
+  }
+  // Pixels in blocks whose cotangents (128 x 64 f32 = 32 KiB) stay in the first-level cache while all taps
+  // pass.
+  constexpr std::size_t kPixels = 128;
+  for (std::size_t begin = 0; begin < g.out_pixels(); begin += kPixels) {
+    simd::GatherProduct<T> product{.x = image,
+                                   .x_base = taps_,
+                                   .x_offset = pixels_ + begin,
+                                   .v = cotangent + begin * columns_,
+                                   .v_stride = columns_,
+                                   .out = weight_gradient,
+                                   .out_base = rows_,
+                                   .rows = g.patch(),
+                                   .depth = std::min(kPixels, g.out_pixels() - begin),
+                                   .columns = g.c_out,
+                                   .accumulate = accumulate || begin != 0};
+    if (weight_gradient != nullptr) kernels<T>().gather_product(product);
+    if (bias_gradient != nullptr) {
+      product.x = &bias_scale_;
+      product.x_base = zeros_;
+      product.x_offset = zeros_;
+      product.out = bias_gradient;
+      product.rows = 1;
+      kernels<T>().gather_product(product);
+    }
+  }
+}
+
+template <class T>
+void conv_weight_gradient(const ConvGeometry& geometry, const T* image, const T* cotangent, T scale,
+                          T bias_scale, bool accumulate, T* weight_gradient, T* bias_gradient,
+                          Arena& scratch) {
+  const ArenaScope scope(scratch);
+  const ConvWeightGradient<T> gradient(geometry, scale, bias_scale, scratch);
+  gradient(image, cotangent, accumulate, weight_gradient, bias_gradient);
+}
+
+template <class T>
+Var conv2d(Tape<T>& tape, Var x, const ConvGeometry& geometry, const Affine<T>& affine) {
+  const ConvGeometry& g = geometry;
+  const Shape shape = tape.shape(x);
+  require_rank("conv2d", shape, 4, "[examples, height, width, channels]");
+  if (shape[1] != g.in_h) mismatch("conv2d", "input height", shape[1], "geometry.in_h", g.in_h);
+  if (shape[2] != g.in_w) mismatch("conv2d", "input width", shape[2], "geometry.in_w", g.in_w);
+  if (shape[3] != g.c_in) mismatch("conv2d", "input channels", shape[3], "geometry.c_in", g.c_in);
+  require_shape("conv2d", affine.parameters, affine.weight, Shape{g.kernel_h, g.kernel_w, g.c_in, g.c_out});
+  const bool has_bias = affine.bias != kNoParameter;
+  if (has_bias) require_shape("conv2d", affine.parameters, affine.bias, Shape{g.c_out});
+
+  const Var y = tape.emit(Shape{shape[0], g.out_h, g.out_w, g.c_out}, true);
+  convolve<T>(g, tape.value(x).data(), affine.parameters.value(affine.weight).data(), affine.weight_scale,
+              has_bias ? affine.parameters.value(affine.bias).data() : nullptr, affine.bias_scale, false,
+              tape.mutable_value(y).data(), shape[0], tape.arena());
+  tape.count_parameter_use(affine.weight);
+  tape.count_parameter_use(affine.bias);
+  tape.record(Conv2dNode<T>(geometry, affine, x, y));
+  return y;
+}
+
+template class ConvWeightGradient<float>;
+template class ConvWeightGradient<double>;
+template void conv_weight_gradient(const ConvGeometry&, const float*, const float*, float, float, bool,
+                                   float*, float*, Arena&);
+template void conv_weight_gradient(const ConvGeometry&, const double*, const double*, double, double, bool,
+                                   double*, double*, Arena&);
+template Var conv2d(Tape<float>&, Var, const ConvGeometry&, const Affine<float>&);
+template Var conv2d(Tape<double>&, Var, const ConvGeometry&, const Affine<double>&);
+
+}  // namespace gradgram::ops

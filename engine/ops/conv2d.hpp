@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstddef>
+
+#include "engine/arena.hpp"
+#include "engine/convolution.hpp"
+
+namespace gradgram::ops {
+
+/// Forms the weight and bias gradients of single images (see conv_weight_gradient); what depends on the
+/// geometry alone is prepared once, in memory from `scratch`, which must stay until this object is no longer
+/// used.
+template <class T>
+class ConvWeightGradient {
+ public:
+  ConvWeightGradient(const ConvGeometry& geometry, T scale, T bias_scale, Arena& scratch);
+  /// Either target may be null.
+  void operator()(const T* image, const T* cotangent, bool accumulate, T* weight_gradient,
+                  T* bias_gradient) const;
+
+ private:
+  ConvGeometry geometry_;
+  T scale_;
+  T bias_scale_;
+  T* padded_image_ = nullptr;      ///< null: the image itself serves
+  T* padded_cotangent_ = nullptr;  ///< null: the cotangent itself serves
+  std::size_t columns_;            ///< c_out rounded up
+  std::ptrdiff_t* taps_;           ///< [patch]
+  std::ptrdiff_t* pixels_;         ///< [out_pixels]
+  std::ptrdiff_t* rows_;           ///< [patch]
+  std::ptrdiff_t* zeros_;          ///< [out_pixels]
+};
+
+}  // namespace gradgram::ops

@@ -9,12 +9,12 @@ namespace gradgram::simd {
 enum class Activation : std::uint8_t { Relu, LeakyRelu, Tanh, Sigmoid, Erf, Gelu, Softplus, Sin };
 inline constexpr std::size_t kActivationCount = 8;
 
-/// out[out_base[j] + c] (+)= sum_{i < depth} x[x_base[j] + x_offset[i]] * v[i * v_stride + c],  j < rows, c < columns.
-/// The one product behind a direct convolution: forward (j = output pixels, i = taps x input channels, v = weights),
-/// input cotangent (flipped weights; one call per stride phase) and weight gradient (roles swapped: j = taps x input
-/// channels, i = pixels, v = output cotangents). The sum runs over i in order, in T; the same bits whatever `rows`,
-/// `columns` and their blocking. Each row of v must be readable up to columns rounded up to kColumnPadding; what
-/// stands there does not reach `out`.
+/// out[out_base[j] + c] (+)= sum_{i < depth} x[x_base[j] + x_offset[i]] * v[i * v_stride + c],  j < rows, c <
+/// columns. The one product behind a direct convolution: forward (j = output pixels, i = taps x input
+/// channels, v = weights), input cotangent (flipped weights; one call per stride phase) and weight gradient
+/// (roles swapped: j = taps x input channels, i = pixels, v = output cotangents). The sum runs over i in
+/// order, in T; the same bits whatever `rows`, `columns` and their blocking. Each row of v must be readable
+/// up to columns rounded up to kColumnPadding; what stands there does not reach `out`.
 template <class T>
 struct GatherProduct {
   const T* x;
@@ -29,11 +29,13 @@ struct GatherProduct {
   std::size_t columns;
   bool accumulate;  ///< add to `out` instead of overwriting it
 };
-/// Columns of v are padded to a multiple of this many elements: the widest register of any instruction set, in T.
+/// Columns of v are padded to a multiple of this many elements: the widest register of any instruction set,
+/// in T.
 template <class T>
 inline constexpr std::size_t kColumnPadding = 64 / sizeof(T);
 
-/// The kernels of one instruction set and precision. Plain pointers, no allocation, no exceptions: callers validate.
+/// The kernels of one instruction set and precision. Plain pointers, no allocation, no exceptions: callers
+/// validate.
 template <class T>
 struct KernelTable {
   const char* isa;            ///< `sse2`, `avx2`, `avx512`
@@ -41,9 +43,10 @@ struct KernelTable {
   void (*gather_product)(const GatherProduct<T>&) noexcept;
   /// y[i] = f(x[i]); `slope` is the negative slope of LeakyRelu, otherwise ignored. x == y is allowed.
   void (*activate)(Activation, T slope, const T* x, T* y, std::size_t n) noexcept;
-  /// out[i] = t[i] * f'(x[i]), given y = f(x) as well: the vjp and the jvp alike. f'(0) = 0 for Relu, slope for
-  /// LeakyRelu (PyTorch's choice). out == t is allowed.
-  void (*activation_chain)(Activation, T slope, const T* x, const T* y, const T* t, T* out, std::size_t n) noexcept;
+  /// out[i] = t[i] * f'(x[i]), given y = f(x) as well: the vjp and the jvp alike. f'(0) = 0 for Relu, slope
+  /// for LeakyRelu (PyTorch's choice). out == t is allowed.
+  void (*activation_chain)(Activation, T slope, const T* x, const T* y, const T* t, T* out,
+                           std::size_t n) noexcept;
   /// out = a + b; out may be a or b.
   void (*add)(const T* a, const T* b, T* out, std::size_t n) noexcept;
   /// y += alpha x.
@@ -55,7 +58,8 @@ struct KernelTable {
   void (*max_step)(const T* a, const T* b, T* out, std::int32_t* index, std::int32_t candidate,
                    std::size_t n) noexcept;
   /// Runs independent fused multiply-adds from registers; returns the floating-point operations done (2 per
-  /// multiply-add and lane), for measuring the machine's limit. `sink` receives a value so that nothing is elided.
+  /// multiply-add and lane), for measuring the machine's limit. `sink` receives a value so that nothing is
+  /// elided.
   double (*fma_peak)(std::size_t iterations, T* sink) noexcept;
 };
 

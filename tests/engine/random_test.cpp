@@ -23,7 +23,8 @@ TEST(Random, StreamsAndSeedsDiffer) {
   EXPECT_NE(first, c.bits64());
 }
 
-// The known-answer test published with Philox4x32-10: counter 0, key 0 gives 6627e8d5 e169c58d bc57ac4c 9b00dbd8.
+// The known-answer test published with Philox4x32-10: counter 0, key 0 gives 6627e8d5 e169c58d bc57ac4c
+// 9b00dbd8.
 TEST(Random, MatchesThePublishedPhiloxAnswer) {
   Random random(0, 0);
   EXPECT_EQ(random.bits(), 0x9b00dbd8U);

@@ -1,0 +1,214 @@
+#include "engine/cpu.hpp"
+
+#include <cpuid.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+
+#include "engine/error.hpp"
+#include "engine/simd/tables.hpp"
+
+namespace gradgram {
+namespace {
+
+constexpr std::array kAllIsas = {Isa::Sse2, Isa::Avx2, Isa::Avx512};
+
+// __builtin_cpu_supports asks the processor and, for the wide registers, the operating system (XCR0).
+bool runs_here(Isa isa) {
+  __builtin_cpu_init();
+  switch (isa) {
+    case Isa::Sse2:
+      return __builtin_cpu_supports("sse2") != 0;
+    case Isa::Avx2:
+      return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
+    case Isa::Avx512:
+      return runs_here(Isa::Avx2) && __builtin_cpu_supports("avx512f") != 0 &&
+             __builtin_cpu_supports("avx512cd") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
+             __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vl") != 0;
+  }
+  return false;
+}
+
+std::string available_names() {
+  std::string names;
+  for (const Isa isa : available_isas()) names.append(names.empty() ? "" : ", ").append(isa_name(isa));
+  return names;
+}
+
+Isa parse_isa_of(std::string_view name, const std::string& where) {
+  for (const Isa isa : kAllIsas) {
+    if (name != isa_name(isa)) continue;
+    if (runs_here(isa)) return isa;
+    throw ArgumentError(where + ": instruction set '" + std::string(name) +
+                        "' does not run on this processor; available: " + available_names());
+  }
+  throw ArgumentError(where + ": unknown instruction set '" + std::string(name) +
+                      "'; available: " + available_names());
+}
+
+Isa choose_isa() {
+  // An empty value counts as unset, as is usual for environment variables.
+  if (const char* forced = std::getenv("GRADGRAM_ISA"); forced != nullptr && *forced != '\0') {
+    return parse_isa_of(forced, "GRADGRAM_ISA");
+  }
+  return available_isas().back();
+}
+
+std::string brand() {
+  unsigned highest = __get_cpuid_max(0x80000000U, nullptr);
+  if (highest < 0x80000004U) return "x86-64";
+  std::array<unsigned, 12> words{};
+  for (unsigned part = 0; part < 3; ++part) {
+    unsigned* const to = words.data() + std::size_t{4} * part;
+    __get_cpuid(0x80000002U + part, to, to + 1, to + 2, to + 3);
+  }
+  std::array<char, sizeof(words) + 1> text{};
+  std::memcpy(text.data(), words.data(), sizeof(words));
+  std::string name(text.data());
+  const auto first = name.find_first_not_of(' ');
+  if (first == std::string::npos) return "x86-64";
+  return name.substr(first, name.find_last_not_of(' ') - first + 1);
+}
+
+std::size_t usable_cores() {
+  // The affinity mask may be longer than cpu_set_t on very large machines: grow until the kernel accepts it.
+  for (int processors = 1024; processors <= 1 << 20; processors *= 4) {
+    cpu_set_t* const set = CPU_ALLOC(static_cast<std::size_t>(processors));
+    if (set == nullptr) break;
+    const std::size_t bytes = CPU_ALLOC_SIZE(static_cast<std::size_t>(processors));
+    const bool known = sched_getaffinity(0, bytes, set) == 0;
+    const int count = known ? CPU_COUNT_S(bytes, set) : 0;
+    CPU_FREE(set);
+    if (known && count > 0) return static_cast<std::size_t>(count);
+  }
+  return static_cast<std::size_t>(std::max(1L, sysconf(_SC_NPROCESSORS_ONLN)));
+}
+
+/// A number in a one-line file; the greatest value when it is absent or says `max`.
+std::size_t limit_in(const std::string& path) {
+  std::ifstream file(path);
+  std::size_t value = 0;
+  return file >> value ? value : SIZE_MAX;
+}
+
+/// The least limit of the control groups from this process's own up to the root, of version 2 and version 1.
+std::size_t control_group_limit() {
+  std::size_t least = SIZE_MAX;
+  std::ifstream groups("/proc/self/cgroup");
+  for (std::string line; std::getline(groups, line);) {
+    // hierarchy:controllers:path, with no controllers for version 2.
+    const auto first = line.find(':');
+    const auto second = line.find(':', first == std::string::npos ? first : first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const bool version2 = controllers == ",,";
+    if (!version2 && controllers.find(",memory,") == std::string::npos) continue;
+    const std::string mount = version2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
+    const std::string file = version2 ? "/memory.max" : "/memory.limit_in_bytes";
+    std::string path = line.substr(second + 1);
+    for (;;) {
+      if (path == "/") path.clear();
+      least = std::min(least, limit_in(mount + path + file));
+      if (path.empty()) break;
+      path.erase(path.rfind('/') == std::string::npos ? 0 : path.rfind('/'));
+    }
+  }
+  return least;
+}
+
+std::size_t usable_memory() {
+  const long pages = sysconf(_SC_PHYS_PAGES);
+  const long page = sysconf(_SC_PAGE_SIZE);
+  const std::size_t physical =
+      pages > 0 && page > 0 ? static_cast<std::size_t>(pages) * static_cast<std::size_t>(page) : SIZE_MAX;
+  const std::size_t usable = std::min(physical, control_group_limit());
+  return usable == SIZE_MAX ? 0 : usable;
+}
+
+template <class T>
+const simd::KernelTable<T>& table(Isa isa);
+template <>
+const simd::KernelTable<float>& table<float>(Isa isa) {
+  switch (isa) {
+    case Isa::Avx512:
+      return simd::avx512::float_kernels;
+    case Isa::Avx2:
+      return simd::avx2::float_kernels;
+    case Isa::Sse2:
+      break;
+  }
+  return simd::sse2::float_kernels;
+}
+template <>
+const simd::KernelTable<double>& table<double>(Isa isa) {
+  switch (isa) {
+    case Isa::Avx512:
+      return simd::avx512::double_kernels;
+    case Isa::Avx2:
+      return simd::avx2::double_kernels;
+    case Isa::Sse2:
+      break;
+  }
+  return simd::sse2::double_kernels;
+}
+
+}  // namespace
+
+std::string_view isa_name(Isa isa) noexcept {
+  switch (isa) {
+    case Isa::Sse2:
+      return "sse2";
+    case Isa::Avx2:
+      return "avx2";
+    case Isa::Avx512:
+      return "avx512";
+  }
+  return "unknown";
+}
+
+std::vector<Isa> available_isas() {
+  std::vector<Isa> found;
+  std::copy_if(kAllIsas.begin(), kAllIsas.end(), std::back_inserter(found), runs_here);
+  return found;
+}
+
+Isa parse_isa(std::string_view name) {
+  return parse_isa_of(name, "parse_isa");
+}
+
+Isa active_isa() {
+  static const Isa chosen = choose_isa();
+  return chosen;
+}
+
+template <class T>
+const simd::KernelTable<T>& kernels() {
+  static const simd::KernelTable<T>& active = table<T>(active_isa());
+  return active;
+}
+
+template <class T>
+const simd::KernelTable<T>& kernels(Isa isa) {
+  if (!runs_here(isa)) {
+    throw ArgumentError("kernels: instruction set '" + std::string(isa_name(isa)) +
+                        "' does not run on this processor; available: " + available_names());
+  }
+  return table<T>(isa);
+}
+
+template const simd::KernelTable<float>& kernels<float>();
+template const simd::KernelTable<double>& kernels<double>();
+template const simd::KernelTable<float>& kernels<float>(Isa);
+template const simd::KernelTable<double>& kernels<double>(Isa);
+
+CpuInfo cpu_info() {
+  return {brand(), usable_cores(), usable_memory()};
+}
+
+}  // namespace gradgram

@@ -1,0 +1,605 @@
+#include "engine/simd/kernels.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/cpu.hpp"
+#include "engine/error.hpp"
+
+// Every kernel of every instruction set that runs here against plain loops in a wider type.
+namespace gradgram {
+namespace {
+
+using simd::Activation;
+
+template <class T>
+struct Wider;
+template <>
+struct Wider<float> {
+  using Type = double;
+};
+template <>
+struct Wider<double> {
+  using Type = long double;
+};
+template <class T>
+using Wide = typename Wider<T>::Type;
+
+template <class T>
+inline constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
+template <class T>
+inline constexpr T kInfinity = std::numeric_limits<T>::infinity();
+template <class T>
+inline constexpr T kEpsilon = std::numeric_limits<T>::epsilon();
+
+/// True when the numbers agree; a NaN on either side alone fails.
+template <class T>
+bool within(T value, Wide<T> reference, Wide<T> tolerance) {
+  return std::abs(static_cast<Wide<T>>(value) - reference) <= tolerance;
+}
+
+/// An array at any misalignment with guards on both sides: NaN in front and behind, so that reading past the
+/// end shows up in results, and writing past it in intact().
+template <class T>
+class Guarded {
+ public:
+  static constexpr std::size_t kGuard = 64;
+  explicit Guarded(std::size_t size, std::size_t misalignment = 0)
+      : size_(size), start_(kGuard + misalignment), numbers_(size + 2 * kGuard + misalignment, poison()) {}
+  T* data() { return numbers_.data() + start_; }
+  const T* data() const { return numbers_.data() + start_; }
+  T& operator[](std::size_t i) { return numbers_[start_ + i]; }
+  T operator[](std::size_t i) const { return numbers_[start_ + i]; }
+  std::size_t size() const { return size_; }
+  bool intact() const {
+    const auto poisoned = [](const T& value) {
+      const T expected = poison();
+      return std::memcmp(&value, &expected, sizeof(T)) == 0;
+    };
+    return std::all_of(numbers_.begin(), numbers_.begin() + static_cast<std::ptrdiff_t>(start_), poisoned) &&
+           std::all_of(numbers_.begin() + static_cast<std::ptrdiff_t>(start_ + size_), numbers_.end(),
+                       poisoned);
+  }
+
+ private:
+  static T poison() {
+    if constexpr (std::is_floating_point_v<T>) {
+      return kNaN<T>;
+    } else {
+      return T(-77);
+    }
+  }
+  std::size_t size_;
+  std::size_t start_;
+  std::vector<T> numbers_;
+};
+
+std::vector<std::size_t> sizes(std::size_t lanes) {
+  return {0, 1, lanes - 1, lanes, lanes + 1, 2 * lanes - 1, 2 * lanes + 1, 8 * lanes + 2};
+}
+
+template <class T>
+class Kernels : public ::testing::Test {
+ protected:
+  using Table = simd::KernelTable<T>;
+
+  /// Runs body(table) for every instruction set that this machine has.
+  template <class Body>
+  void each(const Body& body) {
+    for (const Isa isa : available_isas()) {
+      SCOPED_TRACE(std::string(isa_name(isa)));
+      body(kernels<T>(isa));
+    }
+  }
+  Guarded<T> integers(std::size_t size, std::size_t misalignment = 0) {
+    Guarded<T> numbers(size, misalignment);
+    for (std::size_t i = 0; i < size; ++i) numbers[i] = static_cast<T>(static_cast<int>(random_() % 9) - 4);
+    return numbers;
+  }
+  Guarded<T> reals(std::size_t size, std::size_t misalignment = 0) {
+    Guarded<T> numbers(size, misalignment);
+    std::normal_distribution<double> normal;
+    for (std::size_t i = 0; i < size; ++i) numbers[i] = static_cast<T>(normal(random_));
+    return numbers;
+  }
+  std::mt19937_64 random_{20240607};
+};
+using Precisions = ::testing::Types<float, double>;
+TYPED_TEST_SUITE(Kernels, Precisions);
+
+TYPED_TEST(Kernels, TablesNameTheirInstructionSetAndRegister) {
+  for (const Isa isa : available_isas()) {
+    const auto& table = kernels<TypeParam>(isa);
+    EXPECT_EQ(table.isa, isa_name(isa));
+    const std::size_t bytes = isa == Isa::Avx512 ? 64 : isa == Isa::Avx2 ? 32 : 16;
+    EXPECT_EQ(table.vector_length * sizeof(TypeParam), bytes);
+  }
+}
+
+// ---- gather_product
+// ----------------------------------------------------------------------------------------------
+
+/// One product with its data: rows read overlapping windows of x, rows of out lie in reverse order with gaps.
+template <class T>
+struct Product {
+  Product(std::size_t rows, std::size_t depth, std::size_t columns, std::size_t v_stride,
+          std::size_t misalignment)
+      : rows(rows),
+        depth(depth),
+        columns(columns),
+        v_stride(v_stride),
+        x(2 * rows + 3 * depth + 1, misalignment),
+        v(depth * v_stride, misalignment),
+        out(rows * (columns + 3), misalignment),
+        x_base(rows),
+        x_offset(depth),
+        out_base(rows) {
+    for (std::size_t j = 0; j < rows; ++j) {
+      x_base[j] = static_cast<std::ptrdiff_t>(2 * j);
+      out_base[j] = static_cast<std::ptrdiff_t>((rows - 1 - j) * (columns + 3));
+    }
+    for (std::size_t i = 0; i < depth; ++i) x_offset[i] = static_cast<std::ptrdiff_t>(3 * ((i * 7) % depth));
+  }
+  void poison_padding() {
+    for (std::size_t i = 0; i < depth; ++i) {
+      for (std::size_t c = columns; c < v_stride; ++c) v[i * v_stride + c] = kNaN<T>;
+    }
+  }
+  simd::GatherProduct<T> job(bool accumulate) {
+    return {x.data(),        x_base.data(), x_offset.data(), v.data(), v_stride,  out.data(),
+            out_base.data(), rows,          depth,           columns,  accumulate};
+  }
+  /// Whether out holds the product (plus `before`) within depth * eps * sum |products|, and nothing else was
+  /// touched.
+  bool holds(const Guarded<T>& before, bool accumulate, bool exactly) const {
+    Guarded<T> expected = before;
+    if (!out.intact()) return false;
+    std::vector<bool> covered(out.size(), false);
+    for (std::size_t j = 0; j < rows; ++j) {
+      for (std::size_t c = 0; c < columns; ++c) {
+        const std::size_t at = static_cast<std::size_t>(out_base[j]) + c;
+        covered[at] = true;
+        Wide<T> sum = accumulate ? before[at] : T(0);
+        Wide<T> magnitude = std::abs(sum);
+        for (std::size_t i = 0; i < depth; ++i) {
+          const Wide<T> term = static_cast<Wide<T>>(x[static_cast<std::size_t>(x_base[j] + x_offset[i])]) *
+                               static_cast<Wide<T>>(v[i * v_stride + c]);
+          sum += term;
+          magnitude += std::abs(term);
+        }
+        const Wide<T> tolerance = exactly ? 0 : static_cast<Wide<T>>(depth + 1) * kEpsilon<T> * magnitude;
+        if (!within<T>(out[at], sum, tolerance)) return false;
+      }
+    }
+    for (std::size_t at = 0; at < out.size(); ++at) {
+      if (!covered[at] && std::memcmp(&out.data()[at], &before.data()[at], sizeof(T)) != 0) return false;
+    }
+    return true;
+  }
+
+  std::size_t rows, depth, columns, v_stride;
+  Guarded<T> x, v, out;
+  std::vector<std::ptrdiff_t> x_base, x_offset, out_base;
+};
+
+std::size_t padded(std::size_t columns, std::size_t padding) {
+  return (columns + padding - 1) / padding * padding;
+}
+
+TYPED_TEST(Kernels, GatherProductIsExactOnIntegers) {
+  using T = TypeParam;
+  this->each([&](const simd::KernelTable<T>& table) {
+    const std::size_t lanes = table.vector_length;
+    std::vector<std::size_t> widths = sizes(lanes);
+    for (const std::size_t vectors : {3, 4, 5, 7}) widths.push_back(vectors * lanes - 1);
+    for (const std::size_t columns : widths) {
+      for (const std::size_t rows : {0, 1, 2, 5, 6, 7, 8, 9, 13, 67}) {
+        for (const std::size_t depth : {0, 1, 2, 7, 131}) {
+          for (const bool accumulate : {false, true}) {
+            const std::size_t extra = rows % 2 * simd::kColumnPadding<T>;
+            Product<T> product(rows, depth, columns, padded(columns, simd::kColumnPadding<T>) + extra,
+                               columns % 3);
+            product.x = this->integers(product.x.size(), 1);
+            product.v = this->integers(product.v.size(), columns % 3);
+            product.poison_padding();
+            if (accumulate) product.out = this->integers(product.out.size(), 1);
+            const Guarded<T> before = product.out;
+            table.gather_product(product.job(accumulate));
+            ASSERT_TRUE(product.holds(before, accumulate, true))
+                << "rows " << rows << ", depth " << depth << ", columns " << columns << ", accumulate "
+                << accumulate;
+          }
+        }
+      }
+    }
+  });
+}
+
+TYPED_TEST(Kernels, GatherProductKeepsTheErrorBound) {
+  using T = TypeParam;
+  this->each([&](const simd::KernelTable<T>& table) {
+    for (const std::size_t columns : {10, 32, 64, 100}) {
+      Product<T> product(83, 577, columns, padded(columns, simd::kColumnPadding<T>), 0);
+      product.x = this->reals(product.x.size());
+      product.v = this->reals(product.v.size());
+      product.poison_padding();
+      const Guarded<T> before = product.out;
+      table.gather_product(product.job(false));
+      EXPECT_TRUE(product.holds(before, false, false));
+      EXPECT_FALSE(product.holds(before, false, true))
+          << "rounded results cannot equal the wide reference everywhere";
+      // Negative control: a sum without its last term is seen.
+      auto shorter = product.job(false);
+      --shorter.depth;
+      table.gather_product(shorter);
+      EXPECT_FALSE(product.holds(before, false, false));
+    }
+  });
+}
+
+TYPED_TEST(Kernels, GatherProductHasTheSameBitsWhateverTheBlocking) {
+  using T = TypeParam;
+  this->each([&](const simd::KernelTable<T>& table) {
+    for (const std::size_t columns : {5, 64, 100}) {
+      const std::size_t depth = 613;
+      Product<T> whole(71, depth, columns, padded(columns, simd::kColumnPadding<T>), 0);
+      whole.x = this->reals(whole.x.size());
+      whole.v = this->reals(whole.v.size());
+      table.gather_product(whole.job(false));
+
+      Product<T> pieces = whole;
+      pieces.out = Guarded<T>(whole.out.size());
+      for (std::size_t row = 0; row < whole.rows;) {
+        const std::size_t rows = std::min(whole.rows - row, 1 + row % 4);
+        auto job = pieces.job(false);
+        job.x_base += row;
+        job.out_base += row;
+        job.rows = rows;
+        // The depth in two calls, the second accumulating: still one chain.
+        job.depth = 200;
+        table.gather_product(job);
+        job.x_offset += 200;
+        job.v += 200 * job.v_stride;
+        job.depth = depth - 200;
+        job.accumulate = true;
+        table.gather_product(job);
+        row += rows;
+      }
+      EXPECT_EQ(std::memcmp(whole.out.data(), pieces.out.data(), whole.out.size() * sizeof(T)), 0);
+
+      Product<T> narrow = whole;
+      narrow.out = Guarded<T>(whole.out.size());
+      const std::size_t first = std::min<std::size_t>(columns, 3);
+      auto job = narrow.job(false);
+      job.columns = first;
+      table.gather_product(job);
+      // Another alignment of the rest: copied to a matrix of its own.
+      const std::size_t rest = columns - first;
+      const std::size_t stride = padded(rest, simd::kColumnPadding<T>);
+      Guarded<T> v(depth * stride, 1);
+      for (std::size_t i = 0; i < depth; ++i)
+        std::copy_n(whole.v.data() + i * whole.v_stride + first, rest, v.data() + i * stride);
+      job.v = v.data();
+      job.v_stride = stride;
+      job.out += first;
+      job.columns = rest;
+      table.gather_product(job);
+      EXPECT_EQ(std::memcmp(whole.out.data(), narrow.out.data(), whole.out.size() * sizeof(T)), 0);
+    }
+  });
+}
+
+// ---- elementwise
+// -------------------------------------------------------------------------------------------------
+
+TYPED_TEST(Kernels, AddAxpyAndDotAreExactOnIntegers) {
+  using T = TypeParam;
+  this->each([&](const simd::KernelTable<T>& table) {
+    for (const std::size_t n : sizes(table.vector_length)) {
+      for (const std::size_t misalignment : {0, 1, 3}) {
+        const Guarded<T> a = this->integers(n, misalignment);
+        const Guarded<T> b = this->integers(n, 3 - misalignment);
+        Guarded<T> sum(n, misalignment);
+        table.add(a.data(), b.data(), sum.data(), n);
+        Guarded<T> updated = b;
+        table.axpy(T(3), a.data(), updated.data(), n);
+        double product = 0;
+        for (std::size_t i = 0; i < n; ++i) {
+          EXPECT_EQ(sum[i], a[i] + b[i]);
+          EXPECT_EQ(updated[i], b[i] + 3 * a[i]);
+          product += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+        }
+        EXPECT_EQ(table.dot(a.data(), b.data(), n), product);
+        EXPECT_TRUE(sum.intact() && updated.intact());
+        Guarded<T> in_place = a;
+        table.add(in_place.data(), b.data(), in_place.data(), n);
+        EXPECT_EQ(std::memcmp(in_place.data(), sum.data(), n * sizeof(T)), 0);
+      }
+    }
+  });
+}
+
+TYPED_TEST(Kernels, DotAccumulatesInDouble) {
+  using T = TypeParam;
+  this->each([&](const simd::KernelTable<T>& table) {
+    const std::size_t n = 10007;
+    const Guarded<T> a = this->reals(n);
+    const Guarded<T> b = this->reals(n, 1);
+    long double expected = 0;
+    long double magnitude = 0;
+    double naive = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      const long double term = static_cast<long double>(a[i]) * static_cast<long double>(b[i]);
+      expected += term;
+      magnitude += std::abs(term);
+      naive = static_cast<double>(static_cast<float>(naive) + static_cast<float>(term));
+    }
+    const long double tolerance = static_cast<long double>(n) * kEpsilon<double> * magnitude;
+    EXPECT_LE(std::abs(table.dot(a.data(), b.data(), n) - expected), tolerance);
+    // Negative control: a sum in float is told apart.
+    EXPECT_GT(std::abs(naive - expected), tolerance);
+  });
+}
+
+TYPED_TEST(Kernels, MaxStepKeepsTheFirstMaximumAndNaN) {
+  using T = TypeParam;
+  this->each([&](const simd::KernelTable<T>& table) {
+    for (const std::size_t n : sizes(table.vector_length)) {
+      Guarded<T> a = this->integers(n, 1);
+      Guarded<T> b = this->integers(n);
+      Guarded<std::int32_t> index(n, 1);
+      for (std::size_t i = 0; i < n; ++i) {
+        index[i] = 5;
+        if (i % 7 == 1) a[i] = kNaN<T>;
+        if (i % 7 == 2) b[i] = kNaN<T>;
+        if (i % 7 == 3) a[i] = -kInfinity<T>;
+      }
+      Guarded<T> out(n);
+      table.max_step(a.data(), b.data(), out.data(), index.data(), 9, n);
+      for (std::size_t i = 0; i < n; ++i) {
+        if (std::isnan(a[i]) || std::isnan(b[i])) {
+          EXPECT_TRUE(std::isnan(out[i])) << i;
+        } else {
+          EXPECT_EQ(out[i], std::max(a[i], b[i])) << i;
+        }
+        EXPECT_EQ(index[i], b[i] > a[i] ? 9 : 5) << i;
+      }
+      EXPECT_TRUE(out.intact() && index.intact());
+      Guarded<T> in_place = a;
+      table.max_step(in_place.data(), b.data(), in_place.data(), index.data(), 9, n);
+      EXPECT_EQ(std::memcmp(in_place.data(), out.data(), n * sizeof(T)), 0);
+    }
+  });
+}
+
+TYPED_TEST(Kernels, FmaPeakCountsItsWork) {
+  this->each([&](const simd::KernelTable<TypeParam>& table) {
+    TypeParam sink = 1;
+    const double once = table.fma_peak(1000, &sink);
+    EXPECT_TRUE(std::isfinite(sink));
+    EXPECT_GT(once, 2000.0 * static_cast<double>(table.vector_length));
+    EXPECT_EQ(table.fma_peak(3000, &sink), 3 * once);
+  });
+}
+
+// ---- activations
+// -------------------------------------------------------------------------------------------------
+
+constexpr std::array kActivations = {Activation::Relu,     Activation::LeakyRelu, Activation::Tanh,
+                                     Activation::Sigmoid,  Activation::Erf,       Activation::Gelu,
+                                     Activation::Softplus, Activation::Sin};
+static_assert(kActivations.size() == simd::kActivationCount);
+
+template <class W>
+W value_of(Activation kind, W slope, W x) {
+  switch (kind) {
+    case Activation::Relu:
+      return x > 0 ? x : 0;
+    case Activation::LeakyRelu:
+      return x > 0 ? x : slope * x;
+    case Activation::Tanh:
+      return std::tanh(x);
+    case Activation::Sigmoid:
+      return 1 / (1 + std::exp(-x));
+    case Activation::Erf:
+      return std::erf(x);
+    case Activation::Gelu:
+      return x * std::erfc(-x / std::sqrt(W(2))) / 2;
+    case Activation::Softplus:
+      return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
+    case Activation::Sin:
+      return std::sin(x);
+  }
+  return x;
+}
+
+template <class W>
+W derivative_of(Activation kind, W slope, W x) {
+  const W pi = std::acos(W(-1));
+  switch (kind) {
+    case Activation::Relu:
+      return x > 0 ? 1 : 0;
+    case Activation::LeakyRelu:
+      return x > 0 ? 1 : slope;
+    case Activation::Tanh:
+      return 1 / (std::cosh(x) * std::cosh(x));
+    case Activation::Sigmoid:
+      return 1 / ((1 + std::exp(-x)) * (1 + std::exp(x)));
+    case Activation::Erf:
+      return 2 / std::sqrt(pi) * std::exp(-x * x);
+    case Activation::Gelu:
+      return std::erfc(-x / std::sqrt(W(2))) / 2 + x * std::exp(-x * x / 2) / std::sqrt(2 * pi);
+    case Activation::Softplus:
+      return 1 / (1 + std::exp(-x));
+    case Activation::Sin:
+      return std::cos(x);
+  }
+  return x;
+}
+
+/// What a value may be off by: a few units in its last place, and where the formula subtracts, in the last
+/// place of what is subtracted. Below the smallest normal number only the absolute size counts.
+template <class T>
+Wide<T> value_tolerance(Activation kind, Wide<T> reference, T x) {
+  Wide<T> scale = std::abs(reference);
+  // sin is reduced by multiples of pi/2 known to a little more than the precision.
+  if (kind == Activation::Sin) scale += std::abs(static_cast<Wide<T>>(x)) * kEpsilon<T>;
+  if (kind == Activation::Gelu) scale *= 1 + static_cast<Wide<T>>(x) * x;
+  return 4 * kEpsilon<T> * scale + std::numeric_limits<T>::min();
+}
+template <class T>
+Wide<T> derivative_tolerance(Activation kind, Wide<T> reference, T x) {
+  Wide<T> scale = std::abs(reference);
+  // From y: 1 - y carries the rounding of y. Gelu: Phi(x) and x phi(x) cancel near its minimum and in the
+  // left tail.
+  if (kind == Activation::Tanh || kind == Activation::Sigmoid) scale += 1;
+  if (kind == Activation::Gelu)
+    scale += (1 + std::abs(static_cast<Wide<T>>(x) * x * x)) * std::exp(-static_cast<Wide<T>>(x) * x / 2);
+  if (kind == Activation::Sin) scale += std::abs(static_cast<Wide<T>>(x)) * kEpsilon<T>;
+  // The exponential flushes what is subnormal; gelu multiplies that by x.
+  return 4 * kEpsilon<T> * scale + (1 + std::min<Wide<T>>(std::abs(x), 100)) * std::numeric_limits<T>::min();
+}
+
+template <class T>
+std::vector<T> arguments() {
+  std::vector<T> points = {T(0), T(-0.0), std::numeric_limits<T>::min(), -std::numeric_limits<T>::min()};
+  for (int i = -4000; i <= 4000; ++i) points.push_back(static_cast<T>(i * 0.0051));
+  for (T magnitude = T(1e-20); magnitude < 1; magnitude *= T(1.37)) {
+    points.push_back(magnitude);
+    points.push_back(-magnitude);
+  }
+  for (const T large : {T(30), T(80), T(87.2), T(100), T(700.5), T(1000), T(12345.678)}) {
+    points.push_back(large);
+    points.push_back(-large);
+  }
+  return points;
+}
+
+TYPED_TEST(Kernels, ActivationsAndDerivativesMatchTheWideReference) {
+  using T = TypeParam;
+  const std::vector<T> x = arguments<T>();
+  const T slope = T(0.01);
+  this->each([&](const simd::KernelTable<T>& table) {
+    for (const Activation kind : kActivations) {
+      SCOPED_TRACE("activation " + std::to_string(static_cast<int>(kind)));
+      std::vector<T> y(x.size());
+      std::vector<T> derivative(x.size());
+      const std::vector<T> ones(x.size(), T(1));
+      table.activate(kind, slope, x.data(), y.data(), x.size());
+      table.activation_chain(kind, slope, x.data(), y.data(), ones.data(), derivative.data(), x.size());
+      double worst_value = 0;
+      double worst_derivative = 0;
+      T value_at = 0;
+      T derivative_at = 0;
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        const auto value = value_of<Wide<T>>(kind, slope, x[i]);
+        const auto slope_there = derivative_of<Wide<T>>(kind, slope, x[i]);
+        const auto value_share =
+            static_cast<double>(std::abs(y[i] - value) / value_tolerance<T>(kind, value, x[i]));
+        const auto derivative_share = static_cast<double>(std::abs(derivative[i] - slope_there) /
+                                                          derivative_tolerance<T>(kind, slope_there, x[i]));
+        // Written so that NaN counts as worst.
+        if (!(value_share <= worst_value)) worst_value = value_share, value_at = x[i];
+        if (!(derivative_share <= worst_derivative))
+          worst_derivative = derivative_share, derivative_at = x[i];
+      }
+      EXPECT_LE(worst_value, 1.0) << "of the tolerance, at x = " << value_at;
+      EXPECT_LE(worst_derivative, 1.0) << "of the tolerance, at x = " << derivative_at;
+    }
+  });
+}
+
+TYPED_TEST(Kernels, ActivationsOfExtremesAreLimitsAndNaNStaysNaN) {
+  using T = TypeParam;
+  const std::array<T, 5> x = {kNaN<T>, kInfinity<T>, -kInfinity<T>, std::numeric_limits<T>::max(),
+                              std::numeric_limits<T>::lowest()};
+  const T slope = T(0.25);
+  const std::array<T, 5> ones = {1, 1, 1, 1, 1};
+  this->each([&](const simd::KernelTable<T>& table) {
+    for (const Activation kind : kActivations) {
+      SCOPED_TRACE("activation " + std::to_string(static_cast<int>(kind)));
+      std::array<T, 5> y{};
+      std::array<T, 5> derivative{};
+      table.activate(kind, slope, x.data(), y.data(), x.size());
+      table.activation_chain(kind, slope, x.data(), y.data(), ones.data(), derivative.data(), x.size());
+      EXPECT_TRUE(std::isnan(y[0]));
+      EXPECT_TRUE(std::isnan(derivative[0]));
+      if (kind == Activation::Sin) {
+        EXPECT_TRUE(std::isnan(y[1]) && std::isnan(y[2]));
+        EXPECT_LE(std::abs(y[3]), T(1));
+        EXPECT_LE(std::abs(derivative[4]), T(1));
+        continue;
+      }
+      const bool linear = kind == Activation::Relu || kind == Activation::LeakyRelu ||
+                          kind == Activation::Gelu || kind == Activation::Softplus;
+      EXPECT_EQ(y[1], linear ? kInfinity<T> : T(1));
+      EXPECT_EQ(y[3], linear ? x[3] : T(1));
+      const T left = kind == Activation::Tanh || kind == Activation::Erf ? T(-1) : T(0);
+      EXPECT_EQ(y[2], kind == Activation::LeakyRelu ? -kInfinity<T> : left);
+      EXPECT_EQ(y[4], kind == Activation::LeakyRelu ? slope * x[4] : left);
+      EXPECT_EQ(derivative[1], linear ? T(1) : T(0));
+      EXPECT_EQ(derivative[3], linear ? T(1) : T(0));
+      EXPECT_EQ(derivative[2], kind == Activation::LeakyRelu ? slope : T(0));
+      EXPECT_EQ(derivative[4], kind == Activation::LeakyRelu ? slope : T(0));
+    }
+  });
+}
+
+TYPED_TEST(Kernels, ActivationsGiveTheSameBitsAtAnyPlaceAndInPlace) {
+  using T = TypeParam;
+  this->each([&](const simd::KernelTable<T>& table) {
+    for (const Activation kind : kActivations) {
+      for (const std::size_t n : sizes(table.vector_length)) {
+        const Guarded<T> x = this->reals(n, 1);
+        const Guarded<T> t = this->reals(n, 2);
+        Guarded<T> y(n, 3);
+        Guarded<T> chained(n);
+        table.activate(kind, T(0.1), x.data(), y.data(), n);
+        table.activation_chain(kind, T(0.1), x.data(), y.data(), t.data(), chained.data(), n);
+        EXPECT_TRUE(y.intact() && chained.intact());
+        for (std::size_t i = 0; i < n; ++i) {
+          T alone = kNaN<T>;
+          table.activate(kind, T(0.1), x.data() + i, &alone, 1);
+          ASSERT_EQ(alone, y[i]);
+          table.activation_chain(kind, T(0.1), x.data() + i, &y[i], t.data() + i, &alone, 1);
+          ASSERT_EQ(alone, chained[i]);
+        }
+        Guarded<T> in_place = x;
+        table.activate(kind, T(0.1), in_place.data(), in_place.data(), n);
+        EXPECT_EQ(std::memcmp(in_place.data(), y.data(), n * sizeof(T)), 0);
+        in_place = t;
+        table.activation_chain(kind, T(0.1), x.data(), y.data(), in_place.data(), in_place.data(), n);
+        EXPECT_EQ(std::memcmp(in_place.data(), chained.data(), n * sizeof(T)), 0);
+      }
+    }
+  });
+}
+
+TYPED_TEST(Kernels, DerivativesAtZero) {
+  using T = TypeParam;
+  this->each([&](const simd::KernelTable<T>& table) {
+    const T zero = 0;
+    const T one = 1;
+    T out = kNaN<T>;
+    table.activation_chain(Activation::Relu, T(0.3), &zero, &zero, &one, &out, 1);
+    EXPECT_EQ(out, T(0));
+    table.activation_chain(Activation::LeakyRelu, T(0.3), &zero, &zero, &one, &out, 1);
+    EXPECT_EQ(out, T(0.3));
+  });
+}
+
+}  // namespace
+}  // namespace gradgram

@@ -4,12 +4,11 @@
 #include <array>
 #include <charconv>
 #include <cmath>
-#include <numeric>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -119,24 +118,30 @@ std::string shown(std::string_view text) {
   return "'" + result + (text.size() > kLongest ? "...'" : "'");
 }
 
-/// Levenshtein's distance, capital letters equal to small ones.
+/// Edits from one word to the other: insertion, deletion, exchange, swap of neighbours. Capitals equal small
+/// letters.
 std::size_t distance(std::string_view a, std::string_view b) {
   const auto lower = [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; };
-  std::vector<std::size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), std::size_t{0});
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    std::size_t diagonal = row[0];
-    row[0] = i + 1;
-    for (std::size_t j = 0; j < b.size(); ++j) {
-      const std::size_t above = row[j + 1];
-      row[j + 1] = std::min({above + 1, row[j] + 1, diagonal + (lower(a[i]) == lower(b[j]) ? 0 : 1)});
-      diagonal = above;
+  std::vector<std::vector<std::size_t>> table(a.size() + 1, std::vector<std::size_t>(b.size() + 1));
+  for (std::size_t i = 0; i <= a.size(); ++i) {
+    for (std::size_t j = 0; j <= b.size(); ++j) {
+      if (i == 0 || j == 0) {
+        table[i][j] = i + j;
+        continue;
+      }
+      const bool same = lower(a[i - 1]) == lower(b[j - 1]);
+      std::size_t best =
+          std::min({table[i - 1][j] + 1, table[i][j - 1] + 1, table[i - 1][j - 1] + (same ? 0 : 1)});
+      if (i > 1 && j > 1 && lower(a[i - 1]) == lower(b[j - 2]) && lower(a[i - 2]) == lower(b[j - 1])) {
+        best = std::min(best, table[i - 2][j - 2] + 1);
+      }
+      table[i][j] = best;
     }
   }
-  return row[b.size()];
+  return table[a.size()][b.size()];
 }
 
-/// `, did you mean 'relu'?` or nothing when none of the candidates is near.
+/// `; did you mean 'relu'?` or nothing when none of the candidates is near.
 std::string suggestion(std::string_view word, std::span<const std::string_view> candidates) {
   constexpr std::size_t kLongestWord = 32;
   if (word.empty() || word.size() > kLongestWord) return {};

@@ -106,8 +106,10 @@ std::size_t control_group_limit() {
     const auto first = line.find(':');
     const auto second = line.find(':', first == std::string::npos ? first : first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
-    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
-    const bool version2 = controllers == ",,";
+    std::string controllers = line.substr(first, second - first);
+    const bool version2 = controllers == ":";
+    controllers.front() = ',';
+    controllers.push_back(',');
     if (!version2 && controllers.find(",memory,") == std::string::npos) continue;
     const std::string mount = version2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
     const std::string file = version2 ? "/memory.max" : "/memory.limit_in_bytes";

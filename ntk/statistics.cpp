@@ -109,7 +109,8 @@ double correlation(std::span<const double> x, std::span<const double> y) {
     yy += dy * dy;
     xy += dx * dy;
   }
-  const double result = xy / (std::sqrt(xx) * std::sqrt(yy));
+  // One root keeps +-1 exact; two keep the product in range.
+  const double result = xy / (std::isnormal(xx * yy) ? std::sqrt(xx * yy) : std::sqrt(xx) * std::sqrt(yy));
   if (!std::isfinite(result)) throw NumericError("correlation: a variance overflows or underflows");
   return std::clamp(result, -1.0, 1.0);
 }

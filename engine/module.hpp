@@ -5,8 +5,10 @@
 
 namespace gradgram {
 
-/// A function of examples with trained parameters: what can be trained and what has a kernel. models::Network is one;
-/// a program may write its own from ops (weights may be used twice).
+class Workers;
+
+/// A function of examples with trained parameters: what can be trained and what has a kernel. models::Network
+/// is one; a program may write its own from ops (weights may be used twice).
 template <class T>
 class Module {
  public:
@@ -22,9 +24,8 @@ class Module {
   virtual ParameterSet<T>& parameters() = 0;
 };
 
-/// Outputs [n, O] for inputs [n, ...], in blocks; no derivative is recorded. Throws ShapeError, and NumericError when an
-/// output is not finite.
-class Workers;
+/// Outputs [n, O] for inputs [n, ...], in blocks; no derivative is recorded. The same bits for any number of
+/// workers. Throws ShapeError, and NumericError naming the first example whose output is not finite.
 template <class T>
 Tensor<T> evaluate(const Module<T>& module, TensorView<const T> inputs, const Workers& workers);
 

@@ -34,13 +34,16 @@ struct TrainingOptions {
 /// What a training learns from: one of the two, by the loss.
 template <class T>
 struct Targets {
-  TensorView<const T> values;             ///< [n, O], MeanSquaredError
+  TensorView<const T> values;            ///< [n, O], MeanSquaredError
   std::span<const std::int32_t> labels;  ///< [n], CrossEntropy
 };
 
-/// Trains a module in place, epoch by epoch. A step's gradient is the mean over its examples of the loss of ops.hpp plus
-/// the penalties. Parallel over fixed sub-blocks of the batch, summed in fixed order: the same seed gives the same bits
-/// at any thread count.
+/// Trains a module in place, epoch by epoch. A step's gradient is the mean over its examples of the loss of
+/// ops.hpp plus the penalties. The formulas are those of torch.optim (SGD with dampening 0, Adam with bias
+/// correction); the cosine schedule is rate(t) = rate/2 (1 + cos(pi t / steps)) at step t of all steps, 0
+/// beyond. Parallel over fixed sub-blocks of the batch, summed in fixed order: the same seed gives the same
+/// bits at any thread count. Memory besides the module's: the optimizer's moments and at most 64 gradients
+/// (at most 256 MiB, or 4 of them).
 template <class T>
 class Trainer {
  public:
@@ -49,8 +52,10 @@ class Trainer {
           const Workers& workers);
   ~Trainer();
 
-  /// One pass over the examples in a fresh random order (in the given order when the batch is the whole set); returns
-  /// the mean loss (with penalties) seen on the way. Throws NumericError when the loss stops being finite, Cancelled.
+  /// One pass over the examples in a fresh random order (in the given order when the batch is the whole set);
+  /// returns the mean loss (with penalties) seen on the way. The last batch may be smaller and weighs less in
+  /// that mean. Throws NumericError naming epoch and step when the loss or its gradient stops being finite,
+  /// and Cancelled; the parameters are then those after the last finished step, and the epoch does not count.
   double epoch(std::stop_token stop = {});
   /// Epochs done.
   std::size_t epochs() const noexcept;

@@ -324,30 +324,26 @@ void ConvWeightGradient<T>::operator()(const T* image, const T* cotangent, bool 
     frame_image(image_frame(g), image, scale_, padded_image_);
     image = padded_image_;
   }
-  // Pixels in blocks whose cotangents (128 x 64 f32 = 32 KiB) stay in the first-level cache while all taps
-  // pass.
-  constexpr std::size_t kPixels = 128;
-  for (std::size_t begin = 0; begin < g.out_pixels(); begin += kPixels) {
-    simd::GatherProduct<T> product{.x = image,
-                                   .x_base = taps_,
-                                   .x_offset = pixels_ + begin,
-                                   .v = cotangent + begin * columns_,
-                                   .v_stride = columns_,
-                                   .out = weight_gradient,
-                                   .out_base = rows_,
-                                   .rows = g.patch(),
-                                   .depth = std::min(kPixels, g.out_pixels() - begin),
-                                   .columns = g.c_out,
-                                   .accumulate = accumulate || begin != 0};
-    if (weight_gradient != nullptr) kernels<T>().gather_product(product);
-    if (bias_gradient != nullptr) {
-      product.x = &bias_scale_;
-      product.x_base = zeros_;
-      product.x_offset = zeros_;
-      product.out = bias_gradient;
-      product.rows = 1;
-      kernels<T>().gather_product(product);
-    }
+  simd::GatherProduct<T> product{.x = image,
+                                 .x_base = taps_,
+                                 .x_offset = pixels_,
+                                 .v = cotangent,
+                                 .v_stride = columns_,
+                                 .out = weight_gradient,
+                                 .out_base = rows_,
+                                 .rows = g.patch(),
+                                 .depth = g.out_pixels(),
+                                 .columns = g.c_out,
+                                 .accumulate = accumulate};
+  if (weight_gradient != nullptr) kernels<T>().gather_product(product);
+  if (bias_gradient != nullptr) {
+    // The same sum with the scale in the place of every input.
+    product.x = &bias_scale_;
+    product.x_base = zeros_;
+    product.x_offset = zeros_;
+    product.out = bias_gradient;
+    product.rows = 1;
+    kernels<T>().gather_product(product);
   }
 }
 

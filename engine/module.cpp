@@ -1,0 +1,48 @@
+#include "engine/module.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "engine/parallel.hpp"
+
+namespace gradgram {
+
+template <class T>
+Tensor<T> evaluate(const Module<T>& module, TensorView<const T> inputs, const Workers& workers) {
+  if (inputs.shape().rank() == 0 || inputs.shape().inner() != module.input_shape()) {
+    throw ShapeError("evaluate: inputs " + inputs.shape().to_string() + " must be [examples] of " +
+                     module.input_shape().to_string());
+  }
+  constexpr std::size_t kBlock = 16;
+  const std::size_t n = inputs.shape()[0];
+  const std::size_t outputs = module.outputs();
+  const std::size_t blocks = (n + kBlock - 1) / kBlock;
+  Tensor<T> result(Shape{n, outputs});
+  std::vector<Arena> arenas(workers.count());
+  workers.run(blocks, [&](std::size_t block, std::size_t worker) {
+    const std::size_t begin = block * kBlock;
+    const std::size_t end = std::min(n, begin + kBlock);
+    Tape<T> tape(arenas[worker], false);
+    const Var out = module.forward(tape, tape.input(inputs.slice(begin, end)));
+    const Shape expected{end - begin, outputs};
+    if (tape.shape(out) != expected) {
+      throw ShapeError("evaluate: the module's outputs " + tape.shape(out).to_string() + " must be " +
+                       expected.to_string());
+    }
+    std::copy_n(tape.value(out).data(), expected.size(), result.data() + begin * outputs);
+  });
+  for (std::size_t i = 0; i < result.size(); ++i) {
+    if (!std::isfinite(result.data()[i])) {
+      throw NumericError("evaluate: output " + std::to_string(i % outputs) + " of example " +
+                         std::to_string(i / outputs) + " is " + std::to_string(result.data()[i]));
+    }
+  }
+  return result;
+}
+
+template Tensor<float> evaluate(const Module<float>&, TensorView<const float>, const Workers&);
+template Tensor<double> evaluate(const Module<double>&, TensorView<const double>, const Workers&);
+
+}  // namespace gradgram

@@ -14,8 +14,8 @@
 #include "engine/sinks.hpp"
 #include "engine/tape.hpp"
 
-/// One checker for every op: derivatives against six-point differences of the op's own values, the adjoint identity, and
-/// the properties that hold for blocks of examples.
+/// One checker for every op: derivatives against six-point differences of the op's own values, the adjoint
+/// identity, and the properties that hold for blocks of examples.
 namespace gradgram::testing {
 
 template <class T>
@@ -39,7 +39,8 @@ Tensor<T> distinct_tensor(Shape shape, std::uint64_t seed) {
   Random random(seed);
   Tensor<T> result(shape);
   const std::size_t n = result.size();
-  for (std::size_t i = 0; i < n; ++i) result.data()[i] = static_cast<T>((static_cast<double>(i) + 0.5) / double(n) - 0.5);
+  for (std::size_t i = 0; i < n; ++i)
+    result.data()[i] = static_cast<T>((static_cast<double>(i) + 0.5) / double(n) - 0.5);
   for (std::size_t i = n; i > 1; --i) std::swap(result.data()[i - 1], result.data()[random.below(i)]);
   return result;
 }
@@ -69,9 +70,15 @@ double parameter_dot(const ParameterSet<T>& a, const ParameterSet<T>& b) {
   return sum;
 }
 
+/// The larger error; a NaN is the largest of all.
+inline double worse(double a, double b) {
+  return std::isnan(a) || b <= a ? a : b;
+}
+
 template <class T>
 bool same_bits(TensorView<const T> a, TensorView<const T> b) {
-  return a.size() == b.size() && (a.size() == 0 || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+  return a.size() == b.size() &&
+         (a.size() == 0 || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
 template <class T>
@@ -89,7 +96,7 @@ struct Gradients {
   ParameterSet<T> parameters;
 };
 
-/// Value, and gradients of <seed, value>. `seed` empty means random numbers from `seed_number`.
+/// Value, and gradients of <seed, value>.
 template <class T>
 Gradients<T> gradients(const Record<T>& record, TensorView<const T> x, const ParameterSet<T>& parameters,
                        TensorView<const T> seed) {
@@ -97,7 +104,8 @@ Gradients<T> gradients(const Record<T>& record, TensorView<const T> x, const Par
   Tape<T> tape(arena);
   const Var in = tape.input(x, true);
   const Var y = record(tape, in, parameters);
-  Gradients<T> result{Tensor<T>(tape.shape(y), tape.value(y).span()), Tensor<T>(x.shape()), parameters.zeros()};
+  Gradients<T> result{Tensor<T>(tape.shape(y), tape.value(y).span()), Tensor<T>(x.shape()),
+                      parameters.zeros()};
   SummedGradientSink<T> sink(result.parameters);
   tape.reverse(y, seed, sink);
   if (tape.cotangent(in)) std::copy_n(tape.cotangent(in).data(), x.size(), result.x.data());
@@ -110,8 +118,8 @@ inline double six_point(const std::function<double(double)>& f) {
   return (45 * (f(h) - f(-h)) - 9 * (f(2 * h) - f(-2 * h)) + (f(3 * h) - f(-3 * h))) / (60 * h);
 }
 
-/// The largest error of the gradients with respect to every input and every parameter, relative to the largest entry
-/// (at least 1).
+/// The largest error of the gradients with respect to every input and every parameter, relative to the
+/// largest entry (at least 1).
 inline double difference_error(const Record<double>& record, const Tensor<double>& x,
                                const ParameterSet<double>& parameters) {
   const Tensor<double> values = forward(record, x.view(), parameters);
@@ -121,15 +129,15 @@ inline double difference_error(const Record<double>& record, const Tensor<double
   double scale = 1;
   const auto compare = [&](double expected, double actual) {
     scale = std::max(scale, std::abs(expected));
-    // A NaN must count as an error.
     const double difference = std::abs(expected - actual);
-    error = difference <= error ? error : difference;
+    error = worse(error, difference);
   };
   Tensor<double> moved = x.clone();
   for (std::size_t i = 0; i < x.size(); ++i) {
     compare(six_point([&](double h) {
               moved.data()[i] = x.data()[i] + h;
-              const double value = dot<double>(seed.view(), forward(record, std::as_const(moved).view(), parameters).view());
+              const double value =
+                  dot<double>(seed.view(), forward(record, std::as_const(moved).view(), parameters).view());
               moved.data()[i] = x.data()[i];
               return value;
             }),
@@ -151,7 +159,8 @@ inline double difference_error(const Record<double>& record, const Tensor<double
   return error / scale;
 }
 
-/// The largest relative error of the tangent along a random direction of inputs and parameters, against differences.
+/// The largest relative error of the tangent along a random direction of inputs and parameters, against
+/// differences.
 inline double tangent_error(const Record<double>& record, const Tensor<double>& x,
                             const ParameterSet<double>& parameters) {
   const Tensor<double> dx = random_tensor<double>(x.shape(), 5);
@@ -181,13 +190,13 @@ inline double tangent_error(const Record<double>& record, const Tensor<double>& 
     const double expected = (45 * (v(0) - v(1)) - 9 * (v(2) - v(3)) + (v(4) - v(5))) / (60 * h);
     scale = std::max(scale, std::abs(expected));
     const double difference = std::abs(expected - tangent.data()[i]);
-    error = difference <= error ? error : difference;
+    error = worse(error, difference);
   }
   return error / scale;
 }
 
-/// |<u, J v> - <J^T u, v>| relative to sum of the products' magnitudes (at least 1), v over inputs and parameters
-/// together, inputs alone and parameters alone.
+/// |<u, J v> - <J^T u, v>| relative to sum of the products' magnitudes (at least 1), v over inputs and
+/// parameters together, inputs alone and parameters alone.
 template <class T>
 double adjoint_error(const Record<T>& record, const Tensor<T>& x, const ParameterSet<T>& parameters) {
   const Tensor<T> dx = random_tensor<T>(x.shape(), 15);
@@ -205,7 +214,7 @@ double adjoint_error(const Record<T>& record, const Tensor<T>& x, const Paramete
   double error = 0;
   const auto compare = [&](double forward_side, double reverse_side) {
     const double difference = std::abs(forward_side - reverse_side) / std::max(1.0, std::abs(reverse_side));
-    error = difference <= error ? error : difference;
+    error = worse(error, difference);
   };
   compare(dot<T>(u.view(), tape.tangents(y, &dp, in, dx.view())), of_x + of_parameters);
   compare(dot<T>(u.view(), tape.tangents(y, nullptr, in, dx.view())), of_x);
@@ -235,8 +244,8 @@ Tensor<T> jacobian_rows(const Record<T>& record, TensorView<const T> x, const Pa
   return rows;
 }
 
-/// Values, input cotangents and per-example gradients of a block against each example alone, bit for bit; the summed
-/// gradient against the sum of the rows; repeated reverse passes; the block of no examples.
+/// Values, input cotangents and per-example gradients of a block against each example alone, bit for bit; the
+/// summed gradient against the sum of the rows; repeated reverse passes; the block of no examples.
 template <class T>
 void check_blocks(const Record<T>& record, const Tensor<T>& x, const ParameterSet<T>& parameters) {
   const std::size_t n = x.shape()[0];
@@ -294,7 +303,8 @@ void check_blocks(const Record<T>& record, const Tensor<T>& x, const ParameterSe
       EXPECT_TRUE(same_bits<T>(tape.cotangent(in), block.x.view())) << "second reverse pass";
     }
     for (std::size_t p = 0; p < parameters.count(); ++p) {
-      EXPECT_TRUE(same_bits<T>(std::as_const(again).value(p), block.parameters.value(p))) << "second reverse pass";
+      EXPECT_TRUE(same_bits<T>(std::as_const(again).value(p), block.parameters.value(p)))
+          << "second reverse pass";
     }
   }
   {
@@ -311,7 +321,7 @@ void check_blocks(const Record<T>& record, const Tensor<T>& x, const ParameterSe
   }
 }
 
-/// Everything above, in both precisions. Ops whose record depends on the number of examples pass blocks_of_zero = false.
+/// Everything above, in both precisions, and the block of no examples.
 template <class F>
 void check_op(F&& record, const Tensor<double>& x, const ParameterSet<double>& parameters) {
   const Record<double> f64 = record;

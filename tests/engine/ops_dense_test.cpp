@@ -59,7 +59,8 @@ TEST(Dense, RefusesWhatDoesNotMatch) {
     const Tensor<double> x(shape);
     Arena arena;
     Tape<double> tape(arena);
-    ops::dense(tape, tape.input(x.view()), ops::Affine<double>{.parameters = parameters, .weight = weight, .bias = bias});
+    ops::dense(tape, tape.input(x.view()),
+               ops::Affine<double>{.parameters = parameters, .weight = weight, .bias = bias});
   };
   EXPECT_THROW(apply({1, 784}, 0, 1), ShapeError);
   EXPECT_THROW(apply({785}, 0, 1), ShapeError);

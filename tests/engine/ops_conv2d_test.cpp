@@ -1,0 +1,181 @@
+#include "tests/engine/op_check.hpp"
+#include "tests/reference/convolution.hpp"
+
+namespace gradgram {
+namespace {
+
+using testing::check_op;
+using testing::random_tensor;
+
+reference::Convolution plain(const ConvGeometry& g) {
+  return {g.in_h,     g.in_w,     g.c_in,    g.c_out,    g.kernel_h, g.kernel_w,
+          g.stride_h, g.stride_w, g.pad_top, g.pad_left, g.out_h,    g.out_w};
+}
+
+ParameterSet<double> conv_parameters(const ConvGeometry& g) {
+  ParameterSet<double> parameters;
+  parameters.add("weight", random_tensor<double>(Shape{g.kernel_h, g.kernel_w, g.c_in, g.c_out}, 1));
+  parameters.add("bias", random_tensor<double>(Shape{g.c_out}, 2));
+  return parameters;
+}
+
+auto conv_op(ConvGeometry geometry, bool bias, double weight_scale, double bias_scale) {
+  return [=]<class T>(Tape<T>& tape, Var x, const ParameterSet<T>& parameters) {
+    return ops::conv2d(tape, x, geometry,
+                       ops::Affine<T>{.parameters = parameters,
+                                      .weight = 0,
+                                      .bias = bias ? 1 : kNoParameter,
+                                      .weight_scale = static_cast<T>(weight_scale),
+                                      .bias_scale = static_cast<T>(bias_scale)});
+  };
+}
+
+TEST(Conv2d, DerivativesAndBlocks) {
+  const Padding same{};
+  const Padding valid{.kind = Padding::Kind::Valid};
+  const Padding two{.kind = Padding::Kind::Explicit, .amount = 2};
+  const ConvGeometry cases[] = {
+      conv_geometry(5, 4, 2, 3, 3, 3, 1, 1, same),  conv_geometry(5, 6, 3, 2, 3, 2, 2, 1, valid),
+      conv_geometry(6, 5, 1, 2, 2, 2, 3, 3, valid), conv_geometry(4, 4, 2, 1, 1, 1, 1, 1, same),
+      conv_geometry(5, 5, 1, 2, 1, 1, 2, 2, same),  conv_geometry(3, 4, 2, 2, 3, 3, 2, 3, two),
+      conv_geometry(3, 3, 1, 1, 5, 5, 1, 1, two),
+  };
+  for (const ConvGeometry& g : cases) {
+    const auto x = random_tensor<double>(Shape{3, g.in_h, g.in_w, g.c_in}, 3);
+    check_op(conv_op(g, true, 0.6, 1.3), x, conv_parameters(g));
+  }
+  const ConvGeometry& g = cases[0];
+  const auto x = random_tensor<double>(Shape{2, g.in_h, g.in_w, g.c_in}, 3);
+  check_op(conv_op(g, false, 1, 1), x, conv_parameters(g));
+  check_op(conv_op(g, true, 1, 1), x, conv_parameters(g));
+}
+
+/// |found - expected| <= depth * eps * sum of magnitudes, bounded by inputs below 1: depth products each
+/// below 1.
+template <class T>
+double excess(const std::vector<double>& expected, TensorView<const T> found, std::size_t depth) {
+  if (expected.size() != found.size()) return INFINITY;
+  const double tolerance =
+      2 * double(std::numeric_limits<T>::epsilon()) * double(depth) * std::sqrt(double(depth) + 1);
+  double worst = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    worst = testing::worse(worst, std::abs(double(found.data()[i]) - expected[i]) / tolerance);
+  }
+  return worst;
+}
+
+template <class T>
+std::vector<double> widened(TensorView<const T> values) {
+  return {values.data(), values.data() + values.size()};
+}
+
+template <class T>
+void compare_with_reference(const ConvGeometry& g) {
+  const ParameterSet<T> parameters = conv_parameters(g).cast<T>();
+  const auto x = random_tensor<T>(Shape{2, g.in_h, g.in_w, g.c_in}, 3);
+  const auto seed = random_tensor<T>(Shape{2, g.out_h, g.out_w, g.c_out}, 4);
+  const testing::Record<T> record = conv_op(g, false, 1, 1);
+  const auto found = testing::gradients<T>(record, x.view(), parameters, seed.view());
+  const auto rows = testing::jacobian_rows<T>(record, x.view(), parameters, seed.view());
+  const auto weights = widened<T>(parameters.value(0));
+  const reference::Convolution oracle = plain(g);
+  for (std::size_t i = 0; i < 2; ++i) {
+    const auto image = widened<T>(x.view().slice(i));
+    const auto cotangent = widened<T>(seed.view().slice(i));
+    EXPECT_LE(
+        excess<T>(oracle.forward(image.data(), weights.data()), found.values.view().slice(i), g.patch()), 1);
+    EXPECT_LE(excess<T>(oracle.input_cotangent(cotangent.data(), weights.data()), found.x.view().slice(i),
+                        g.kernel_h * g.kernel_w * g.c_out),
+              1);
+    const auto gradient = oracle.weight_gradient(image.data(), cotangent.data());
+    const TensorView<const T> row(rows.data() + i * parameters.size(), Shape{g.weights()});
+    EXPECT_LE(excess<T>(gradient, row, g.out_pixels()), 1);
+  }
+}
+
+TEST(Conv2d, EqualsTheReferenceOverAGrid) {
+  const Padding paddings[] = {{},
+                              {.kind = Padding::Kind::Valid},
+                              {.kind = Padding::Kind::Explicit, .amount = 1},
+                              {.kind = Padding::Kind::Explicit, .amount = 3}};
+  const std::size_t channels[][2] = {{1, 1}, {3, 16}, {5, 17}, {16, 3}, {17, 5}, {1, 64}, {64, 1}};
+  std::size_t cases = 0;
+  for (const auto& [h, w] : {std::pair<std::size_t, std::size_t>{5, 7}, {8, 6}}) {
+    for (const auto& [c_in, c_out] : channels) {
+      for (const std::size_t kernel : {1U, 2U, 3U, 5U}) {
+        for (const std::size_t stride : {1U, 2U, 3U}) {
+          for (const Padding& padding : paddings) {
+            const ConvGeometry g = conv_geometry(h, w, c_in, c_out, kernel, kernel > 1 ? kernel - 1 : 1,
+                                                 stride, stride, padding);
+            SCOPED_TRACE(::testing::Message() << h << "x" << w << " " << c_in << "->" << c_out << " kernel "
+                                              << kernel << " stride " << stride << " pad " << padding.amount);
+            compare_with_reference<double>(g);
+            compare_with_reference<float>(g);
+            ++cases;
+          }
+        }
+      }
+    }
+  }
+  EXPECT_EQ(cases, 2U * 7U * 4U * 3U * 4U);
+  compare_with_reference<float>(conv_geometry(11, 13, 64, 64, 3, 3, 1, 1, {}));
+  compare_with_reference<float>(conv_geometry(16, 16, 48, 80, 3, 3, 2, 2, {}));
+}
+
+TEST(Conv2d, TheComparisonNoticesOneWrongNumber) {
+  const std::vector<double> expected{1, 2, 3};
+  Tensor<float> found(Shape{3}, std::vector<float>{1, 2, 3});
+  EXPECT_LE(excess<float>(expected, found.view(), 9), 1);
+  found(1) = 2.0001F;
+  EXPECT_GT(excess<float>(expected, found.view(), 9), 1);
+  found(1) = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_FALSE(excess<float>(expected, found.view(), 9) <= 1);
+}
+
+TEST(Conv2d, AccumulatesAndScalesSingleImages) {
+  const ConvGeometry g = conv_geometry(5, 4, 3, 5, 3, 3, 1, 1, {});
+  const auto image = random_tensor<double>(Shape{5, 4, 3}, 1);
+  const auto cotangent = random_tensor<double>(Shape{5, 4, 5}, 2);
+  const auto expected = plain(g).weight_gradient(image.data(), cotangent.data());
+  Arena scratch;
+  Tensor<double> weight(Shape{g.weights()});
+  Tensor<double> bias(Shape{g.c_out});
+  for (const bool accumulate : {false, true}) {
+    ops::conv_weight_gradient(g, image.data(), cotangent.data(), 0.5, 3.0, accumulate, weight.data(),
+                              bias.data(), scratch);
+  }
+  for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(weight(i), expected[i], 1e-13);
+  for (std::size_t c = 0; c < g.c_out; ++c) {
+    double sum = 0;
+    for (std::size_t p = 0; p < g.out_pixels(); ++p) sum += cotangent.data()[p * g.c_out + c];
+    EXPECT_NEAR(bias(c), 6 * sum, 1e-12);
+  }
+  const Tensor<double> before = weight.clone();
+  ops::conv_weight_gradient<double>(g, image.data(), cotangent.data(), 0.5, 3.0, true, nullptr, bias.data(),
+                                    scratch);
+  ops::conv_weight_gradient<double>(g, image.data(), cotangent.data(), 0.5, 3.0, false, weight.data(),
+                                    nullptr, scratch);
+  for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(2 * weight(i), before(i), 1e-13);
+}
+
+TEST(Conv2d, RefusesWhatDoesNotMatch) {
+  const ConvGeometry g = conv_geometry(5, 4, 3, 2, 3, 3, 1, 1, {});
+  const ParameterSet<double> parameters = conv_parameters(g);
+  const auto apply = [&](Shape shape, std::size_t weight, std::size_t bias) {
+    const Tensor<double> x(shape);
+    Arena arena;
+    Tape<double> tape(arena);
+    ops::conv2d(tape, tape.input(x.view()), g,
+                ops::Affine<double>{.parameters = parameters, .weight = weight, .bias = bias});
+  };
+  EXPECT_NO_THROW(apply({1, 5, 4, 3}, 0, 1));
+  EXPECT_THROW(apply({1, 5, 4}, 0, 1), ShapeError);
+  EXPECT_THROW(apply({1, 4, 4, 3}, 0, 1), ShapeError);
+  EXPECT_THROW(apply({1, 5, 5, 3}, 0, 1), ShapeError);
+  EXPECT_THROW(apply({1, 5, 4, 2}, 0, 1), ShapeError);
+  EXPECT_THROW(apply({1, 5, 4, 3}, 1, kNoParameter), ShapeError);
+  EXPECT_THROW(apply({1, 5, 4, 3}, 0, 0), ShapeError);
+}
+
+}  // namespace
+}  // namespace gradgram

@@ -13,6 +13,9 @@ namespace gradgram::models::detail {
 /// `column 17`, or `line 2, column 5` when the text has several lines. `position` counts bytes from 1.
 std::string location(std::string_view text, std::size_t position);
 
+/// Finite, in f32 too.
+bool is_slope(double slope) noexcept;
+
 struct Checked {
   std::vector<Shape> shapes;  ///< of one example after each layer
   std::size_t parameters = 0;

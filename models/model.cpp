@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "engine/error.hpp"
@@ -131,7 +132,8 @@ class Checker {
       need(layer.padding.kind != Padding::Kind::Explicit || layer.padding.amount <= kMaxExtent, layer, path,
            "padding of at most 2147483647");
     }
-    if (layer.kind == LayerKind::Activation) need(std::isfinite(layer.slope), layer, path, "a finite slope");
+    if (layer.kind == LayerKind::Activation)
+      need(detail::is_slope(layer.slope), layer, path, "a finite slope that fits into f32");
     if (layer.kind == LayerKind::Residual)
       need(!layer.body.empty(), layer, path, "at least one layer inside");
   }
@@ -206,6 +208,10 @@ class Checker {
 }  // namespace
 
 namespace detail {
+
+bool is_slope(double slope) noexcept {
+  return std::abs(slope) <= std::numeric_limits<float>::max();
+}
 
 std::string location(std::string_view text, std::size_t position) {
   const std::string_view before = text.substr(0, std::min(text.size(), position - 1));

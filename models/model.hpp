@@ -34,7 +34,7 @@ struct Layer {
   Padding padding;
   bool bias = true;
   simd::Activation activation = simd::Activation::Relu;
-  double slope = 0.01;  ///< LeakyRelu
+  double slope = 0.01;  ///< LeakyRelu; must fit into f32
   std::vector<Layer> body;
   std::vector<Layer> shortcut;
   std::size_t position =

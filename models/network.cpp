@@ -201,13 +201,16 @@ Parameterization parse_parameterization(std::string_view name) {
 template <class T>
 Network<T>::Network(Model model, const NetworkOptions& options)
     : model_(std::move(model)), options_(options) {
-  if (!(std::isfinite(options.weight_variance) && options.weight_variance > 0)) {
-    throw ArgumentError(fmt::format("network: weight_variance: found {}, expected a finite number above 0",
-                                    options.weight_variance));
+  // Beyond these the draws would leave the range of f32. The comparisons are false for NaN.
+  constexpr double kLeast = 1e-30;
+  constexpr double kMost = 1e30;
+  if (!(options.weight_variance >= kLeast && options.weight_variance <= kMost)) {
+    throw ArgumentError(fmt::format("network: weight_variance: found {}, expected {} to {}",
+                                    options.weight_variance, kLeast, kMost));
   }
-  if (!(std::isfinite(options.bias_variance) && options.bias_variance >= 0)) {
-    throw ArgumentError(fmt::format(
-        "network: bias_variance: found {}, expected a finite number of at least 0", options.bias_variance));
+  if (!(options.bias_variance == 0 || (options.bias_variance >= kLeast && options.bias_variance <= kMost))) {
+    throw ArgumentError(fmt::format("network: bias_variance: found {}, expected 0 or {} to {}",
+                                    options.bias_variance, kLeast, kMost));
   }
   Drawer<T>(options_, parameters_).list(model_.layers(), model_.input(), {}, false);
 }

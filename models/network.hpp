@@ -21,9 +21,9 @@ Parameterization parse_parameterization(std::string_view name);
 
 struct NetworkOptions {
   Parameterization parameterization = Parameterization::Standard;
-  double weight_variance = 2.0;  ///< sigma_w^2, above 0. 2 keeps the scale through ReLU layers
-  /// sigma_b^2, at least 0. With 0 the standard parameterization has biases that start at 0 and are trained;
-  /// the NTK parameterization, where such biases could neither act nor learn, has none.
+  double weight_variance = 2.0;  ///< sigma_w^2, 1e-30 to 1e30; 2 keeps the scale through ReLU layers
+  /// sigma_b^2, 0 or 1e-30 to 1e30. With 0 the standard parameterization has biases that start at 0 and are
+  /// trained; the NTK parameterization, where such biases could neither act nor learn, has none.
   double bias_variance = 0.0;
   std::uint64_t seed = 0;
 };

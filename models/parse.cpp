@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <cmath>
 #include <span>
 #include <string>
 #include <string_view>
@@ -442,8 +441,8 @@ class Parser {
   double slope(const std::string& what, std::string_view value, std::size_t at) const {
     double result = 0;
     const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), result);
-    if (error != std::errc() || end != value.data() + value.size() || !std::isfinite(result)) {
-      fail(at, found_value(value), fmt::format("a finite number ({})", what));
+    if (error != std::errc() || end != value.data() + value.size() || !detail::is_slope(result)) {
+      fail(at, found_value(value), fmt::format("a finite number that fits into f32 ({})", what));
     }
     return result;
   }

@@ -180,10 +180,10 @@ TEST(Network, RefusesVariancesOutOfRange) {
   const Model model = parse("dense(2)", {3});
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const double infinity = std::numeric_limits<double>::infinity();
-  for (const double bad : {0.0, -1.0, nan, infinity}) {
+  for (const double bad : {0.0, -1.0, 1e-31, 1e31, nan, infinity}) {
     EXPECT_THROW(Network<float>(model, {.weight_variance = bad}), ArgumentError) << bad;
   }
-  for (const double bad : {-1.0, nan, infinity}) {
+  for (const double bad : {-1.0, 1e-31, 1e31, nan, infinity}) {
     EXPECT_THROW(Network<float>(model, {.bias_variance = bad}), ArgumentError) << bad;
   }
 }

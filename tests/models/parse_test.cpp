@@ -206,6 +206,7 @@ TEST(Parse, RefusesWithPositionFoundAndExpected) {
       {"leakyrelu(nan)", {3}, {"found 'nan'", "a finite number"}},
       {"leakyrelu(inf)", {3}, {"found 'inf'"}},
       {"leakyrelu(1e999)", {3}, {"found '1e999'"}},
+      {"leakyrelu(-1e39)", {3}, {"found '-1e39'", "fits into f32"}},
       {"leakyrelu(0.1.2)", {3}, {"found '0.1.2'"}},
       {"leakyrelu(0.1,0.2)", {3}, {"found '0.2'", "at most 1 argument"}},
       {"gap dense(1)", {3}, {"layer 0 'gap' at column 1", "found the vector [3]", "an image"}},

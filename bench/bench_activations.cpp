@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/cpu.hpp"
+#include "engine/machine.hpp"
 
 namespace gradgram {
 namespace {
@@ -35,11 +36,12 @@ template <class T>
 void value(benchmark::State& state, Isa isa, Activation kind) {
   const auto x = arguments<T>();
   std::vector<T> y(x.size());
+  const Report<T> report(isa);
   for (auto _ : state) {
     kernels<T>(isa).activate(kind, T(0.01), x.data(), y.data(), x.size());
     benchmark::ClobberMemory();
   }
-  report<T>(state, x.size());
+  report.print(state, x.size());
 }
 
 template <class T>
@@ -49,22 +51,24 @@ void chain(benchmark::State& state, Isa isa, Activation kind) {
   std::vector<T> y(x.size());
   std::vector<T> out(x.size());
   kernels<T>(isa).activate(kind, T(0.01), x.data(), y.data(), x.size());
+  const Report<T> report(isa);
   for (auto _ : state) {
     kernels<T>(isa).activation_chain(kind, T(0.01), x.data(), y.data(), t.data(), out.data(), x.size());
     benchmark::ClobberMemory();
   }
-  report<T>(state, x.size());
+  report.print(state, x.size());
 }
 
 template <class T>
 void standard_library(benchmark::State& state, T (*function)(T)) {
   const auto x = arguments<T>();
   std::vector<T> y(x.size());
+  const Report<T> report(active_isa());
   for (auto _ : state) {
     for (std::size_t i = 0; i < x.size(); ++i) y[i] = function(x[i]);
     benchmark::ClobberMemory();
   }
-  report<T>(state, x.size());
+  report.print(state, x.size());
 }
 
 template <class T>

@@ -47,7 +47,7 @@ void gather_product(benchmark::State& state, Isa isa) {
       x.data(),        x_base.data(), x_offset.data(), v.data(), stride, out.data(),
       out_base.data(), rows,          depth,           columns,  false};
   const auto& table = kernels<T>(isa);
-  bench::Limit<T> limit;
+  bench::Limit<T> limit(isa);
   for (auto _ : state) {
     table.gather_product(job);
     benchmark::ClobberMemory();

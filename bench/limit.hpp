@@ -21,19 +21,23 @@ namespace gradgram::bench {
 template <class T>
 class Limit {
  public:
-  Limit() : fma_(probe_fma_rate<T>()), gemm_(probe_gemm_rate<T>()) {}
+  /// `isa`: whose multiply-adds are the limit.
+  explicit Limit(Isa isa = active_isa())
+      : isa_(isa), fma_(probe_fma_rate<T>(isa)), gemm_(probe_gemm_rate<T>()) {}
 
   /// `cores`: how many threads worked at once. Multi-threaded work needs UseRealTime() on the benchmark.
   void report(benchmark::State& state, double flop, std::size_t cores = 1) {
     using benchmark::Counter;
-    const double fma = (fma_ + probe_fma_rate<T>()) / 2 * static_cast<double>(cores);
+    const double fma = (fma_ + probe_fma_rate<T>(isa_)) / 2 * static_cast<double>(cores);
     const double gemm = (gemm_ + probe_gemm_rate<T>()) / 2 * static_cast<double>(cores);
     state.counters["GFLOP/s"] = Counter(flop * 1e-9, Counter::kIsIterationInvariantRate);
     state.counters["of_fma"] = Counter(flop / fma, Counter::kIsIterationInvariantRate);
-    state.counters["of_gemm"] = Counter(flop / gemm, Counter::kIsIterationInvariantRate);
+    if (isa_ == active_isa())
+      state.counters["of_gemm"] = Counter(flop / gemm, Counter::kIsIterationInvariantRate);
   }
 
  private:
+  Isa isa_;
   double fma_;
   double gemm_;
 };

@@ -34,8 +34,8 @@ double best_seconds(double budget, const std::function<void()>& work) {
 }
 
 template <class T>
-double fma_rate(double budget) {
-  const simd::KernelTable<T>& table = kernels<T>();
+double fma_rate(Isa isa, double budget) {
+  const simd::KernelTable<T>& table = kernels<T>(isa);
   T sink = 1;
   double operations = 0;
   const double seconds = best_seconds(budget, [&] { operations = table.fma_peak(20000, &sink); });
@@ -99,21 +99,21 @@ double stream_rate(double budget) {
 MachineRates measure_rates(const Workers& workers) {
   MachineRates rates;
   rates.threads = workers.count();
-  rates.fma_f32 = fma_rate<float>(0.05);
+  rates.fma_f32 = fma_rate<float>(active_isa(), 0.05);
   rates.sgemm = gemm_rate<float>(1024, 0.1);
   rates.sgemm_all = gemm_rate_of_all(workers, 1024, 0.15);
-  rates.fma_f64 = fma_rate<double>(0.05);
+  rates.fma_f64 = fma_rate<double>(active_isa(), 0.05);
   rates.dgemm = gemm_rate<double>(1024, 0.1);
   rates.bandwidth = stream_rate(0.05);
   return rates;
 }
 
 template <class T>
-double probe_fma_rate() {
-  return fma_rate<T>(0.002);
+double probe_fma_rate(Isa isa) {
+  return fma_rate<T>(isa, 0.002);
 }
-template double probe_fma_rate<float>();
-template double probe_fma_rate<double>();
+template double probe_fma_rate<float>(Isa);
+template double probe_fma_rate<double>(Isa);
 
 template <class T>
 double probe_gemm_rate() {

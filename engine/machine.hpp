@@ -2,6 +2,7 @@
 
 #include <cstddef>
 
+#include "engine/cpu.hpp"
 #include "engine/parallel.hpp"
 
 namespace gradgram {

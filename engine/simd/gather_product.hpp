@@ -5,14 +5,16 @@
 
 namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE {
 
-/// The widest register tile: kRows<V> rows of V vectors. Both ports stay busy from 8 to 10 chains up (4
-/// cycles of latency, 2 a cycle); beyond that, more rows mean fewer loads of v and more vectors mean fewer
-/// broadcasts. 32 registers: 6 x 4 = 24 accumulators, 4 of v, the broadcast. 16 registers: 6 x 2 = 12, 2 and
-/// the broadcast. Fewer vectors get no more than 8 rows: each row needs a pointer, and there are 16 of those
-/// registers.
+/// Vectors of the widest tile and rows of a tile of `Vectors` vectors. Two multiply-adds a cycle with a
+/// latency of 4 need 8 independent chains; beyond that, more rows mean fewer loads of v and more vectors
+/// fewer broadcasts. 32 registers: 6 x 4 = 24 accumulators, 4 of v, the broadcast. 16 registers: 6 x 2 = 12,
+/// 2, 1. Rows are limited by the pointers, one each, of which 15 fit: 10 x 2 and 8 x 3; a single vector is
+/// bound by its broadcasts whatever the rows.
 inline constexpr std::size_t kPanelVectors = sizeof(Batch<float>) == 64 ? 4 : 2;
 template <std::size_t Vectors>
-inline constexpr std::size_t kRows = Vectors == kPanelVectors ? 6 : 8;
+inline constexpr std::size_t kRows = Vectors == kPanelVectors ? 6
+                                     : Vectors == 2           ? 10
+                                                              : 8;
 
 /// Elements of v (16 KiB) that stay in the first-level cache while all rows pass over them.
 template <class T>

@@ -4,6 +4,7 @@
 #include <oneapi/tbb/parallel_for.h>
 #include <oneapi/tbb/task_arena.h>
 
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 
@@ -14,8 +15,12 @@ namespace gradgram {
 
 struct Workers::Arena {
   explicit Arena(std::size_t threads)
-      : allow(tbb::global_control::max_allowed_parallelism, threads), arena(static_cast<int>(threads)) {}
-  // More threads than processors are allowed on request: the results do not depend on their number.
+      : allow(tbb::global_control::max_allowed_parallelism, std::max(threads, kAllowed)),
+        arena(static_cast<int>(threads)) {}
+  // More threads than processors are allowed on request: the results do not depend on their number. The least
+  // of all live controls counts for the whole process, so each group allows plenty and limits itself by its
+  // own arena; threads are made only when an arena asks for them.
+  static constexpr std::size_t kAllowed = 256;
   tbb::global_control allow;
   mutable tbb::task_arena arena;
 };
@@ -26,21 +31,25 @@ Workers::~Workers() = default;
 Workers::Workers(Workers&&) noexcept = default;
 Workers& Workers::operator=(Workers&&) noexcept = default;
 
-std::size_t Workers::count() const noexcept { return static_cast<std::size_t>(arena_->arena.max_concurrency()); }
+std::size_t Workers::count() const noexcept {
+  return static_cast<std::size_t>(arena_->arena.max_concurrency());
+}
 
 void Workers::run(std::size_t pieces, const std::function<void(std::size_t, std::size_t)>& piece,
                   const Progress& progress, std::stop_token stop) const {
   std::atomic<std::size_t> next{0};
   std::size_t done = 0;
   std::mutex reporting;
-  // Each worker takes the next index until none is left, so pieces start in order and a long one holds up nobody.
+  // Each worker takes the next index until none is left, so pieces start in order and a long one holds up
+  // nobody.
   const auto work = [&](std::size_t worker) {
     for (;;) {
       const std::size_t index = next.fetch_add(1);
       if (index >= pieces) return;
       if (stop.stop_requested()) {
         next.store(pieces);
-        throw Cancelled("stopped after " + std::to_string(index) + " of " + std::to_string(pieces) + " pieces");
+        throw Cancelled("stopped after " + std::to_string(index) + " of " + std::to_string(pieces) +
+                        " pieces");
       }
       try {
         piece(index, worker);
@@ -56,7 +65,8 @@ void Workers::run(std::size_t pieces, const std::function<void(std::size_t, std:
   };
   arena_->arena.execute([&] {
     tbb::parallel_for(
-        std::size_t{0}, count(), [&](std::size_t worker) { tbb::this_task_arena::isolate([&] { work(worker); }); },
+        std::size_t{0}, count(),
+        [&](std::size_t worker) { tbb::this_task_arena::isolate([&] { work(worker); }); },
         tbb::simple_partitioner());
   });
 }

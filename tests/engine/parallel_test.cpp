@@ -52,6 +52,19 @@ TEST(Workers, NoTwoRunningPiecesShareAWorkerNumber) {
   }
 }
 
+TEST(Workers, GroupsAliveTogetherDoNotLimitEachOther) {
+  const Workers one(1);
+  const Workers four(4);
+  // Every piece waits until all four have started, which they only do on four threads.
+  std::atomic<int> started{0};
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  four.run(4, [&](std::size_t, std::size_t) {
+    ++started;
+    while (started.load() < 4 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+    EXPECT_EQ(started.load(), 4);
+  });
+}
+
 TEST(Workers, NestedRunsKeepWorkerNumbersApart) {
   // A piece that runs pieces of its own must not start a second piece of the outer group on its worker
   // meanwhile.

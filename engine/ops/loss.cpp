@@ -87,12 +87,12 @@ Var cross_entropy(Tape<T>& tape, Var x, std::span<const std::int32_t> labels) {
   for (std::size_t i = 0; i < shape[0]; ++i) {
     const T* row = tape.value(x).data() + i * outputs;
     const auto label = static_cast<std::size_t>(labels[i]);
-    const double normalizer = log_sum_exp(row, outputs);
+    const LogNormalizer normalizer = log_normalizer(row, outputs);
     for (std::size_t k = 0; k < outputs; ++k) {
-      const double probability = std::exp(static_cast<double>(row[k]) - normalizer);
+      const double probability = std::exp(normalizer.log_probability(row[k]));
       gradient.data()[i * outputs + k] = static_cast<T>(k == label ? probability - 1 : probability);
     }
-    tape.mutable_value(y).data()[i] = static_cast<T>(normalizer - static_cast<double>(row[label]));
+    tape.mutable_value(y).data()[i] = static_cast<T>(-normalizer.log_probability(row[label]));
   }
   if (tape.depends(y)) tape.record(LossNode<T>(x, y, gradient.data()));
   return y;

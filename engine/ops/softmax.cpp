@@ -70,10 +70,10 @@ Var record_softmax(Tape<T>& tape, Var x, bool logarithm) {
   const T* in = tape.value(x).data();
   T* out = tape.mutable_value(y).data();
   for (std::size_t i = 0; i < shape[0]; ++i, in += outputs, out += outputs) {
-    const double normalizer = log_sum_exp(in, outputs);
+    const LogNormalizer normalizer = log_normalizer(in, outputs);
     for (std::size_t k = 0; k < outputs; ++k) {
-      const double shifted = static_cast<double>(in[k]) - normalizer;
-      out[k] = static_cast<T>(logarithm ? shifted : std::exp(shifted));
+      const double log_probability = normalizer.log_probability(in[k]);
+      out[k] = static_cast<T>(logarithm ? log_probability : std::exp(log_probability));
     }
   }
   if (tape.depends(y)) tape.record(SoftmaxNode<T>(x, y, logarithm));

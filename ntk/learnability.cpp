@@ -128,13 +128,21 @@ Values as_doubles(const std::vector<std::size_t>& values) {
   return {values.begin(), values.end()};
 }
 
-/// Mean of the learning rate over epoch `epoch` (from 0), as a share of the initial one.
-double schedule_share(const TrainingOptions& training, std::size_t epoch) {
+/// Mean of the learning rate over the steps of epoch `epoch` (from 0), as a share of the initial one: the
+/// trainer's cosine falls step by step.
+double schedule_share(const TrainingOptions& training, std::size_t epoch, std::size_t steps) {
   if (training.schedule == LearningRateSchedule::Constant) return 1;
-  const double length = static_cast<double>(training.epochs);
-  const double begin = std::numbers::pi * static_cast<double>(epoch) / length;
-  const double end = std::numbers::pi * static_cast<double>(epoch + 1) / length;
-  return 0.5 + (std::sin(end) - std::sin(begin)) / (end - begin) / 2;
+  const double total = static_cast<double>(training.epochs * steps);
+  double sum = 0;
+  for (std::size_t s = epoch * steps; s < (epoch + 1) * steps; ++s) {
+    sum += (1 + std::cos(std::numbers::pi * static_cast<double>(s) / total)) / 2;
+  }
+  return sum / static_cast<double>(steps);
+}
+
+std::size_t steps_per_epoch(const TrainingOptions& training, std::size_t n) {
+  const std::size_t batch = training.batch == 0 ? n : std::min(training.batch, n);
+  return (n + batch - 1) / batch;
 }
 
 /// eta * t of the flow dr/dt = -eta K r after each epoch. A step moves the weights by lr times the mean over
@@ -142,8 +150,8 @@ double schedule_share(const TrainingOptions& training, std::size_t epoch) {
 /// visits each example once, so it moves them by c lr (steps / n) sum J^T r, whatever the batch.
 Values linearized_times(const TrainingOptions& training, std::size_t n, std::size_t outputs,
                         double lambda_max) {
-  const std::size_t batch = training.batch == 0 ? n : std::min(training.batch, n);
-  const double steps = std::ceil(static_cast<double>(n) / static_cast<double>(batch));
+  const std::size_t whole_steps = steps_per_epoch(training, n);
+  const double steps = static_cast<double>(whole_steps);
   double per_epoch = training.learning_rate * steps / static_cast<double>(n);
   if (training.loss == Loss::MeanSquaredError) per_epoch *= 2 / static_cast<double>(outputs);
   switch (training.optimizer) {
@@ -161,7 +169,7 @@ Values linearized_times(const TrainingOptions& training, std::size_t n, std::siz
   }
   Values result(training.epochs + 1);
   for (std::size_t e = 0; e < training.epochs; ++e) {
-    result[e + 1] = result[e] + per_epoch * schedule_share(training, e);
+    result[e + 1] = result[e] + per_epoch * schedule_share(training, e, whole_steps);
   }
   return result;
 }
@@ -338,6 +346,15 @@ void check(const models::Network<T>& network, const datasets::Dataset& data,
   }
   if (outputs == 1 && training.loss == Loss::CrossEntropy) {
     throw ArgumentError("learnability: cross-entropy needs one output a class, the network has 1 output");
+  }
+  // What the trainer would refuse too, but only after the kernel.
+  if (!(training.learning_rate >= 0) || !std::isfinite(training.learning_rate)) {
+    throw ArgumentError(
+        fmt::format("learnability: the learning rate must be >= 0, found {}", training.learning_rate));
+  }
+  if (!(training.momentum >= 0 && training.momentum < 1)) {
+    throw ArgumentError(
+        fmt::format("learnability: momentum must lie in [0, 1), found {}", training.momentum));
   }
   if (training.epochs == 0) throw ArgumentError("learnability: needs at least 1 epoch, found 0");
   for (const std::size_t epoch : options.score_epochs) {
@@ -749,16 +766,14 @@ class Study {
           "Adam has no linearized time scale; the prediction takes as many steps of plain descent of size 1 "
           "/ lambda_max.");
     } else {
-      const double batch_free =
-          result_.linearized_time[1] * result_.spectrum.values.front() /
-          std::ceil(static_cast<double>(n_) /
-                    static_cast<double>(training.batch == 0 ? n_ : std::min(training.batch, n_)));
-      if (batch_free > 2) {
+      const double step = result_.linearized_time[1] * result_.spectrum.values.front() /
+                          static_cast<double>(steps_per_epoch(training, n_));
+      if (step > 2) {
         note(
             "A step is {:.1f} / lambda_max long, beyond 2, the limit of stable descent on the linearized "
             "network: training "
             "cannot have followed the linearized flow.",
-            batch_free);
+            step);
       }
     }
     if (training.l1 != 0 || training.l2 != 0)

@@ -135,11 +135,13 @@ TEST(LinearizedTraining, GradientDescentOnAWideNetworkFollowsThePrediction) {
   }
   RecordProperty("gap_64", std::to_string(narrow.right));
   RecordProperty("gap_1024", std::to_string(wide.right));
-  EXPECT_LE(wide.right, 0.03);
-  // Theory: the gap falls as 1 / sqrt(width), a factor of 4 here; three seeds leave room for two either way.
-  EXPECT_GE(narrow.right / wide.right, 2) << narrow.right << " " << wide.right;
-  EXPECT_LE(narrow.right / wide.right, 8) << narrow.right << " " << wide.right;
-  EXPECT_FALSE(wide.wrong_rate <= 0.03) << "a wrong rate must not pass";
+  // Measured: 0.024 at width 64, 0.003 at 1024. The gap falls at least as 1 / sqrt(width), a factor of 4 (the
+  // proven rate), and at most as 1 / width, a factor of 16 (the rate of averages over initializations); three
+  // seeds blur both.
+  EXPECT_LE(wide.right, 0.01);
+  EXPECT_GE(narrow.right / wide.right, 3) << narrow.right << " " << wide.right;
+  EXPECT_LE(narrow.right / wide.right, 22) << narrow.right << " " << wide.right;
+  EXPECT_FALSE(wide.wrong_rate <= 0.01) << "a wrong rate must not pass";
 }
 
 TEST(LinearizedTraining, CrossEntropyFollowsItsFlow) {
@@ -149,7 +151,9 @@ TEST(LinearizedTraining, CrossEntropyFollowsItsFlow) {
     narrow += cross_entropy_gap(32, seed) / 3;
     wide += cross_entropy_gap(512, seed) / 3;
   }
-  EXPECT_LE(wide, 0.15);
+  // Measured: 0.22 at width 32, 0.056 at 512.
+  EXPECT_LE(wide, 0.1) << narrow << " " << wide;
+  RecordProperty("gaps", std::to_string(narrow) + " " + std::to_string(wide));
   EXPECT_GE(narrow / wide, 2) << narrow << " " << wide;
 }
 

@@ -2,51 +2,10 @@
 
 #include "engine/simd/elementwise.hpp"
 #include "engine/simd/kernels.hpp"
+#include "engine/simd/normal_law.hpp"
 #include "engine/simd/vector.hpp"
 
 namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE {
-
-template <class T>
-GRADGRAM_INLINE Batch<T> error_function(const Batch<T>& x) {
-  if constexpr (sizeof(T) == 4) {
-    return xsimd::erf(x);
-  } else {
-    alignas(64) double lanes[kLanes<double>];
-    store(lanes, x);
-    for (double& lane : lanes) lane = ::erf(lane);
-    return load(lanes);
-  }
-}
-
-template <class T>
-GRADGRAM_INLINE Batch<T> complementary_error_function(const Batch<T>& x) {
-  if constexpr (sizeof(T) == 4) {
-    return xsimd::erfc(x);
-  } else {
-    alignas(64) double lanes[kLanes<double>];
-    store(lanes, x);
-    for (double& lane : lanes) lane = ::erfc(lane);
-    return load(lanes);
-  }
-}
-
-/// exp(-x^2 / 2 * scale2) without the rounding error of the square, which the exponential would multiply by
-/// x^2.
-template <class T>
-GRADGRAM_INLINE Batch<T> gaussian(const Batch<T>& x, T scale) {
-  const Batch<T> square = x * x;
-#if defined(__FMA__)
-  const Batch<T> error = multiply_add(x, x, -square);
-#else
-  const Batch<T> spread = x * broadcast(T(sizeof(T) == 4 ? 4097.0 : 134217729.0));
-  const Batch<T> high = spread - (spread - x);
-  const Batch<T> low = x - high;
-  const Batch<T> error = ((high * high - square) + T(2) * high * low) + low * low;
-#endif
-  const Batch<T> value = xsimd::exp(-scale * square);
-  // Infinite x: the error is NaN, the value is zero.
-  return xsimd::select(value == broadcast(T(0)), value, value - value * (scale * error));
-}
 
 template <class T>
 GRADGRAM_INLINE Batch<T> sigmoid(const Batch<T>& x) {
@@ -57,12 +16,6 @@ GRADGRAM_INLINE Batch<T> sigmoid(const Batch<T>& x) {
 template <class T>
 GRADGRAM_INLINE Batch<T> positive_part(const Batch<T>& x) {
   return xsimd::select(x <= broadcast(T(0)), broadcast(T(0)), x);
-}
-
-/// Phi(x), the distribution function of the normal law, with full relative precision in the left tail.
-template <class T>
-GRADGRAM_INLINE Batch<T> normal_distribution(const Batch<T>& x) {
-  return T(0.5) * complementary_error_function(x * T(-0.70710678118654752440));
 }
 
 template <class T>
@@ -89,7 +42,7 @@ void activate(Activation kind, T slope, const T* x, T* y, std::size_t n) noexcep
       return map(
           y, n,
           [](const B& v) {
-            const B phi = normal_distribution(v);
+            const B phi = normal_distribution(v, gaussian(v, T(0.5)));
             return B(xsimd::select(phi == broadcast(T(0)), phi, v * phi));
           },
           x);
@@ -131,9 +84,11 @@ void activation_chain(Activation kind, T slope, const T* x, const T* y, const T*
       return map(
           out, n,
           [](const B& v, const B& w) {
-            const B density = T(0.39894228040143267794) * gaussian(v, T(0.5));
-            const B weighted = xsimd::select(density == broadcast(T(0)), density, v * density);
-            return w * (normal_distribution(v) + weighted);
+            const B exponential = gaussian(v, T(0.5));
+            // Infinity times zero would be NaN; the limit is 0.
+            const B weighted = xsimd::select(exponential == broadcast(T(0)), exponential, v * exponential);
+            return w * multiply_add(weighted, broadcast(T(0.39894228040143267794)),
+                                    normal_distribution(v, exponential));
           },
           x, t);
     case Activation::Softplus:

@@ -227,6 +227,7 @@ class Parser {
 
   static std::vector<std::string_view> names(bool presets) {
     std::vector<std::string_view> result;
+    result.reserve(kWords.size() + kPresets.size());
     for (const LayerWord& word : kWords) result.push_back(word.name);
     if (presets) {
       for (const PresetWord& preset : kPresets) result.push_back(preset.name);

@@ -35,19 +35,21 @@ struct Panel {
   bool accumulate;
 };
 
-template <class T, std::size_t Rows, std::size_t Vectors, bool Cut>
+template <class T, std::size_t Rows, std::size_t Vectors>
 void tile(const Panel<T>& panel, std::size_t first_row) noexcept {
   constexpr std::size_t kLane = kLanes<T>;
   Batch<T> sum[Rows * Vectors];
   const T* x[Rows];
+  T* const out = panel.out;
+  const bool cut = panel.last_columns != kLane;
   const std::ptrdiff_t* const x_base = panel.x_base + first_row;
   const std::ptrdiff_t* const out_base = panel.out_base + first_row;
   Unroll<0, Rows>::run([&](std::size_t row)
                            __attribute__((always_inline)) { x[row] = panel.x + x_base[row]; });
   if (panel.accumulate) {
     Unroll<0, Rows * Vectors>::run([&](std::size_t at) __attribute__((always_inline)) {
-      const T* const source = panel.out + out_base[at / Vectors] + at % Vectors * kLane;
-      sum[at] = Cut && at % Vectors == Vectors - 1 ? load_first(source, panel.last_columns) : load(source);
+      const T* const source = out + out_base[at / Vectors] + at % Vectors * kLane;
+      sum[at] = at % Vectors == Vectors - 1 && cut ? load_first(source, panel.last_columns) : load(source);
     });
   } else {
     Unroll<0, Rows * Vectors>::run([&](std::size_t at)
@@ -70,8 +72,8 @@ void tile(const Panel<T>& panel, std::size_t first_row) noexcept {
     });
   }
   Unroll<0, Rows * Vectors>::run([&](std::size_t at) __attribute__((always_inline)) {
-    T* const target = panel.out + out_base[at / Vectors] + at % Vectors * kLane;
-    if (Cut && at % Vectors == Vectors - 1) {
+    T* const target = out + out_base[at / Vectors] + at % Vectors * kLane;
+    if (at % Vectors == Vectors - 1 && cut) {
       store_first(target, sum[at], panel.last_columns);
     } else {
       store(target, sum[at]);
@@ -80,20 +82,20 @@ void tile(const Panel<T>& panel, std::size_t first_row) noexcept {
 }
 
 /// The rows that are left when Rows at a time no longer fit.
-template <class T, std::size_t Rows, std::size_t Vectors, bool Cut>
+template <class T, std::size_t Rows, std::size_t Vectors>
 void last_tile(const Panel<T>& panel, std::size_t first_row, std::size_t rows) noexcept {
   if constexpr (Rows > 0) {
-    if (rows == Rows) return tile<T, Rows, Vectors, Cut>(panel, first_row);
-    last_tile<T, Rows - 1, Vectors, Cut>(panel, first_row, rows);
+    if (rows == Rows) return tile<T, Rows, Vectors>(panel, first_row);
+    last_tile<T, Rows - 1, Vectors>(panel, first_row, rows);
   }
 }
 
-template <class T, std::size_t Vectors, bool Cut>
+template <class T, std::size_t Vectors>
 void panel_rows(const Panel<T>& panel, std::size_t rows) noexcept {
   constexpr std::size_t kStep = kRows<Vectors>;
   std::size_t row = 0;
-  for (; row + kStep <= rows; row += kStep) tile<T, kStep, Vectors, Cut>(panel, row);
-  last_tile<T, kStep - 1, Vectors, Cut>(panel, row, rows - row);
+  for (; row + kStep <= rows; row += kStep) tile<T, kStep, Vectors>(panel, row);
+  last_tile<T, kStep - 1, Vectors>(panel, row, rows - row);
 }
 
 template <class T, std::size_t Vectors>
@@ -127,11 +129,7 @@ void panel_product(const GatherProduct<T>& job, std::size_t first_column) noexce
                          depth,
                          columns - (Vectors - 1) * kLanes<T>,
                          job.accumulate || done > 0};
-    if (columns == kWidth) {
-      panel_rows<T, Vectors, false>(panel, job.rows);
-    } else {
-      panel_rows<T, Vectors, true>(panel, job.rows);
-    }
+    panel_rows<T, Vectors>(panel, job.rows);
     done += depth;
   } while (done < job.depth);
 }

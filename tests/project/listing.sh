@@ -7,19 +7,15 @@ check() {
   root=$1
   missing=0
   for file in $(find "$root" -name '*.cpp' -not -path "$root/build*" -not -path '*/.*' | sort); do
-    folder=$(dirname "$file")
     name=$(basename "$file" .cpp)
-    stem=${name%_test}
-    # The nearest meson.build at or above the file must mention it (tests are listed by their stem).
+    # Lists name a file by its stem: `kernel` for kernel_test.cpp, `gemm` for bench_gemm.cpp, `avx2` for kernels_avx2.cpp.
+    top=${file#"$root"/}
+    top=$root/${top%%/*}
     listed=0
-    while :; do
-      if [ -f "$folder/meson.build" ] && grep -qE "(^|[^A-Za-z0-9_])($name|$stem)(\.cpp)?'" "$folder/meson.build"; then
-        listed=1
-        break
-      fi
-      [ "$folder" = "$root" ] && break
-      folder=$(dirname "$folder")
-    done
+    if find "$top" -name meson.build -exec cat {} + |
+      grep -qE "(^|[^A-Za-z0-9_])($name|${name%_test}|${name#*_})(\\.cpp)?'"; then
+      listed=1
+    fi
     if [ $listed = 0 ]; then
       echo "not built by any meson.build: ${file#"$root"/}"
       missing=1

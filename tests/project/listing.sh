@@ -13,7 +13,7 @@ check() {
     top=$root/${top%%/*}
     listed=0
     if find "$top" -name meson.build -exec cat {} + |
-      grep -qE "(^|[^A-Za-z0-9_])($name|${name%_test}|${name#*_})(\\.cpp)?'"; then
+      grep -cE "(^|[^A-Za-z0-9_])($name|${name%_test}|${name#*_})(\\.cpp)?'" >/dev/null; then
       listed=1
     fi
     if [ $listed = 0 ]; then

@@ -24,9 +24,9 @@ struct MachineRates {
 MachineRates measure_rates(const Workers& workers);
 
 /// FLOP/s of fused multiply-adds on this core right now, about 2 ms: the probe that benchmarks interleave
-/// with their own measurement.
+/// with their own measurement. `isa`: whose multiply-adds.
 template <class T>
-double probe_fma_rate();
+double probe_fma_rate(Isa isa = active_isa());
 /// FLOP/s of a 512 x 512 x 512 product through blas::gemm on this core, about 5 ms.
 template <class T>
 double probe_gemm_rate();

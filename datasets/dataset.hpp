@@ -23,17 +23,22 @@ enum class TargetKind { Auto, Classes, Numbers };
 /// How to open and prepare a data set. The steps run in this order: class selection, limit, label noise,
 /// standardize, unit norm.
 struct OpenOptions {
-  std::vector<std::int32_t> classes =
-      {};                 ///< keep only these, relabelled 0, 1, ... in this order; empty = all
-  std::size_t limit = 0;  ///< examples kept, balanced over the classes, first come first; 0 = all
+  /// Keep only these, relabelled 0, 1, ... in this order; empty = all.
+  std::vector<std::int32_t> classes = {};
+  /// Examples kept, balanced over the classes, first come first; 0 = all. More than there are keeps all.
+  std::size_t limit = 0;
   Standardize standardize = Standardize::None;
-  bool unit_norm = false;  ///< ||x|| = 1 for every example (a zero example is refused)
-  double label_noise =
-      0;  ///< share of labels replaced by another class (to the nearest example), drawn with `seed`
-  std::uint64_t seed = 0;                     ///< of the label noise and of synthetic sets
-  bool test = false;                          ///< the test part of a set that has one
-  std::string target = {};                    ///< CSV: column of the target; empty = last
-  TargetKind target_kind = TargetKind::Auto;  ///< CSV: what the target is
+  /// ||x|| = 1 for every example; a zero example is refused.
+  bool unit_norm = false;
+  /// Share of labels, to the nearest example, replaced by another class, drawn with `seed`.
+  double label_noise = 0;
+  /// Of the label noise and of synthetic sets.
+  std::uint64_t seed = 0;
+  /// The test part of a set that has one.
+  bool test = false;
+  /// CSV: column of the target, and what it is; empty = the last.
+  std::string target = {};
+  TargetKind target_kind = TargetKind::Auto;
 };
 
 /// Examples in memory, in the order of their source. Pixels of 8-bit images are scaled to [0, 1].

@@ -14,6 +14,8 @@ namespace gradgram::datasets {
 namespace {
 
 constexpr std::size_t kMostClasses = 100;
+/// A field costs 32 bytes, even if the file spends only one on it.
+constexpr std::size_t kMostColumns = std::size_t{1} << 20;
 
 /// Text from a file as it may stand in a message.
 std::string shown(std::string_view text) {
@@ -119,6 +121,7 @@ class Reader {
       if (line_ends && piece.ends_with('\r')) piece.remove_suffix(1);
       value = trimmed(piece);
     }
+    if (fields_.size() == kMostColumns) refuse(fmt::format("more than {} columns", kMostColumns));
     fields_.push_back(std::move(value));
     if (position_ >= text_.size()) return false;
     const bool more = text_[position_] == separator_;

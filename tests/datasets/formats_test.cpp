@@ -193,6 +193,7 @@ TEST(Csv, RefusalsNameLineAndColumn) {
     expect_holds(csv_refusal("a,b\n1,2.5\n" + std::string(bad) + ",3\n"), {"line 3", "column 1 ('a')", bad});
   }
   expect_holds(csv_refusal("a,b\n1,2.5\n2,nan\n"), {"line 3", "'b'", "nan"});
+  expect_holds(csv_refusal(std::string(std::size_t{1} << 21, ',')), {"line 1", "more than 1048576 columns"});
   expect_holds(csv_refusal("a,b\n1,\"2\n"), {"line 2", "column 2", "does not end"});
   expect_holds(csv_refusal("a,b\n1,\"2\"x\n"), {"line 2", "column 2", "closing quote"});
   // Bytes of the file that a terminal might obey are not repeated.

@@ -25,12 +25,25 @@ std::vector<T> arguments() {
   return x;
 }
 
-/// `values/s` and, as the limit of work that reads one stream and writes one, `of_copy`: the share of the
-/// rate of y += a x on the same data.
+/// `values/s`, and `fma_slots`: the multiply-adds (per lane) that the machine could have done in the time of
+/// one value; a polynomial alone takes 10 to 30.
 template <class T>
-void report(benchmark::State& state, std::size_t n) {
-  state.SetItemsProcessed(static_cast<std::int64_t>(n) * state.iterations());
-}
+class Report {
+ public:
+  explicit Report(Isa isa) : isa_(isa), before_(probe_fma_rate<T>(isa)) {}
+  void print(benchmark::State& state, std::size_t n) const {
+    using benchmark::Counter;
+    const double multiply_adds = (before_ + probe_fma_rate<T>(isa_)) / 4;
+    const auto values = static_cast<double>(n);
+    state.counters["values/s"] = Counter(values, Counter::kIsIterationInvariantRate);
+    state.counters["fma_slots"] =
+        Counter(values / multiply_adds, Counter::kIsIterationInvariantRate | Counter::kInvert);
+  }
+
+ private:
+  Isa isa_;
+  double before_;
+};
 
 template <class T>
 void value(benchmark::State& state, Isa isa, Activation kind) {

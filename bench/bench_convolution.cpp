@@ -162,8 +162,9 @@ void network_step(benchmark::State& state) {
             double(geometries.back().weights());
   }
   parameters.add("last", random_tensor<T>(Shape{1, channels}, 7));
-  const Tensor<T> x = random_tensor<T>(Shape{kImages, side, side, 3}, 3);
-  const Tensor<T> seed = random_tensor<T>(Shape{kImages, 1}, 4);
+  const auto images = static_cast<std::size_t>(state.range(2));
+  const Tensor<T> x = random_tensor<T>(Shape{images, side, side, 3}, 3);
+  const Tensor<T> seed = random_tensor<T>(Shape{images, 1}, 4);
   ParameterSet<T> gradient = parameters.zeros();
   SummedGradientSink<T> sink(gradient);
   Arena arena;
@@ -181,7 +182,7 @@ void network_step(benchmark::State& state) {
                    ops::Affine<T>{parameters, 6, kNoParameter, 1, 1});
     tape.reverse(y, seed.view(), sink);
   }
-  limit.report(state, flop * double(kImages));
+  limit.report(state, flop * double(images));
 }
 
 void shapes(benchmark::internal::Benchmark* benchmark) {
@@ -205,7 +206,9 @@ GRADGRAM_BENCH(forward);
 GRADGRAM_BENCH(input_cotangent);
 GRADGRAM_BENCH(weight_gradient_rows);
 GRADGRAM_BENCH(weight_gradient_summed);
-BENCHMARK_TEMPLATE(network_step, float)->ArgNames({"side", "channels"})->Args({32, 64})->Args({32, 32});
+BENCHMARK_TEMPLATE(network_step, float)
+    ->ArgNames({"side", "channels", "images"})
+    ->ArgsProduct({{32}, {32, 64}, {1, 2, 4, 8, 16}});
 
 }  // namespace
 }  // namespace gradgram

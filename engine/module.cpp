@@ -15,15 +15,17 @@ Tensor<T> evaluate(const Module<T>& module, TensorView<const T> inputs, const Wo
     throw ShapeError("evaluate: inputs " + inputs.shape().to_string() + " must be [examples] of " +
                      module.input_shape().to_string());
   }
-  constexpr std::size_t kBlock = 16;
   const std::size_t n = inputs.shape()[0];
+  // Few images at a time, so that their activations stay in the caches; rows enough for a matrix product
+  // otherwise.
+  const std::size_t block_size = module.input_shape().rank() == 3 ? 4 : 32;
   const std::size_t outputs = module.outputs();
-  const std::size_t blocks = (n + kBlock - 1) / kBlock;
+  const std::size_t blocks = (n + block_size - 1) / block_size;
   Tensor<T> result(Shape{n, outputs});
   std::vector<Arena> arenas(workers.count());
   workers.run(blocks, [&](std::size_t block, std::size_t worker) {
-    const std::size_t begin = block * kBlock;
-    const std::size_t end = std::min(n, begin + kBlock);
+    const std::size_t begin = block * block_size;
+    const std::size_t end = std::min(n, begin + block_size);
     Tape<T> tape(arenas[worker], false);
     const Var out = module.forward(tape, tape.input(inputs.slice(begin, end)));
     const Shape expected{end - begin, outputs};

@@ -16,7 +16,7 @@ namespace gradgram {
 namespace {
 
 // Sizes of work that depend on shapes alone, never on the number of threads: they fix the order of every sum.
-constexpr std::size_t kBlockOfImages = 8;    // activations of a few images stay in the second-level cache
+constexpr std::size_t kBlockOfImages = 4;  // activations of a few images stay in the caches; 8 are 5 % slower
 constexpr std::size_t kBlockOfVectors = 32;  // rows enough for a matrix product
 constexpr std::size_t kMaxGradients = 64;
 constexpr std::size_t kMinGradients = 4;

@@ -76,7 +76,7 @@ struct Verdict {
   double correlation_given_norm = 0;  ///< of k_ii with the epoch learned, ||x||^2 partialled out
   std::size_t best_score = 0;  ///< index of the score whose correlation with the epoch learned is largest in
                                ///< size, of those known before training
-  std::string answer;  ///< one plain sentence each
+  std::string answer;          ///< one plain sentence each
   std::string correlation_sentence;
   std::string groups_sentence;
   std::string norm_sentence;

@@ -124,6 +124,12 @@ struct History {
   Values accuracy, loss;
 };
 
+Values pick(const Values& values, const std::vector<std::size_t>& indices) {
+  Values result;
+  for (const std::size_t i : indices) result.push_back(values[i]);
+  return result;
+}
+
 Values as_doubles(const std::vector<std::size_t>& values) {
   return {values.begin(), values.end()};
 }
@@ -667,6 +673,10 @@ class Study {
     const Values learned = as_doubles(result_.epoch_learned);
     const Values area = History::mean_over_epochs(history_.correct);
     const Values loss_integral = History::mean_over_epochs(history_.lost);
+    std::vector<std::size_t> wrong_at_start;
+    for (std::size_t i = 0; i < n_; ++i) {
+      if (history_.correct.data()[i] == 0) wrong_at_start.push_back(i);
+    }
     const std::size_t scores = result_.scores.size();
     result_.curves.resize(scores);
     result_.correlations.resize(scores);
@@ -682,6 +692,10 @@ class Study {
           c.with_epoch_learned_error = spearman_standard_error(values, learned);
           c.with_epoch_learned_given_norm = partial_spearman(values, learned, rank_norms_);
           c.with_epoch_learned_within_class = spearman_within(values, learned, data_.labels);
+          c.with_epoch_learned_if_wrong_at_start =
+              wrong_at_start.size() < 3
+                  ? 0
+                  : spearman(pick(values, wrong_at_start), pick(learned, wrong_at_start));
           c.with_accuracy_area = spearman(values, area);
           c.with_loss_integral = spearman(values, loss_integral);
           c.with_squared_norm = spearman(values, rank_norms_);
@@ -710,6 +724,12 @@ class Study {
         "end and count "
         "as learned at epoch {}.",
         percent(result_.share_right_from_start), percent(result_.share_never_learned), epochs_ + 1);
+    if (result_.share_right_from_start > 0.3) {
+      note(
+          "Who is right before training owes it to the draw of the weights; the correlations among those "
+          "wrong at the "
+          "start leave them out.");
+    }
     double commonest = 0;
     double when = 0;
     for (std::size_t e = 0; e <= epochs_ + 1; ++e) {

@@ -49,6 +49,9 @@ struct Correlation {
   double with_epoch_learned_error = 0;         ///< standard error by bootstrap over examples
   double with_epoch_learned_given_norm = 0;    ///< the same, with the rank of ||x||^2 partialled out
   double with_epoch_learned_within_class = 0;  ///< the same inside each class, averaged by the classes' sizes
+  /// The same among the examples that the untrained network gets wrong: 0 for fewer than 3. Who is right
+  /// before training owes it to the draw of the weights, not to learning.
+  double with_epoch_learned_if_wrong_at_start = 0;
   double with_accuracy_area = 0;  ///< with the example's mean correctness over the epochs 0 to the last
   double with_loss_integral = 0;  ///< with the example's mean loss over the epochs 0 to the last
   double with_squared_norm = 0;   ///< ||x||^2

@@ -10,7 +10,7 @@ namespace gradgram::ntk {
 namespace {
 
 /// Rows of a diagonal tile that one product covers: what it computes above the diagonal is lost work.
-constexpr std::size_t kStripRows = 64;
+constexpr std::size_t kStripRows = 128;
 
 /// Rows [row, row + rows) of a tile need columns [0, columns).
 struct Strip {

@@ -22,15 +22,17 @@ enum class Reduce {
   Output,     ///< K_kk of one output k
   TrueClass,  ///< gradient of softmax_y(f), y the example's label: one scalar per example
 };
-std::string reduce_name(Reduce reduce, std::size_t output);  // `full`, `trace-mean`, `trace-sum`, `output 3`, `true-class`
+std::string reduce_name(Reduce reduce,
+                        std::size_t output);  // `full`, `trace-mean`, `trace-sum`, `output 3`, `true-class`
 
 struct KernelOptions {
   Reduce reduce = Reduce::TraceMean;
-  std::size_t output = 0;                      ///< of Reduce::Output
-  std::span<const std::int32_t> labels;        ///< of Reduce::TrueClass, for x
-  std::span<const std::int32_t> versus_labels; ///< of Reduce::TrueClass, for x'
-  bool per_parameter = false;                  ///< also one kernel for each parameter tensor
-  std::size_t memory = 0;  ///< bytes that data, weights, result and working memory may take; 0 = half of the machine's
+  std::size_t output = 0;                       ///< of Reduce::Output
+  std::span<const std::int32_t> labels;         ///< of Reduce::TrueClass, for x
+  std::span<const std::int32_t> versus_labels;  ///< of Reduce::TrueClass, for x'
+  bool per_parameter = false;                   ///< also one kernel for each parameter tensor
+  std::size_t memory =
+      0;  ///< bytes that data, weights, result and working memory may take; 0 = half of the machine's
   Progress progress;
   std::stop_token stop;
 };
@@ -38,19 +40,19 @@ struct KernelOptions {
 /// A kernel and what it takes to name it. Symmetric bit for bit when x' = x.
 template <class T>
 struct KernelMatrix {
-  Tensor<T> values;  ///< [n, n'], or [n, n', O, O] for Reduce::Full
+  Tensor<T> values;                          ///< [n, n'], or [n, n', O, O] for Reduce::Full
   std::vector<std::string> parameter_names;  ///< with per_parameter
   std::vector<Tensor<T>> per_parameter;      ///< each like `values`
   std::size_t block_examples = 0;            ///< examples whose gradients were held at once
-  std::size_t planned_bytes = 0;             ///< working memory the plan asked for
+  std::size_t planned_bytes = 0;             ///< what the plan takes, inputs, weights and result included
 };
 
 /// The empirical NTK of `module` on x [n, ...]: K(x_i, x_j) = J(x_i) J(x_j)^T, reduced.
-/// Dense uses are contracted as (A A^T) o (B B^T), convolutions from per-example gradients, both in blocks of examples
-/// so that memory stays within the budget; products in T, summed in f64 across panels of at most 4,096 and across layers.
-/// Error of one f32 entry: at most about 3e-8 sqrt(P/4096) + 3e-7 relative to sqrt(k_ii k_jj) (docs/precision.md).
-/// Throws ShapeError, ArgumentError, BudgetError (with the least budget that would do), NumericError when an entry is not
-/// finite, Cancelled. Same bits for any number of workers.
+/// Dense uses are contracted as (A A^T) o (B B^T), convolutions from per-example gradients, both in blocks of
+/// examples so that memory stays within the budget; products in T, summed in f64 across panels of at most
+/// 4,096 and across layers. Error of one entry: entry_error<T>() (ntk/precision.hpp) relative to sqrt(k_ii
+/// k_jj); docs/precision.md. Throws ShapeError, ArgumentError, BudgetError (with the least budget that would
+/// do), NumericError when an entry is not finite, Cancelled. Same bits for any number of workers.
 template <class T>
 KernelMatrix<T> kernel(const Module<T>& module, TensorView<const T> x, const KernelOptions& options,
                        const Workers& workers);
@@ -59,7 +61,8 @@ template <class T>
 KernelMatrix<T> kernel(const Module<T>& module, TensorView<const T> x, TensorView<const T> versus,
                        const KernelOptions& options, const Workers& workers);
 
-/// diag K alone, [n] (for Full: [n, O, O]), without the matrix: about one forward and one reverse pass per output.
+/// diag K alone, [n] (for Full: [n, O, O]), without the matrix: about one forward and one reverse pass per
+/// output.
 template <class T>
 Tensor<double> diagonal(const Module<T>& module, TensorView<const T> x, const KernelOptions& options,
                         const Workers& workers);

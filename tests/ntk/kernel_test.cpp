@@ -256,6 +256,9 @@ TEST(Kernel, SameBitsForAnyThreadsBlocksAndTiles) {
     same_bits_however_blocked<float>(c, Reduce::TraceMean, 61);
     same_bits_however_blocked<double>(c, Reduce::TraceMean, 13);
   }
+  // More rows than one strip of a diagonal tile.
+  same_bits_however_blocked<float>(kernel_cases::all()[0], Reduce::TraceMean, 293);
+  same_bits_however_blocked<float>(kernel_cases::all()[1], Reduce::Full, 61);
   const Case cnn = kernel_cases::all()[2];
   same_bits_however_blocked<float>(cnn, Reduce::Full, 13);
   same_bits_however_blocked<float>(cnn, Reduce::TrueClass, 13);

@@ -1,0 +1,93 @@
+#include <gtest/gtest.h>
+#include <malloc.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+
+#include "ntk/kernel.hpp"
+#include "tests/ntk/kernel_cases.hpp"
+
+/// Every allocation of this program is counted, so that a plan can be held against what its execution takes.
+namespace {
+
+std::atomic<std::size_t> live{0};
+std::atomic<std::size_t> peak{0};
+
+void* counted(std::size_t bytes, std::size_t alignment) {
+  void* const pointer = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  if (pointer == nullptr) throw std::bad_alloc();
+  const std::size_t now = live += malloc_usable_size(pointer);
+  std::size_t before = peak;
+  while (now > before && !peak.compare_exchange_weak(before, now)) {
+  }
+  return pointer;
+}
+
+void release(void* pointer) noexcept {
+  if (pointer != nullptr) live -= malloc_usable_size(pointer);
+  std::free(pointer);
+}
+
+}  // namespace
+
+void* operator new(std::size_t bytes) {
+  return counted(std::max<std::size_t>(bytes, 16), 16);
+}
+void* operator new(std::size_t bytes, std::align_val_t alignment) {
+  return counted(std::max<std::size_t>(bytes, 16), static_cast<std::size_t>(alignment));
+}
+void operator delete(void* pointer) noexcept {
+  release(pointer);
+}
+void operator delete(void* pointer, std::size_t) noexcept {
+  release(pointer);
+}
+void operator delete(void* pointer, std::align_val_t) noexcept {
+  release(pointer);
+}
+void operator delete(void* pointer, std::size_t, std::align_val_t) noexcept {
+  release(pointer);
+}
+
+namespace gradgram::ntk {
+namespace {
+
+TEST(KernelMemory, ThePlanBoundsWhatIsTaken) {
+  const kernel_cases::Case c{"cnn",
+                             "conv(16,3) relu maxpool(2) conv(24,3) relu gap dense(40) tanh dense(2)",
+                             {12, 12, 3},
+                             models::Parameterization::Standard,
+                             {}};
+  const auto module = kernel_cases::module_of<float>(c);
+  const auto x = kernel_cases::inputs_of<float>(c.input, 150, 1);
+  const Workers workers(2);
+  // What the plan counts for BLAS is not allocated through operator new, inputs and weights are there
+  // already.
+  const std::size_t elsewhere = workers.count() * (std::size_t{8} << 20) + x.size() * sizeof(float) +
+                                module->parameters().size() * sizeof(float);
+  KernelOptions options;
+  for (const Reduce reduce : {Reduce::TraceMean, Reduce::Full}) {
+    options.reduce = reduce;
+    options.memory = 0;
+    const std::size_t roomy = kernel<float>(*module, x, options, workers).planned_bytes;
+    for (const std::size_t cut : {0, 1, 2}) {
+      options.memory = roomy - cut * (roomy - elsewhere) / 4;
+      const std::size_t before = live;
+      peak = before;
+      const auto k = kernel<float>(*module, x, options, workers);
+      const std::size_t taken = peak - before;
+      if (cut == 2) EXPECT_LT(k.block_examples, 150u);
+      // Bookkeeping (names, schedules, tasks) is not in the plan: 256 KiB.
+      EXPECT_LE(taken + elsewhere, k.planned_bytes + (std::size_t{1} << 18))
+          << reduce_name(reduce, 0) << " " << cut;
+      // Negative control: the count sees the factors, most of what the plan is about.
+      EXPECT_GT(taken, k.values.size() * sizeof(float) + k.block_examples * 4000 * sizeof(float));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace gradgram::ntk

@@ -79,7 +79,9 @@ TEST(KernelMemory, ThePlanBoundsWhatIsTaken) {
       peak = before;
       const auto k = kernel<float>(*module, x, options, workers);
       const std::size_t taken = peak - before;
-      if (cut == 2) EXPECT_LT(k.block_examples, 150u);
+      if (cut == 2) {
+        EXPECT_LT(k.block_examples, 150u);
+      }
       // Bookkeeping (names, schedules, tasks) is not in the plan: 256 KiB.
       EXPECT_LE(taken + elsewhere, k.planned_bytes + (std::size_t{1} << 18))
           << reduce_name(reduce, 0) << " " << cut;

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <iosfwd>
+#include <stop_token>
+
+#include "cli/options.hpp"
+
+namespace gradgram::cli {
+
+/// What a verb works with. Each function below is one verb: it throws on failure and prints its result to
+/// `out`.
+struct Context {
+  const Options& options;
+  std::ostream& out;
+  std::ostream& err;
+  std::stop_token stop;
+};
+
+void run_doctor(const Context& context);
+void run_init(const Context& context);
+void run_kernel(const Context& context);
+void run_spectrum(const Context& context);
+void run_learnability(const Context& context);
+
+}  // namespace gradgram::cli

@@ -1,0 +1,85 @@
+#include <fmt/format.h>
+#include <fmt/ostream.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <ostream>
+
+#include "cli/commands.hpp"
+#include "cli/inputs.hpp"
+#include "cli/text.hpp"
+#include "engine/error.hpp"
+#include "models/price.hpp"
+
+namespace gradgram::cli {
+namespace {
+
+using nlohmann::ordered_json;
+
+template <class T>
+void run(const Context& context) {
+  const Options& options = context.options;
+  const std::filesystem::path out = options.out;
+  require_writable(out);
+  if (options.data.empty() == options.input.empty()) {
+    throw ArgumentError("init: give the shape of an example by one of --data and --input");
+  }
+  Shape input;
+  std::size_t outputs = std::max<std::size_t>(options.outputs, 1);
+  if (options.data.empty()) {
+    input = parse_input_shape(options.input);
+  } else {
+    const datasets::Dataset data = open_data(options);
+    input = data.example_shape();
+    outputs = outputs_for(options, data);
+  }
+  const models::Network<T> network = open_network<T>(options, input, outputs);
+  network.save_weights(out);
+
+  const std::vector<models::LayerPrice> prices = models::price(network.model());
+  double flop = 0;
+  for (const models::LayerPrice& layer : prices) flop += layer.flop;
+  if (options.json) {
+    ordered_json json;
+    json["program"] = "gradgram";
+    json["version"] = version();
+    json["command"] = command_line(options);
+    json.update(describe(options, network));
+    json["weights_file"] = out.string();
+    json["crc32"] = checksum(out);
+    json["forward_flop"] = flop;
+    json["layers"] = ordered_json::array();
+    for (const models::LayerPrice& layer : prices) {
+      json["layers"].push_back(
+          {{"name", layer.name},
+           {"layer", layer.text},
+           {"output", std::vector<std::size_t>(layer.out.extents().begin(), layer.out.extents().end())},
+           {"parameters", layer.parameters},
+           {"forward_flop", layer.flop}});
+    }
+    context.out << json.dump(2) << '\n';
+    return;
+  }
+  fmt::print(context.out, "{} on {}\n", network.model().to_text(), extents(input));
+  std::vector<std::vector<std::string>> rows = {{"layer", "", "output", "parameters", "forward FLOP"}};
+  for (const models::LayerPrice& layer : prices) {
+    rows.push_back({layer.name, layer.text, extents(layer.out), grouped(layer.parameters),
+                    grouped(static_cast<std::size_t>(layer.flop))});
+  }
+  rows.push_back(
+      {"all", "", "", grouped(network.parameters().size()), grouped(static_cast<std::size_t>(flop))});
+  context.out << table(rows, {false, false, false, true, true});
+  fmt::print(context.out, "Parameterization {}\nWrote {}\n", parameterization_text(options), out.string());
+}
+
+}  // namespace
+
+void run_init(const Context& context) {
+  if (context.options.dtype == "f64") {
+    run<double>(context);
+  } else {
+    run<float>(context);
+  }
+}
+
+}  // namespace gradgram::cli

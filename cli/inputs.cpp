@@ -1,0 +1,276 @@
+#include "cli/inputs.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cerrno>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <ostream>
+#include <system_error>
+
+#include "cli/text.hpp"
+#include "engine/blas.hpp"
+#include "engine/cpu.hpp"
+#include "engine/error.hpp"
+#include "engine/file.hpp"
+#include "engine/npy.hpp"
+
+namespace gradgram::cli {
+namespace {
+
+using nlohmann::ordered_json;
+
+std::string lower(std::string_view text) {
+  std::string result(text);
+  for (char& c : result) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return result;
+}
+
+/// `0,5` or `sandal,boot` -> class numbers. A name may be any part of a class's name that fits one class
+/// only.
+std::vector<std::int32_t> class_numbers(const Options& options, const datasets::OpenOptions& base) {
+  std::vector<std::int32_t> numbers;
+  if (options.classes.empty() || options.classes == "all") return numbers;
+  std::vector<std::string> names;
+  std::size_t begin = 0;
+  while (begin <= options.classes.size()) {
+    const std::size_t comma = std::min(options.classes.find(',', begin), options.classes.size());
+    const std::string word = options.classes.substr(begin, comma - begin);
+    begin = comma + 1;
+    const bool digits = !word.empty() && std::all_of(word.begin(), word.end(),
+                                                     [](unsigned char c) { return std::isdigit(c) != 0; });
+    if (digits) {
+      const std::size_t value = parse_numbers(word, "--classes").front();
+      if (value > 1'000'000) throw ArgumentError(fmt::format("--classes: {} is not a class", word));
+      numbers.push_back(static_cast<std::int32_t>(value));
+      continue;
+    }
+    if (names.empty()) {
+      datasets::OpenOptions look;
+      look.target = base.target;
+      look.test = base.test;
+      names = datasets::open(options.data, look).class_names;
+    }
+    std::vector<std::size_t> fits;
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      if (lower(names[i]) == lower(word)) {
+        fits.assign(1, i);
+        break;
+      }
+      if (!word.empty() && lower(names[i]).find(lower(word)) != std::string::npos) fits.push_back(i);
+    }
+    if (fits.size() != 1) {
+      throw ArgumentError(fmt::format("--classes: '{}' fits {} of the classes {}", word,
+                                      fits.empty() ? "none" : "more than one", fmt::join(names, ", ")));
+    }
+    numbers.push_back(static_cast<std::int32_t>(fits.front()));
+  }
+  return numbers;
+}
+
+datasets::OpenOptions open_options(const Options& options) {
+  datasets::OpenOptions open;
+  open.limit = options.limit;
+  open.standardize = options.standardize == "channel"   ? datasets::Standardize::Channel
+                     : options.standardize == "feature" ? datasets::Standardize::Feature
+                                                        : datasets::Standardize::None;
+  open.unit_norm = options.unit_norm;
+  open.label_noise = options.label_noise;
+  open.seed = options.seed;
+  open.test = options.test;
+  open.target = options.target;
+  open.classes = class_numbers(options, open);
+  return open;
+}
+
+ordered_json to_json(const Shape& shape) {
+  ordered_json extents = ordered_json::array();
+  for (const std::size_t extent : shape.extents()) extents.push_back(extent);
+  return extents;
+}
+
+std::string hexadecimal(unsigned long crc) {
+  return fmt::format("{:08x}", crc);
+}
+
+}  // namespace
+
+datasets::Dataset open_data(const Options& options) {
+  return datasets::open(options.data, open_options(options));
+}
+
+datasets::Dataset open_data_unscaled(const Options& options) {
+  datasets::OpenOptions open = open_options(options);
+  open.standardize = datasets::Standardize::None;
+  open.unit_norm = false;
+  return datasets::open(options.data, open);
+}
+
+datasets::Dataset open_versus(const Options& options, const Shape& example_shape) {
+  if (options.standardize != "none") {
+    throw ArgumentError(
+        "--versus: cannot be combined with --standardize, whose means and variances would differ from those "
+        "of --data; "
+        "standardize both arrays beforehand");
+  }
+  datasets::OpenOptions open;
+  open.unit_norm = options.unit_norm;
+  open.target = options.target;
+  datasets::Dataset data = datasets::open(options.versus, open);
+  if (!(data.example_shape() == example_shape)) {
+    throw ShapeError(fmt::format("--versus: examples of {} and of --data {} must have the same shape",
+                                 data.example_shape().to_string(), example_shape.to_string()));
+  }
+  return data;
+}
+
+std::size_t outputs_for(const Options& options, const datasets::Dataset& data) {
+  if (options.outputs > 0) return options.outputs;
+  return data.classes() > 2 ? data.classes() : 1;
+}
+
+template <class T>
+models::Network<T> open_network(const Options& options, const Shape& input, std::size_t outputs) {
+  models::NetworkOptions network_options;
+  network_options.parameterization = models::parse_parameterization(options.parameterization);
+  network_options.weight_variance = options.weight_variance;
+  network_options.bias_variance = options.bias_variance;
+  network_options.seed = options.seed;
+  models::ParseOptions parse_options;
+  parse_options.outputs = outputs;
+  models::Network<T> network(models::parse(options.model, input, parse_options), network_options);
+  if (!options.weights.empty()) network.load_weights(options.weights);
+  return network;
+}
+template models::Network<float> open_network(const Options&, const Shape&, std::size_t);
+template models::Network<double> open_network(const Options&, const Shape&, std::size_t);
+
+std::size_t memory_budget(const Options& options) {
+  return options.memory.empty() ? cpu_info().memory_bytes / 2 : parse_bytes(options.memory);
+}
+
+std::vector<std::int32_t> read_labels(const std::string& path, std::size_t n, const char* option) {
+  std::vector<std::int32_t> labels = read_npy(path).to_labels();
+  if (labels.size() != n) {
+    throw ArgumentError(
+        fmt::format("{}: {} holds {} labels for {} examples", option, path, labels.size(), n));
+  }
+  return labels;
+}
+
+void require_writable(const std::filesystem::path& path) {
+  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
+  std::error_code error;
+  if (!std::filesystem::is_directory(folder, error)) {
+    throw IoError(fmt::format("{}: the folder {} does not exist", path.string(), folder.string()));
+  }
+  if (access(folder.c_str(), W_OK) != 0) {
+    throw IoError(fmt::format("{}: cannot write into {}: {}", path.string(), folder.string(),
+                              std::generic_category().message(errno)));
+  }
+  if (std::filesystem::is_directory(path, error)) {
+    throw IoError(fmt::format("{}: is a folder, not a file to write", path.string()));
+  }
+}
+
+std::filesystem::path beside(std::filesystem::path path, const char* extension) {
+  return path.replace_extension(extension);
+}
+
+void write_json(const std::filesystem::path& path, const ordered_json& document) {
+  write_file(path, [&](std::ostream& stream) { stream << document.dump(2) << '\n'; });
+}
+
+std::string checksum(const std::filesystem::path& path) {
+  const std::vector<std::byte> bytes = read_file(path);
+  return hexadecimal(crc32_z(0, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size()));
+}
+
+std::string checksum(TensorView<const double> values) {
+  return hexadecimal(
+      crc32_z(0, reinterpret_cast<const Bytef*>(values.data()), values.size() * sizeof(double)));
+}
+
+const char* version() {
+  return GRADGRAM_VERSION;
+}
+
+std::string command_line(const Options& options) {
+  std::string text = "gradgram";
+  for (const std::string& word : options.words) text += " " + shell_quote(word);
+  return text;
+}
+
+template <class T>
+ordered_json describe(const Options& options, const models::Network<T>& network) {
+  ordered_json json;
+  json["model"] = network.model().to_text();
+  json["input_shape"] = to_json(network.input_shape());
+  json["outputs"] = network.outputs();
+  json["parameters"] = network.parameters().size();
+  json["parameterization"] = options.parameterization;
+  json["weight_variance"] = options.weight_variance;
+  json["bias_variance"] = options.bias_variance;
+  if (options.weights.empty()) {
+    json["seed"] = options.seed;
+  } else {
+    json["weights"] = {{"file", options.weights}, {"crc32", checksum(options.weights)}};
+  }
+  return json;
+}
+template ordered_json describe(const Options&, const models::Network<float>&);
+template ordered_json describe(const Options&, const models::Network<double>&);
+
+ordered_json describe(const Options& options, const datasets::Dataset& data) {
+  ordered_json json;
+  json["name"] = options.data;
+  json["source"] = data.source;
+  json["examples"] = data.size();
+  json["example_shape"] = to_json(data.example_shape());
+  json["class_names"] = data.class_names;
+  json["classes"] = options.classes.empty() ? "all" : options.classes;
+  json["limit"] = options.limit;
+  json["standardize"] = options.standardize;
+  json["unit_norm"] = options.unit_norm;
+  json["label_noise"] = options.label_noise;
+  json["label_noise_seed"] = options.seed;
+  json["test"] = options.test;
+  if (!options.target.empty()) json["target"] = options.target;
+  json["inputs_crc32"] = checksum(data.inputs.view());
+  return json;
+}
+
+ordered_json describe_run(const Options& options, std::size_t threads, std::size_t memory) {
+  ordered_json json;
+  json["program"] = "gradgram";
+  json["version"] = version();
+  json["command"] = command_line(options);
+  json["dtype"] = options.dtype;
+  json["threads"] = threads;
+  json["memory_budget_bytes"] = memory;
+  json["instruction_set"] = std::string(isa_name(active_isa()));
+  json["blis_kernels"] = blas::kernel_set();
+  return json;
+}
+
+std::string parameterization_text(const Options& options) {
+  return fmt::format(
+      "{} (weight variance {:g}, bias variance {:g}), {}", options.parameterization, options.weight_variance,
+      options.bias_variance,
+      options.weights.empty() ? fmt::format("seed {}", options.seed) : "weights " + options.weights);
+}
+
+std::string preparation_text(const Options& options) {
+  std::string text = fmt::format("standardized: {}", options.standardize);
+  if (options.unit_norm) text += ", scaled to norm 1";
+  if (options.label_noise > 0)
+    text += fmt::format(", {} of the labels replaced", percent(options.label_noise));
+  if (options.test) text += ", test part";
+  return text;
+}
+
+}  // namespace gradgram::cli

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "cli/options.hpp"
+#include "datasets/dataset.hpp"
+#include "models/network.hpp"
+
+/// What the options name, opened; and how it is told in every result.
+namespace gradgram::cli {
+
+/// The data set as the options ask for it.
+datasets::Dataset open_data(const Options& options);
+/// The same examples with the numbers they had before --standardize and --unit-norm, for pictures.
+datasets::Dataset open_data_unscaled(const Options& options);
+/// The set of --versus. Throws ArgumentError when it would have to be standardized like --data.
+datasets::Dataset open_versus(const Options& options, const Shape& example_shape);
+
+/// --outputs, or what the classes of the data call for.
+std::size_t outputs_for(const Options& options, const datasets::Dataset& data);
+/// The model with the weights of --weights or of --seed.
+template <class T>
+models::Network<T> open_network(const Options& options, const Shape& input, std::size_t outputs);
+
+/// --memory in bytes, or half of the machine's.
+std::size_t memory_budget(const Options& options);
+/// Class labels from an .npy file of length n. Throws FormatError, ArgumentError.
+std::vector<std::int32_t> read_labels(const std::string& path, std::size_t n, const char* option);
+
+/// Throws IoError unless a file can be created at `path` (its folder exists and may be written to): told
+/// before the work rather than after.
+void require_writable(const std::filesystem::path& path);
+/// `k.npy` -> `k.json`.
+std::filesystem::path beside(std::filesystem::path path, const char* extension);
+void write_json(const std::filesystem::path& path, const nlohmann::ordered_json& document);
+
+/// CRC-32 of a file's bytes, and of numbers in memory, as eight hexadecimal digits.
+std::string checksum(const std::filesystem::path& path);
+std::string checksum(TensorView<const double> values);
+
+/// The version, as the build names it.
+const char* version();
+/// `gradgram kernel --model ...` as a shell takes it.
+std::string command_line(const Options& options);
+/// Model, parameterization, variances, seed or weights with checksum.
+template <class T>
+nlohmann::ordered_json describe(const Options& options, const models::Network<T>& network);
+nlohmann::ordered_json describe(const Options& options, const datasets::Dataset& data);
+/// Program, version, command, threads, budget, instruction set, BLIS kernels.
+nlohmann::ordered_json describe_run(const Options& options, std::size_t threads, std::size_t memory);
+/// The line of text that names parameterization, variances and seed or weights.
+std::string parameterization_text(const Options& options);
+std::string preparation_text(const Options& options);
+
+}  // namespace gradgram::cli

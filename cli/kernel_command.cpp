@@ -1,0 +1,204 @@
+#include <fmt/format.h>
+#include <fmt/ostream.h>
+
+#include <chrono>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <ostream>
+
+#include "cli/commands.hpp"
+#include "cli/inputs.hpp"
+#include "cli/progress.hpp"
+#include "cli/text.hpp"
+#include "engine/blas.hpp"
+#include "engine/cpu.hpp"
+#include "engine/error.hpp"
+#include "engine/npy.hpp"
+#include "ntk/kernel.hpp"
+#include "ntk/precision.hpp"
+
+namespace gradgram::cli {
+namespace {
+
+using nlohmann::ordered_json;
+
+/// --reduce for a model with `outputs` outputs; says in `note` when the choice makes no difference.
+void choose_reduction(const Options& options, std::size_t outputs, ntk::KernelOptions& kernel,
+                      std::string& note) {
+  const std::string& text = options.reduce;
+  if (text.empty()) {
+    if (outputs > 1) {
+      throw ArgumentError(fmt::format(
+          "--reduce: the model has {} outputs, so choose how to reduce them: full (the blocks as they are), "
+          "trace-mean (mean of the diagonal), trace-sum, output:K, or true-class",
+          outputs));
+    }
+    kernel.reduce = ntk::Reduce::TraceMean;
+    note = "one output: trace-mean, trace-sum, output:0 and full hold the same numbers";
+  } else if (text == "full") {
+    kernel.reduce = ntk::Reduce::Full;
+  } else if (text == "trace-mean") {
+    kernel.reduce = ntk::Reduce::TraceMean;
+  } else if (text == "trace-sum") {
+    kernel.reduce = ntk::Reduce::TraceSum;
+  } else if (text == "true-class") {
+    kernel.reduce = ntk::Reduce::TrueClass;
+  } else if (text.starts_with("output:")) {
+    kernel.reduce = ntk::Reduce::Output;
+    const auto numbers = parse_numbers(std::string_view(text).substr(7), "--reduce output");
+    if (numbers.size() != 1 || numbers[0] >= outputs) {
+      throw ArgumentError(
+          fmt::format("--reduce: {} is not one of the model's outputs 0 to {}", text, outputs - 1));
+    }
+    kernel.output = numbers[0];
+  } else {
+    throw ArgumentError(fmt::format(
+        "--reduce: '{}' is unknown; expected one of full, trace-mean, trace-sum, output:K, true-class",
+        text));
+  }
+}
+
+std::vector<std::int32_t> labels_of(const std::string& file, const datasets::Dataset& data,
+                                    const char* option) {
+  if (!file.empty()) return read_labels(file, data.size(), option);
+  if (data.labels.empty()) {
+    throw ArgumentError(
+        fmt::format("--reduce true-class: needs labels, and the data have none; give {}", option));
+  }
+  return data.labels;
+}
+
+template <class T>
+void write_in(const std::filesystem::path& path, const Tensor<double>& values) {
+  Tensor<T> converted(values.shape());
+  std::transform(values.span().begin(), values.span().end(), converted.data(),
+                 [](double value) { return static_cast<T>(value); });
+  write_npy<T>(path, converted.view());
+}
+
+template <class T>
+void run(const Context& context) {
+  const Options& options = context.options;
+  const std::filesystem::path out = options.out;
+  require_writable(out);
+  if (out.extension() != ".npy") {
+    throw ArgumentError(fmt::format("--out: '{}' must end in .npy", options.out));
+  }
+  const std::size_t memory = memory_budget(options);
+  const Workers workers(options.threads);
+  const auto begin = std::chrono::steady_clock::now();
+
+  const datasets::Dataset data = open_data(options);
+  const models::Network<T> network =
+      open_network<T>(options, data.example_shape(), outputs_for(options, data));
+  ntk::KernelOptions kernel_options;
+  std::string note;
+  choose_reduction(options, network.outputs(), kernel_options, note);
+  if (options.diagonal && (!options.versus.empty() || options.per_parameter)) {
+    throw ArgumentError(fmt::format("--diagonal: cannot be combined with {}",
+                                    options.per_parameter ? "--per-parameter" : "--versus"));
+  }
+  ProgressMeter meter(context.err, options.quiet);
+  kernel_options.per_parameter = options.per_parameter;
+  kernel_options.memory = memory;
+  kernel_options.progress = meter.phase("kernel");
+  kernel_options.stop = context.stop;
+  std::vector<std::int32_t> labels;
+  std::vector<std::int32_t> versus_labels;
+  if (kernel_options.reduce == ntk::Reduce::TrueClass) {
+    labels = labels_of(options.labels, data, "--labels");
+    kernel_options.labels = labels;
+  }
+  const Tensor<T> x = data.template inputs_as<T>();
+
+  ordered_json json = describe_run(options, workers.count(), memory);
+  json.update(describe(options, network));
+  json["data"] = describe(options, data);
+  json["reduction"] = ntk::reduce_name(kernel_options.reduce, kernel_options.output);
+  json["diagonal"] = options.diagonal;
+  json["n"] = data.size();
+  Shape shape;
+  const std::filesystem::path per_parameter =
+      out.parent_path() / (out.stem().string() + ".per-parameter.npz");
+  if (options.diagonal) {
+    const Tensor<double> diagonal = ntk::diagonal<T>(network, x.view(), kernel_options, workers);
+    meter.close();
+    write_in<T>(out, diagonal);
+    shape = diagonal.shape();
+  } else {
+    ntk::KernelMatrix<T> kernel;
+    std::size_t columns = data.size();
+    if (options.versus.empty()) {
+      kernel = ntk::kernel<T>(network, x.view(), kernel_options, workers);
+    } else {
+      const datasets::Dataset versus = open_versus(options, data.example_shape());
+      if (kernel_options.reduce == ntk::Reduce::TrueClass) {
+        versus_labels = labels_of(options.versus_labels, versus, "--versus-labels");
+        kernel_options.versus_labels = versus_labels;
+      }
+      const Tensor<T> versus_x = versus.template inputs_as<T>();
+      kernel = ntk::kernel<T>(network, x.view(), versus_x.view(), kernel_options, workers);
+      columns = versus.size();
+      json["versus"] = {{"name", options.versus},
+                        {"source", versus.source},
+                        {"examples", versus.size()},
+                        {"inputs_crc32", checksum(versus.inputs.view())}};
+    }
+    meter.close();
+    json["n_versus"] = columns;
+    json["block_examples"] = kernel.block_examples;
+    json["planned_bytes"] = kernel.planned_bytes;
+    shape = kernel.values.shape();
+    if (options.per_parameter) {
+      std::vector<NamedTensor<T>> arrays;
+      for (std::size_t i = 0; i < kernel.per_parameter.size(); ++i) {
+        arrays.push_back({kernel.parameter_names[i], kernel.per_parameter[i].view()});
+      }
+      write_npz<T>(per_parameter, arrays);
+      json["per_parameter"] = per_parameter.filename().string();
+    }
+    write_npy<T>(out, kernel.values.view());
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  json["shape"] = std::vector<std::size_t>(shape.extents().begin(), shape.extents().end());
+  json["relative_entry_error"] = ntk::entry_error<T>();
+  json["seconds"] = seconds;
+  if (!note.empty()) json["note"] = note;
+  const std::filesystem::path sidecar = beside(out, ".json");
+  write_json(sidecar, json);
+
+  if (options.json) {
+    context.out << json.dump(2) << '\n';
+    return;
+  }
+  fmt::print(context.out, "{} of {}\n", options.diagonal ? "Diagonal of the kernel" : "Kernel",
+             network.model().to_text());
+  std::vector<std::vector<std::string>> rows = {
+      {"data",
+       fmt::format("{} examples {} of {}", grouped(data.size()), extents(data.example_shape()), data.source)},
+      {"prepared", preparation_text(options)},
+      {"parameters", grouped(network.parameters().size())},
+      {"parameterization", parameterization_text(options)},
+      {"reduction", json["reduction"].get<std::string>() + (note.empty() ? "" : " (" + note + ")")},
+      {"precision", fmt::format("{}, an entry is good to {} sqrt(k_ii k_jj)", options.dtype,
+                                significant(ntk::entry_error<T>(), 1))},
+      {"machine",
+       fmt::format("{}, {} thread{}, BLIS kernels {}, budget {}", isa_name(active_isa()), workers.count(),
+                   workers.count() == 1 ? "" : "s", blas::kernel_set(), budget_text(memory))},
+      {"time", seconds_text(seconds)}};
+  context.out << table(rows, {false, false});
+  fmt::print(context.out, "Wrote {} {} and {}{}\n", out.string(), shape.to_string(), sidecar.string(),
+             options.per_parameter ? " and " + per_parameter.string() : "");
+}
+
+}  // namespace
+
+void run_kernel(const Context& context) {
+  if (context.options.dtype == "f64") {
+    run<double>(context);
+  } else {
+    run<float>(context);
+  }
+}
+
+}  // namespace gradgram::cli

@@ -1,0 +1,484 @@
+#include "cli/options.hpp"
+
+#include <fmt/format.h>
+
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <algorithm>
+#include <array>
+#include <map>
+#include <memory>
+#include <sstream>
+
+#include "engine/error.hpp"
+
+namespace gradgram::cli {
+namespace {
+
+constexpr std::size_t kNameColumn = 30;
+constexpr std::size_t kTextWidth = 100;
+
+/// `text` broken at spaces to lines of kTextWidth columns, all but the first indented by `indent`.
+std::string wrapped(const std::string& text, std::size_t indent) {
+  std::string result;
+  std::size_t column = indent;
+  std::istringstream words(text);
+  std::string word;
+  bool first = true;
+  while (words >> word) {
+    if (!first && column + 1 + word.size() > kTextWidth) {
+      result += "\n" + std::string(indent, ' ');
+      column = indent;
+    } else if (!first) {
+      result += ' ';
+      ++column;
+    }
+    result += word;
+    column += word.size();
+    first = false;
+  }
+  return result;
+}
+
+class HelpFormatter final : public CLI::Formatter {
+ public:
+  std::string make_option(const CLI::Option* option, bool positional) const override {
+    std::string name = "  " + option->get_name(positional, !positional);
+    if (!positional && !option->get_type_name().empty()) name += " " + option->get_type_name();
+    std::string text = option->get_description();
+    if (option->get_required()) text += " (required)";
+    if (!option->get_default_str().empty()) text += fmt::format(" [default: {}]", option->get_default_str());
+    if (name.size() + 2 > kNameColumn) {
+      name += "\n" + std::string(kNameColumn, ' ');
+    } else {
+      name += std::string(kNameColumn - name.size(), ' ');
+    }
+    return name + wrapped(text, kNameColumn) + "\n";
+  }
+  std::string make_subcommand(const CLI::App* verb) const override {
+    const std::string name = "  " + verb->get_name();
+    return name + std::string(kNameColumn - name.size(), ' ') +
+           wrapped(verb->get_description().substr(0, verb->get_description().find('\n')), kNameColumn) + "\n";
+  }
+  std::string make_description(const CLI::App* app) const override {
+    std::string text;
+    std::istringstream lines(app->get_description());
+    for (std::string line; std::getline(lines, line);) text += wrapped(line, 0) + "\n";
+    return text;
+  }
+  std::string make_usage(const CLI::App* app, std::string) const override {
+    if (app->get_parent() == nullptr) return "Usage: gradgram <verb> [options]\n";
+    const bool positional = app->get_name() == "spectrum";
+    return fmt::format("Usage: gradgram {}{} [options]\n", app->get_name(), positional ? " KERNEL.npy" : "");
+  }
+};
+
+struct Parser {
+  CLI::App app{
+      "Neural Tangent Kernels of networks on data: compute them, read them, and see what they predict."};
+  Options options;
+  bool version = false;
+  bool document = false;
+
+  Parser() {
+    app.formatter(std::make_shared<HelpFormatter>());
+    app.set_help_flag("-h,--help", "Print this help; `gradgram VERB --help` tells about a verb");
+    app.add_flag("--version", version, "Print the version");
+    app.add_flag("--help-markdown", document, "Print the help of every verb as one Markdown document");
+    app.require_subcommand(0, 1);
+    app.footer(
+        "Exit codes: 0 done, 1 failed (or stopped), 2 wrong usage.\n\n"
+        "Example:\n  gradgram learnability --data fashion-mnist --classes 0,6 --model cnn3:channels=32 "
+        "--limit 2000 --out runs/shirts");
+    doctor();
+    init();
+    kernel();
+    spectrum();
+    learnability();
+  }
+
+  CLI::App& verb(const std::string& name, const std::string& description, const std::string& example) {
+    CLI::App& sub = *app.add_subcommand(name, description);
+    sub.set_help_flag("-h,--help", "Print this help");
+    sub.footer("Example:\n  " + example);
+    return sub;
+  }
+
+  void common(CLI::App& sub, bool computes) {
+    const std::string group = "Running";
+    if (computes) {
+      sub.add_option("--seed", options.seed, "Seed of everything drawn at random")
+          ->type_name("N")
+          ->default_str("0")
+          ->group(group);
+      sub.add_option(
+             "--dtype", options.dtype,
+             "Precision of the arithmetic and of the result, f32 or f64; f32 sums in f64 across panels")
+          ->type_name("TYPE")
+          ->default_str("f32")
+          ->group(group);
+    }
+    sub.add_option("--threads", options.threads, "Threads; the results have the same bits for any number")
+        ->type_name("N")
+        ->default_str("every processor this process may use")
+        ->group(group);
+    sub.add_option("--memory", options.memory,
+                   "Budget in bytes or with a unit (4GiB, 512MB) that data, weights, result and working "
+                   "memory keep to")
+        ->type_name("SIZE")
+        ->default_str("half of the machine's memory")
+        ->group(group);
+    sub.add_flag("--json", options.json, "Print the result as one JSON document")->group(group);
+    sub.add_flag("--quiet", options.quiet, "No progress on standard error")->group(group);
+  }
+
+  void model(CLI::App& sub, bool weights) {
+    const std::string group = "Model";
+    sub.add_option("--model", options.model,
+                   "Layers, such as \"conv(32,3) relu gap dense(1)\", or a preset: mlp:width=512,depth=3, "
+                   "cnn3:channels=32")
+        ->type_name("TEXT")
+        ->required()
+        ->group(group);
+    sub.add_option("--outputs", options.outputs, "Outputs of a preset that does not say")
+        ->type_name("N")
+        ->default_str("1 for at most two classes, else one for each class")
+        ->group(group);
+    sub.add_option("--parameterization", options.parameterization,
+                   "standard (W ~ N(0, weight variance / fan-in)) or ntk (W ~ N(0, 1), scaled in the layer)")
+        ->type_name("NAME")
+        ->default_str("standard")
+        ->group(group);
+    sub.add_option("--weight-variance", options.weight_variance, "sigma_w^2 of the initial weights")
+        ->type_name("X")
+        ->default_str("2")
+        ->group(group);
+    sub.add_option("--bias-variance", options.bias_variance, "sigma_b^2 of the initial biases")
+        ->type_name("X")
+        ->default_str("0")
+        ->group(group);
+    if (weights) {
+      sub.add_option("--weights", options.weights,
+                     "Weights from an .npz file with PyTorch's names and layouts")
+          ->type_name("FILE")
+          ->default_str("drawn with --seed")
+          ->group(group);
+    }
+  }
+
+  void data(CLI::App& sub, bool required, bool labels) {
+    const std::string group = "Data";
+    sub.add_option(
+           "--data", options.data,
+           "A name (fashion-mnist, mnist, cifar10, circle:n=200, ...) or a path (.npy, .npz, .csv, a folder "
+           "of "
+           "IDX or CIFAR-10 files); arrays are used as they are, rank 4 is [n, channels, height, width]")
+        ->type_name("SOURCE")
+        ->required(required)
+        ->group(group);
+    sub.add_option("--classes", options.classes, "Keep these classes, relabelled 0, 1, ... in this order")
+        ->type_name("A,B,...")
+        ->default_str("all")
+        ->group(group);
+    sub.add_option("--limit", options.limit, "Examples to keep, balanced over the classes; 0 for all")
+        ->type_name("N")
+        ->default_str("0")
+        ->group(group);
+    sub.add_option("--standardize", options.standardize,
+                   "Shift and scale to mean 0 and variance 1: none, channel or feature")
+        ->type_name("HOW")
+        ->default_str(options.standardize)
+        ->group(group);
+    sub.add_flag("--unit-norm", options.unit_norm, "Scale every example to norm 1")->group(group);
+    if (labels) {
+      sub.add_option("--label-noise", options.label_noise, "Share of labels replaced by another class")
+          ->type_name("SHARE")
+          ->default_str("0")
+          ->group(group);
+    }
+    sub.add_option("--target", options.target, "Column of a CSV file to predict")
+        ->type_name("NAME")
+        ->default_str("the last")
+        ->group(group);
+    sub.add_flag("--test", options.test, "Use the test part of the data set")->group(group);
+  }
+
+  void doctor() {
+    CLI::App& sub =
+        verb("doctor",
+             "Tell what this machine can do.\nPrints the processor, instruction sets, the kernel set of "
+             "BLIS, measured rates, memory and the data sets found.",
+             "gradgram doctor --json");
+    const std::string group = "Running";
+    sub.add_option("--threads", options.threads, "Threads of the second measurement")
+        ->type_name("N")
+        ->default_str("every processor this process may use")
+        ->group(group);
+    sub.add_flag("--json", options.json, "Print the result as one JSON document")->group(group);
+    sub.add_flag("--quiet", options.quiet, "No progress on standard error")->group(group);
+  }
+
+  void init() {
+    CLI::App& sub =
+        verb("init",
+             "Draw the weights of a model and save them.\nWrites an .npz file with the names and layouts "
+             "of torch.nn.Sequential and prints a table of the layers.",
+             "gradgram init --model \"conv(32,3) relu maxpool(2) flatten dense(10)\" --input 3x32x32 "
+             "--seed 7 --out w.npz");
+    model(sub, false);
+    data(sub, false, false);
+    sub.add_option("--input", options.input,
+                   "Shape of an example instead of --data: FEATURES or CHANNELSxHEIGHTxWIDTH")
+        ->type_name("SHAPE")
+        ->group("Data");
+    sub.add_option("--out", options.out, "The .npz file to write")
+        ->type_name("FILE")
+        ->required()
+        ->group("Result");
+    common(sub, true);
+  }
+
+  void kernel() {
+    CLI::App& sub =
+        verb("kernel",
+             "Compute an empirical Neural Tangent Kernel.\nK(x, x') = J(x) J(x')^T, reduced over the "
+             "outputs as --reduce says. Writes the array as .npy and, beside it, a .json that tells "
+             "everything that made it.",
+             "gradgram kernel --model \"conv(32,3) relu gap dense(10)\" --data x.npy --weights w.npz "
+             "--dtype f64 --parameterization standard --reduce full --out k.npy");
+    model(sub, true);
+    data(sub, true, true);
+    const std::string group = "Kernel";
+    sub.add_option(
+           "--reduce", options.reduce,
+           "full (n, n', O, O), trace-mean, trace-sum, output:K or true-class; must be chosen when the model "
+           "has several outputs")
+        ->type_name("HOW")
+        ->group(group);
+    sub.add_option(
+           "--versus", options.versus,
+           "A second set x' for the rectangular block K(x, x'): a name or path as for --data, used whole")
+        ->type_name("SOURCE")
+        ->group(group);
+    sub.add_flag("--diagonal", options.diagonal, "Only the entries K(x, x), without the matrix")
+        ->group(group);
+    sub.add_option("--labels", options.labels, "Labels [n] for true-class, as .npy")
+        ->type_name("FILE")
+        ->default_str("those of the data")
+        ->group(group);
+    sub.add_option("--versus-labels", options.versus_labels, "The same for --versus")
+        ->type_name("FILE")
+        ->default_str("those of the data")
+        ->group(group);
+    sub.add_flag("--per-parameter", options.per_parameter,
+                 "Also write OUT.per-parameter.npz: one kernel for each weight and bias")
+        ->group(group);
+    sub.add_option("--out", options.out, "The .npy file to write")
+        ->type_name("FILE")
+        ->required()
+        ->group("Result");
+    common(sub, true);
+  }
+
+  void spectrum() {
+    CLI::App& sub =
+        verb("spectrum",
+             "Read a kernel by its eigenvalues.\nPrints trace, largest and smallest eigenvalue with their "
+             "error bar, condition number, effective rank and, with labels, how the labels lie in the "
+             "eigenvectors.",
+             "gradgram spectrum k.npy --labels y.npy --out spectrum.csv");
+    sub.add_option(
+           "kernel", options.kernel_file,
+           "A symmetric kernel [n, n] or [n, n, 1, 1] as .npy; a .json of the same name tells its precision")
+        ->type_name("KERNEL.npy")
+        ->required();
+    const std::string group = "Spectrum";
+    sub.add_option(
+           "--labels", options.labels,
+           "Labels [n] as .npy: whole numbers are classes (-1/+1 for two, else one column for each), others "
+           "are targets as they are")
+        ->type_name("FILE")
+        ->group(group);
+    sub.add_option("--top", options.top,
+                   "Only the K largest eigenvalues (Lanczos); 0 for all of them (LAPACK)")
+        ->type_name("K")
+        ->default_str("0")
+        ->group(group);
+    sub.add_option("--out", options.out, "Write spectrum.csv into this folder, or to this .csv file")
+        ->type_name("PATH")
+        ->group("Result");
+    sub.add_flag("--json", options.json, "Print the result as one JSON document")->group("Running");
+    sub.add_flag("--quiet", options.quiet, "No progress on standard error")->group("Running");
+  }
+
+  void learnability() {
+    CLI::App& sub =
+        verb("learnability",
+             "See which examples a network learns first and whether its kernel tells beforehand.\nTakes "
+             "the kernel and several scores at initialization, trains the network watching every example, "
+             "and writes a folder with report.html, figures, tables, the kernel and the weights.",
+             "gradgram learnability --data fashion-mnist --classes 0,6 --model cnn3:channels=32 --limit "
+             "2000 --epochs 20 --out runs/shirts");
+    model(sub, true);
+    data(sub, true, true);
+    const std::string group = "Training";
+    sub.add_option("--epochs", options.epochs, "Passes over the examples")
+        ->type_name("N")
+        ->default_str(std::to_string(options.epochs))
+        ->group(group);
+    sub.add_option("--loss", options.loss,
+                   "mse (targets -1/+1 for two classes with one output, else one-hot) or cross-entropy")
+        ->type_name("NAME")
+        ->default_str(options.loss)
+        ->group(group);
+    sub.add_option("--optimizer", options.optimizer, "sgd, momentum, nesterov or adam")
+        ->type_name("NAME")
+        ->default_str(options.optimizer)
+        ->group(group);
+    sub.add_option("--learning-rate", options.learning_rate, "Step size")
+        ->type_name("X")
+        ->default_str("0.03 for sgd, 0.003 for momentum and nesterov, 0.001 for adam")
+        ->group(group);
+    sub.add_option("--momentum", options.momentum, "Of momentum and nesterov")
+        ->type_name("X")
+        ->default_str("0.9")
+        ->group(group);
+    sub.add_option("--batch", options.batch, "Examples a step; 0 for all")
+        ->type_name("N")
+        ->default_str(std::to_string(options.batch))
+        ->group(group);
+    sub.add_option("--schedule", options.schedule, "Learning rate over the epochs: constant or cosine")
+        ->type_name("NAME")
+        ->default_str(options.schedule)
+        ->group(group);
+    sub.add_option("--l1", options.l1, "Penalty on the sum of |weight|")
+        ->type_name("X")
+        ->default_str("0")
+        ->group(group);
+    sub.add_option("--l2", options.l2, "Penalty on half the sum of weight^2")
+        ->type_name("X")
+        ->default_str("0")
+        ->group(group);
+    sub.add_option("--score-epochs", options.score_epochs,
+                   "Epochs after which k(x, x) is taken again, besides initialization")
+        ->type_name("A,B,...")
+        ->default_str("none")
+        ->group(group);
+    sub.add_option("--out", options.out, "Folder for the results; an earlier result there is replaced")
+        ->type_name("DIR")
+        ->required()
+        ->group("Result");
+    sub.add_flag("--force", options.force, "Replace the folder even when it holds something else")
+        ->group("Result");
+    common(sub, true);
+  }
+};
+
+constexpr std::array<std::pair<std::string_view, Verb>, 5> kVerbs = {{{"doctor", Verb::Doctor},
+                                                                      {"init", Verb::Init},
+                                                                      {"kernel", Verb::Kernel},
+                                                                      {"spectrum", Verb::Spectrum},
+                                                                      {"learnability", Verb::Learnability}}};
+
+/// Refuses a word that is not one of `choices`.
+void require_choice(const char* option, const std::string& value,
+                    std::initializer_list<const char*> choices) {
+  for (const char* choice : choices) {
+    if (value == choice) return;
+  }
+  throw ArgumentError(
+      fmt::format("{}: '{}' is unknown; expected one of {}", option, value, fmt::join(choices, ", ")));
+}
+
+void check(const Options& options) {
+  require_choice("--dtype", options.dtype, {"f32", "f64"});
+  require_choice("--parameterization", options.parameterization, {"standard", "ntk"});
+  require_choice("--standardize", options.standardize, {"none", "channel", "feature"});
+  require_choice("--optimizer", options.optimizer, {"sgd", "momentum", "nesterov", "adam"});
+  require_choice("--schedule", options.schedule, {"constant", "cosine"});
+  require_choice("--loss", options.loss, {"mse", "cross-entropy"});
+  const auto positive = [](const char* name, double value, bool zero_is_good) {
+    if (!(zero_is_good ? value >= 0 : value > 0)) {
+      throw ArgumentError(
+          fmt::format("{}: {} must be {} zero", name, value, zero_is_good ? "at least" : "above"));
+    }
+  };
+  positive("--weight-variance", options.weight_variance, false);
+  positive("--bias-variance", options.bias_variance, true);
+  positive("--learning-rate", options.learning_rate, true);
+  positive("--l1", options.l1, true);
+  positive("--l2", options.l2, true);
+  if (!(options.label_noise >= 0 && options.label_noise <= 1)) {
+    throw ArgumentError(fmt::format("--label-noise: {} must lie between 0 and 1", options.label_noise));
+  }
+  if (!(options.momentum >= 0 && options.momentum < 1)) {
+    throw ArgumentError(fmt::format("--momentum: {} must be at least 0 and below 1", options.momentum));
+  }
+}
+
+}  // namespace
+
+Options parse_options(std::span<const std::string> arguments, std::string& name) {
+  for (const std::string& word : arguments) {
+    const auto* const found =
+        std::find_if(kVerbs.begin(), kVerbs.end(), [&](const auto& v) { return v.first == word; });
+    if (found != kVerbs.end()) {
+      name = word;
+      break;
+    }
+  }
+  Parser parser;
+  parser.options.words.assign(arguments.begin(), arguments.end());
+  // CLI11 takes the words last to first.
+  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());
+  try {
+    parser.app.parse(std::move(reversed));
+  } catch (const CLI::CallForHelp&) {
+    parser.options.verb = Verb::Help;
+    parser.options.text = parser.app.help();
+    return parser.options;
+  } catch (const CLI::ParseError& error) {
+    std::string text = error.what();
+    std::replace(text.begin(), text.end(), '\n', ' ');
+    throw ArgumentError(fmt::format("{} (see gradgram {}--help)", text, name.empty() ? "" : name + " "));
+  }
+  if (parser.version) {
+    parser.options.verb = Verb::Version;
+    return parser.options;
+  }
+  if (parser.document) {
+    parser.options.verb = Verb::Help;
+    parser.options.text = help_document();
+    return parser.options;
+  }
+  for (const auto& [verb_name, verb] : kVerbs) {
+    if (parser.app.got_subcommand(std::string(verb_name))) {
+      parser.options.verb = verb;
+      parser.options.name = verb_name;
+    }
+  }
+  if (parser.options.name.empty()) {
+    throw ArgumentError(
+        "a verb is missing: doctor, init, kernel, spectrum or learnability (see gradgram --help)");
+  }
+  check(parser.options);
+  return parser.options;
+}
+
+std::string help_document() {
+  const Parser parser;
+  std::string text =
+      "# Command line\n\n"
+      "What `gradgram --help` and `gradgram VERB --help` print. This page is made by `gradgram "
+      "--help-markdown`; a test\n"
+      "holds that it is what the program says.\n\n```text\n" +
+      parser.app.help() + "```\n";
+  for (const auto& [name, verb] : kVerbs) {
+    text += fmt::format("\n## gradgram {}\n\n```text\n{}```\n", name,
+                        parser.app.get_subcommand(std::string(name))->help());
+  }
+  return text;
+}
+
+}  // namespace gradgram::cli

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace gradgram::cli {
+
+enum class Verb { Help, Version, Doctor, Init, Kernel, Spectrum, Learnability };
+
+/// Everything the command line can say, as plain data. A verb reads only what its help lists.
+struct Options {
+  Verb verb = Verb::Help;
+  std::string name;                ///< of the verb
+  std::string text;                ///< Help: what to print
+  std::vector<std::string> words;  ///< the arguments as given, for reproducing
+
+  bool json = false;
+  bool quiet = false;
+  std::uint64_t seed = 0;
+  std::size_t threads = 0;
+  std::string memory;
+  std::string dtype = "f32";
+
+  std::string model;
+  std::string parameterization = "standard";
+  double weight_variance = 2.0;
+  double bias_variance = 0.0;
+  std::size_t outputs = 0;  ///< 0: from the classes of the data
+  std::string weights;
+  std::string input;
+
+  std::string data;
+  std::string classes;
+  std::size_t limit = 0;
+  std::string standardize = "none";
+  bool unit_norm = false;
+  double label_noise = 0;
+  std::string target;
+  bool test = false;
+
+  std::string versus;
+  std::string labels;
+  std::string versus_labels;
+  std::string reduce;
+  bool diagonal = false;
+  bool per_parameter = false;
+
+  std::string kernel_file;
+  std::size_t top = 0;
+
+  std::size_t epochs = 20;
+  double learning_rate = 0;  ///< 0: the optimizer's default
+  double momentum = 0.9;
+  std::string optimizer = "momentum";
+  std::string schedule = "constant";
+  std::string loss = "mse";
+  std::size_t batch = 64;
+  double l1 = 0;
+  double l2 = 0;
+  std::string score_epochs;
+  bool force = false;
+
+  std::string out;
+};
+
+/// Reads a command line. Throws ArgumentError naming the verb's option and what is wrong with it.
+/// With `name` it also tells which verb was meant when it throws.
+Options parse_options(std::span<const std::string> arguments, std::string& name);
+
+/// All help texts as one Markdown document: docs/command-line.md.
+std::string help_document();
+
+}  // namespace gradgram::cli

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <filesystem>
+
+namespace gradgram::cli {
+
+/// A folder of results that appears whole or not at all: files are written to path() beside the target, and
+/// commit() moves them there. Removed when not committed.
+class ResultFolder {
+ public:
+  /// Refuses (ArgumentError) a target that holds something other than an earlier result, unless `force`;
+  /// then, as over an earlier result, files of the same name are replaced and others stay. Throws IoError.
+  ResultFolder(std::filesystem::path target, bool force);
+  ~ResultFolder();
+  ResultFolder(const ResultFolder&) = delete;
+  ResultFolder& operator=(const ResultFolder&) = delete;
+
+  const std::filesystem::path& path() const { return temporary_; }
+  void commit();
+
+ private:
+  std::filesystem::path target_;
+  std::filesystem::path temporary_;
+};
+
+}  // namespace gradgram::cli

@@ -1,0 +1,247 @@
+#include <fmt/format.h>
+#include <fmt/ostream.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <optional>
+#include <ostream>
+#include <set>
+
+#include "cli/commands.hpp"
+#include "cli/inputs.hpp"
+#include "cli/spectrum_table.hpp"
+#include "cli/text.hpp"
+#include "engine/error.hpp"
+#include "engine/file.hpp"
+#include "engine/npy.hpp"
+#include "ntk/precision.hpp"
+#include "ntk/spectrum.hpp"
+
+namespace gradgram::cli {
+namespace {
+
+using nlohmann::ordered_json;
+
+/// The kernel as [n, n] in f64.
+Tensor<double> square_kernel(const NpyArray& array, const std::string& path) {
+  const std::vector<std::size_t>& shape = array.shape;
+  const bool square =
+      (shape.size() == 2 || (shape.size() == 4 && shape[2] == 1 && shape[3] == 1)) && shape[0] == shape[1];
+  if (!square || shape[0] == 0) {
+    throw ShapeError(fmt::format("{}: a spectrum needs a kernel of shape [n, n] or [n, n, 1, 1], found [{}]",
+                                 path, fmt::join(shape, ", ")));
+  }
+  const Tensor<double> tensor = array.to_tensor<double>();
+  return Tensor<double>(Shape{shape[0], shape[0]}, tensor.span());
+}
+
+struct EntryError {
+  double value = 0;
+  std::string origin;
+};
+
+/// From the .json beside the kernel, else from the type it is stored in.
+EntryError entry_error_of(const std::filesystem::path& kernel, const NpyArray& array) {
+  const std::filesystem::path sidecar = beside(kernel, ".json");
+  std::error_code error;
+  if (std::filesystem::exists(sidecar, error)) {
+    const std::vector<std::byte> bytes = read_file(sidecar, std::size_t{1} << 26);
+    const auto* text = reinterpret_cast<const char*>(bytes.data());
+    const ordered_json json = ordered_json::parse(text, text + bytes.size(), nullptr, false);
+    if (json.is_discarded()) throw FormatError(fmt::format("{}: is not JSON", sidecar.string()));
+    if (json.is_object() && json.contains("relative_entry_error") &&
+        json["relative_entry_error"].is_number()) {
+      const double value = json["relative_entry_error"].get<double>();
+      if (value >= 0 && value < 1) return {value, sidecar.filename().string()};
+      throw FormatError(fmt::format("{}: relative_entry_error is {}, expected at least 0 and below 1",
+                                    sidecar.string(), value));
+    }
+  }
+  if (array.type == NpyType::F4) return {ntk::entry_error<float>(), "its being stored as f32"};
+  return {ntk::entry_error<double>(), "its being stored as f64"};
+}
+
+/// Classes as -1/+1 or one-hot, other numbers as they are; `kind` says which.
+Tensor<double> label_targets(const std::string& path, std::size_t n, std::string& kind) {
+  const NpyArray array = read_npy(path);
+  if (array.size() != n) {
+    throw ArgumentError(
+        fmt::format("--labels: {} holds {} numbers for a kernel of {} examples", path, array.size(), n));
+  }
+  if (array.type == NpyType::F4 || array.type == NpyType::F8) {
+    const Tensor<double> values = array.to_tensor<double>();
+    const bool whole = std::all_of(values.span().begin(), values.span().end(),
+                                   [](double v) { return v == std::floor(v) && std::abs(v) < 1e6; });
+    if (!whole) {
+      kind = "targets as they are";
+      return Tensor<double>(Shape{n, 1}, values.span());
+    }
+  }
+  const std::vector<std::int32_t> labels = array.to_labels();
+  const std::set<std::int32_t> distinct(labels.begin(), labels.end());
+  const std::vector<std::int32_t> classes(distinct.begin(), distinct.end());
+  if (classes.size() == 2) {
+    kind = fmt::format("two classes, {} as -1 and {} as +1", classes[0], classes[1]);
+    Tensor<double> y(Shape{n, 1});
+    for (std::size_t i = 0; i < n; ++i) y.span()[i] = labels[i] == classes[0] ? -1 : 1;
+    return y;
+  }
+  if (classes.size() > 1000) {
+    throw ArgumentError(
+        fmt::format("--labels: {} holds {} different whole numbers, too many to be classes; store "
+                    "targets with a fraction, or shift them by 0.5",
+                    path, classes.size()));
+  }
+  kind = fmt::format("{} classes, one column each", classes.size());
+  Tensor<double> y(Shape{n, classes.size()});
+  for (std::size_t i = 0; i < n; ++i) {
+    const auto position = std::lower_bound(classes.begin(), classes.end(), labels[i]) - classes.begin();
+    y(i, static_cast<std::size_t>(position)) = 1;
+  }
+  return y;
+}
+
+}  // namespace
+
+void write_spectrum_csv(const std::filesystem::path& path, const ntk::Spectrum& spectrum,
+                        const std::vector<double>& label_energy) {
+  write_file(path, [&](std::ostream& stream) {
+    stream << "rank,eigenvalue,error_bar,share_of_trace,cumulative_share_of_trace,label_energy,cumulative_"
+              "label_energy\n";
+    double trace = 0;
+    double energy = 0;
+    for (std::size_t i = 0; i < spectrum.values.size(); ++i) {
+      trace += spectrum.values[i];
+      fmt::print(stream, "{},{:.17g},{:.3g},{:.9g},{:.9g},", i + 1, spectrum.values[i], spectrum.error_bar,
+                 spectrum.values[i] / spectrum.trace, trace / spectrum.trace);
+      if (label_energy.empty()) {
+        stream << ",\n";
+      } else {
+        energy += label_energy[i];
+        fmt::print(stream, "{:.9g},{:.9g}\n", label_energy[i], energy);
+      }
+    }
+  });
+}
+
+void run_spectrum(const Context& context) {
+  const Options& options = context.options;
+  std::filesystem::path csv;
+  if (!options.out.empty()) {
+    csv = options.out;
+    if (csv.extension() != ".csv") csv /= "spectrum.csv";
+    if (csv.parent_path() == std::filesystem::path(options.out)) {
+      std::error_code error;
+      std::filesystem::create_directories(csv.parent_path(), error);
+      if (error) throw IoError(fmt::format("{}: cannot create the folder: {}", options.out, error.message()));
+    }
+    require_writable(csv);
+  }
+  const NpyArray array = read_npy(options.kernel_file);
+  const Tensor<double> kernel = square_kernel(array, options.kernel_file);
+  const std::size_t n = kernel.shape()[0];
+  const EntryError entry_error = entry_error_of(options.kernel_file, array);
+  std::string label_kind;
+  Tensor<double> y;
+  if (!options.labels.empty()) y = label_targets(options.labels, n, label_kind);
+
+  ntk::SpectrumOptions spectrum_options;
+  spectrum_options.top = std::min(options.top, n);
+  spectrum_options.vectors = !options.labels.empty() || options.top > 0;
+  spectrum_options.entry_error = entry_error.value;
+  const ntk::Spectrum spectrum = ntk::spectrum(kernel.view(), spectrum_options);
+  const bool whole = spectrum.values.size() == n;
+  std::vector<double> energy;
+  double alignment = 0;
+  double centred = 0;
+  if (!options.labels.empty()) {
+    energy = ntk::label_energy(spectrum, y.view());
+    alignment = ntk::kernel_target_alignment(kernel.view(), y.view(), false);
+    centred = ntk::kernel_target_alignment(kernel.view(), y.view(), true);
+  }
+  if (!csv.empty()) write_spectrum_csv(csv, spectrum, energy);
+
+  if (options.json) {
+    ordered_json json;
+    json["program"] = "gradgram";
+    json["version"] = version();
+    json["command"] = command_line(options);
+    json["kernel"] = options.kernel_file;
+    json["n"] = n;
+    json["relative_entry_error"] = entry_error.value;
+    json["relative_entry_error_from"] = entry_error.origin;
+    json["trace"] = spectrum.trace;
+    json["frobenius"] = spectrum.frobenius;
+    json["lambda_max"] = spectrum.values.front();
+    if (whole) json["lambda_min"] = spectrum.values.back();
+    json["error_bar"] = spectrum.error_bar;
+    json["likely_error"] = spectrum.likely_error;
+    json["resolved"] = spectrum.resolved();
+    if (whole) {
+      json["lambda_min_resolved"] = spectrum.smallest_is_resolved();
+      // JSON has no infinity: null means that lambda_min lies within its error bar.
+      const double condition = spectrum.condition();
+      json["condition"] = std::isfinite(condition) ? ordered_json(condition) : ordered_json(nullptr);
+    }
+    json["effective_rank"] = spectrum.effective_rank();
+    json["eigenvalues"] = spectrum.values;
+    if (!energy.empty()) {
+      json["labels"] = {{"file", options.labels}, {"read_as", label_kind}};
+      json["label_energy"] = energy;
+      json["alignment"] = alignment;
+      json["centred_alignment"] = centred;
+    }
+    if (!csv.empty()) json["csv"] = csv.string();
+    context.out << json.dump(2) << '\n';
+    return;
+  }
+  fmt::print(context.out, "Spectrum of {} ({} x {})\n", options.kernel_file, grouped(n), grouped(n));
+  std::vector<std::vector<std::string>> rows = {
+      {"trace", significant(spectrum.trace, 5)},
+      {"lambda_max", fmt::format("{} ({} of the trace)", significant(spectrum.values.front(), 5),
+                                 percent(spectrum.values.front() / spectrum.trace))}};
+  if (whole) {
+    rows.push_back(
+        {"lambda_min",
+         spectrum.smallest_is_resolved()
+             ? fmt::format("{} ± {}", significant(spectrum.values.back()), significant(spectrum.error_bar, 2))
+             : fmt::format("not resolved: {} lies within the error bar {}",
+                           significant(spectrum.values.back()), significant(spectrum.error_bar, 2))});
+    const double condition = spectrum.condition();
+    rows.push_back(
+        {"condition",
+         std::isfinite(condition)
+             ? significant(condition)
+             : fmt::format("at least {}", significant(spectrum.values.front() / spectrum.error_bar, 2))});
+  } else {
+    rows.push_back(
+        {"found", fmt::format("the {} largest of {}", grouped(spectrum.values.size()), grouped(n))});
+    rows.push_back({"error bar", significant(spectrum.error_bar, 2)});
+  }
+  rows.push_back({"above the error bar", fmt::format("{} of {} eigenvalues", grouped(spectrum.resolved()),
+                                                     grouped(spectrum.values.size()))});
+  rows.push_back({"effective rank", significant(spectrum.effective_rank()) + " (trace^2 / ||K||_F^2)"});
+  rows.push_back({"entry error", fmt::format("{} sqrt(k_ii k_jj), from {}", significant(entry_error.value, 2),
+                                             entry_error.origin)});
+  if (!energy.empty()) {
+    rows.push_back({"labels", label_kind});
+    rows.push_back(
+        {"alignment", fmt::format("{} (centred {})", significant(alignment), significant(centred))});
+  }
+  context.out << table(rows, {false, false});
+  std::vector<std::vector<std::string>> values = {{"rank", "eigenvalue", "share of trace"}};
+  if (!energy.empty()) values.front().push_back("label energy");
+  for (std::size_t i = 0; i < std::min<std::size_t>(10, spectrum.values.size()); ++i) {
+    values.push_back({std::to_string(i + 1), significant(spectrum.values[i], 5),
+                      percent(spectrum.values[i] / spectrum.trace)});
+    if (!energy.empty()) values.back().push_back(percent(energy[i]));
+  }
+  context.out << '\n' << table(values, std::vector<bool>(values.front().size(), true));
+  if (!csv.empty()) fmt::print(context.out, "Wrote {}\n", csv.string());
+}
+
+}  // namespace gradgram::cli

@@ -1,0 +1,456 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "cli/cli.hpp"
+#include "cli/options.hpp"
+#include "engine/npy.hpp"
+#include "engine/random.hpp"
+
+namespace gradgram::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Outcome {
+  int code = -1;
+  std::string out;
+  std::string err;
+};
+
+Outcome run(const std::vector<std::string>& arguments, std::stop_token stop = {}) {
+  std::ostringstream out;
+  std::ostringstream err;
+  const int code = cli_main(arguments, out, err, stop);
+  return {code, out.str(), err.str()};
+}
+
+std::string read_text(const fs::path& path) {
+  std::ifstream stream(path);
+  std::stringstream text;
+  text << stream.rdbuf();
+  return text.str();
+}
+
+/// Words of a line as a shell splits it; double quotes group.
+std::vector<std::string> shell_words(const std::string& line) {
+  std::vector<std::string> words;
+  std::string word;
+  bool quoted = false;
+  for (const char c : line + " ") {
+    if (c == '"') {
+      quoted = !quoted;
+    } else if (c == ' ' && !quoted) {
+      if (!word.empty()) words.push_back(word);
+      word.clear();
+    } else {
+      word += c;
+    }
+  }
+  return words;
+}
+
+class Command : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder = fs::path(testing::TempDir()) /
+             (std::string("gradgram-") + testing::UnitTest::GetInstance()->current_test_info()->name());
+    fs::remove_all(folder);
+    fs::create_directories(folder);
+  }
+  void TearDown() override { fs::remove_all(folder); }
+  std::string at(const std::string& name) const { return (folder / name).string(); }
+  /// Random numbers [n, ...] as .npy.
+  std::string array(const std::string& name, Shape shape, std::uint64_t seed) const {
+    Tensor<double> values(shape);
+    Random random(seed);
+    for (double& value : values.span()) value = random.normal();
+    write_npy<double>(at(name), values.view());
+    return at(name);
+  }
+  /// Names in the folder, sorted.
+  std::vector<std::string> names() const {
+    std::vector<std::string> found;
+    for (const auto& entry : fs::directory_iterator(folder))
+      found.push_back(entry.path().filename().string());
+    std::sort(found.begin(), found.end());
+    return found;
+  }
+  fs::path folder;
+};
+
+constexpr const char* kVerbs[] = {"doctor", "init", "kernel", "spectrum", "learnability"};
+
+TEST_F(Command, HelpEverywhereWithAnExampleThatParses) {
+  EXPECT_EQ(run({"--help"}).code, kDone);
+  for (const char* verb : kVerbs) {
+    const Outcome help = run({verb, "--help"});
+    EXPECT_EQ(help.code, kDone);
+    EXPECT_EQ(help.err, "");
+    const std::size_t example = help.out.find("Example:\n  gradgram ");
+    ASSERT_NE(example, std::string::npos) << verb;
+    std::string line = help.out.substr(example + std::string("Example:\n  ").size());
+    line = line.substr(0, line.find('\n'));
+    std::vector<std::string> words = shell_words(line);
+    words.erase(words.begin());
+    std::string name;
+    Options options;
+    EXPECT_NO_THROW(options = parse_options(words, name)) << line;
+    EXPECT_EQ(options.name, verb);
+  }
+}
+
+TEST_F(Command, TheDocumentIsWhatTheProgramSays) {
+  const Outcome document = run({"--help-markdown"});
+  EXPECT_EQ(document.code, kDone);
+  EXPECT_EQ(read_text(fs::path(GRADGRAM_SOURCE_ROOT) / "docs" / "command-line.md"), document.out)
+      << "run: gradgram --help-markdown > docs/command-line.md";
+}
+
+TEST_F(Command, Version) {
+  EXPECT_EQ(run({"--version"}).out.rfind("gradgram ", 0), 0U);
+}
+
+TEST_F(Command, WrongUsageIsOneLineAndCodeTwo) {
+  const std::string x = array("x.npy", Shape{5, 4}, 1);
+  const std::vector<std::vector<std::string>> wrong = {
+      {},
+      {"frobnicate"},
+      {"kernel"},
+      {"kernel", "--data", x, "--out", at("k.npy")},
+      {"kernel", "--nonsense"},
+      {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.npy"), "--dtype", "f16"},
+      {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.npy"), "--memory", "lots"},
+      {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.npy"), "--seed", "one"},
+      {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.npy"), "--parameterization", "mup"},
+      {"kernel", "--model", "dens(1)", "--data", x, "--out", at("k.npy")},
+      {"kernel", "--model", "dense(2)", "--data", x, "--out", at("k.npy")},
+      {"kernel", "--model", "dense(2)", "--data", x, "--out", at("k.npy"), "--reduce", "mean"},
+      {"kernel", "--model", "dense(2)", "--data", x, "--out", at("k.npy"), "--reduce", "output:2"},
+      {"kernel", "--model", "dense(2)", "--data", x, "--out", at("k.npy"), "--reduce", "true-class"},
+      {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.txt")},
+      {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.npy"), "--diagonal", "--per-parameter"},
+      {"init", "--model", "dense(1)", "--out", at("w.npz")},
+      {"init", "--model", "dense(1)", "--out", at("w.npz"), "--input", "3x"},
+      {"learnability", "--model", "dense(1)", "--data", x, "--out", at("run")},
+  };
+  for (const auto& arguments : wrong) {
+    const Outcome outcome = run(arguments);
+    std::string line;
+    for (const std::string& word : arguments) line += word + " ";
+    EXPECT_EQ(outcome.code, kWrongUsage) << line << outcome.err;
+    EXPECT_EQ(outcome.out, "") << line;
+    EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << line << outcome.err;
+    EXPECT_EQ(outcome.err.rfind("gradgram", 0), 0U) << outcome.err;
+  }
+  EXPECT_EQ(names(), std::vector<std::string>{"x.npy"});
+  const Outcome choices = run({"kernel", "--model", "dense(2)", "--data", x, "--out", at("k.npy")});
+  for (const char* choice : {"full", "trace-mean", "trace-sum", "output:K", "true-class"}) {
+    EXPECT_NE(choices.err.find(choice), std::string::npos) << choices.err;
+  }
+}
+
+TEST_F(Command, WhatFailsIsOneLineAndCodeOneAndLeavesNothing) {
+  const std::string x = array("x.npy", Shape{5, 4}, 1);
+  std::ofstream(at("broken.npy")) << "not an array";
+  const std::vector<std::vector<std::string>> failing = {
+      {"kernel", "--model", "dense(1)", "--data", at("missing.npy"), "--out", at("k.npy")},
+      {"kernel", "--model", "dense(1)", "--data", at("broken.npy"), "--out", at("k.npy")},
+      {"kernel", "--model", "dense(1)", "--data", x, "--out", at("nowhere/k.npy")},
+      {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.npy"), "--weights", at("missing.npz")},
+      {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.npy"), "--memory", "100"},
+      {"spectrum", at("missing.npy")},
+      {"spectrum", at("broken.npy")},
+      {"spectrum", x},
+  };
+  for (const auto& arguments : failing) {
+    const Outcome outcome = run(arguments);
+    std::string line;
+    for (const std::string& word : arguments) line += word + " ";
+    EXPECT_EQ(outcome.code, kFailed) << line << outcome.err;
+    EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << line << outcome.err;
+    EXPECT_EQ(outcome.err.rfind("gradgram " + arguments[0] + ": ", 0), 0U) << outcome.err;
+  }
+  EXPECT_EQ(names(), (std::vector<std::string>{"broken.npy", "x.npy"}));
+}
+
+TEST_F(Command, DoctorTellsTheMachine) {
+  const Outcome outcome = run({"doctor", "--json", "--threads", "1"});
+  ASSERT_EQ(outcome.code, kDone) << outcome.err;
+  const auto json = nlohmann::json::parse(outcome.out);
+  EXPECT_GT(json["rates"]["fma_f32_flop_per_second"].get<double>(), 1e8);
+  EXPECT_GT(json["memory_bytes"].get<double>(), 1e8);
+  EXPECT_FALSE(json["instruction_set"].get<std::string>().empty());
+  EXPECT_EQ(json["blis_kernels"].get<std::string>().empty(), false);
+  EXPECT_FALSE(json["data_sets"].empty());
+}
+
+/// f(x) = W x + b by hand: K_kl(x, x') = delta_kl (x . x' + 1). The contract call of other tools, word for
+/// word.
+TEST_F(Command, KernelContract) {
+  const std::string x = array("x.npy", Shape{7, 5}, 1);
+  const std::string model = "dense(3)";
+  ASSERT_EQ(
+      run({"init", "--model", model, "--input", "5", "--seed", "7", "--out", at("w.npz"), "--dtype", "f64"})
+          .code,
+      kDone);
+  const Outcome outcome =
+      run({"kernel", "--model", model, "--data", x, "--weights", at("w.npz"), "--dtype", "f64",
+           "--parameterization", "standard", "--reduce", "full", "--out", at("k.npy")});
+  ASSERT_EQ(outcome.code, kDone) << outcome.err;
+  const NpyArray stored = read_npy(at("k.npy"));
+  EXPECT_EQ(stored.type, NpyType::F8);
+  EXPECT_EQ(stored.shape, (std::vector<std::size_t>{7, 7, 3, 3}));
+  const Tensor<double> kernel = stored.to_tensor<double>();
+  const Tensor<double> inputs = read_npy(x).to_tensor<double>();
+  for (std::size_t i = 0; i < 7; ++i) {
+    for (std::size_t j = 0; j < 7; ++j) {
+      double expected = 1;
+      for (std::size_t d = 0; d < 5; ++d) expected += inputs(i, d) * inputs(j, d);
+      for (std::size_t k = 0; k < 3; ++k) {
+        for (std::size_t l = 0; l < 3; ++l) {
+          EXPECT_LE(std::abs(kernel(i, j, k, l) - (k == l ? expected : 0)), 1e-13 * 20);
+        }
+      }
+    }
+  }
+  const auto json = nlohmann::json::parse(read_text(at("k.json")));
+  EXPECT_EQ(json["reduction"], "full");
+  EXPECT_EQ(json["dtype"], "f64");
+  EXPECT_EQ(json["parameterization"], "standard");
+  EXPECT_EQ(json["shape"], (std::vector<std::size_t>{7, 7, 3, 3}));
+  EXPECT_EQ(json["weights"]["crc32"].get<std::string>().size(), 8U);
+  EXPECT_EQ(json["data"]["standardize"], "none");
+  for (const char* key : {"version", "command", "model", "input_shape", "threads", "memory_budget_bytes",
+                          "instruction_set", "blis_kernels", "seconds", "relative_entry_error"}) {
+    EXPECT_TRUE(json.contains(key)) << key;
+  }
+}
+
+TEST_F(Command, KernelVersusDiagonalAndPerParameterAgreeWithTheWhole) {
+  const std::string x = array("x.npy", Shape{6, 2, 5, 5}, 1);
+  const std::string model = "conv(3,3) relu gap dense(2)";
+  const std::vector<std::string> base = {"kernel",   "--model",    model,     "--data", x,
+                                         "--reduce", "trace-mean", "--dtype", "f64",    "--quiet"};
+  const auto with = [&](std::vector<std::string> more) {
+    std::vector<std::string> arguments = base;
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run(arguments);
+  };
+  const Outcome whole = with({"--out", at("k.npy"), "--per-parameter", "--json"});
+  ASSERT_EQ(whole.code, kDone) << whole.err;
+  EXPECT_EQ(whole.err, "");
+  EXPECT_EQ(nlohmann::json::parse(whole.out)["n"], 6);
+  ASSERT_EQ(with({"--out", at("v.npy"), "--versus", x}).code, kDone);
+  ASSERT_EQ(with({"--out", at("d.npy"), "--diagonal"}).code, kDone);
+  const Tensor<double> kernel = read_npy(at("k.npy")).to_tensor<double>();
+  const Tensor<double> versus = read_npy(at("v.npy")).to_tensor<double>();
+  const Tensor<double> diagonal = read_npy(at("d.npy")).to_tensor<double>();
+  ASSERT_EQ(kernel.shape(), (Shape{6, 6}));
+  ASSERT_EQ(versus.shape(), (Shape{6, 6}));
+  ASSERT_EQ(diagonal.shape(), Shape{6});
+  const auto parts = read_npz(at("k.per-parameter.npz"));
+  EXPECT_EQ(parts.size(), 4U);
+  EXPECT_TRUE(parts.contains("0.weight"));
+  Tensor<double> sum(Shape{6, 6});
+  for (const auto& [name, part] : parts) {
+    const Tensor<double> values = part.to_tensor<double>();
+    for (std::size_t i = 0; i < 36; ++i) sum.span()[i] += values.span()[i];
+  }
+  for (std::size_t i = 0; i < 6; ++i) {
+    EXPECT_LE(std::abs(diagonal(i) - kernel(i, i)), 1e-12 * kernel(i, i));
+    for (std::size_t j = 0; j < 6; ++j) {
+      const double scale = std::sqrt(kernel(i, i) * kernel(j, j));
+      EXPECT_EQ(kernel(i, j), kernel(j, i));
+      EXPECT_LE(std::abs(versus(i, j) - kernel(i, j)), 1e-12 * scale);
+      EXPECT_LE(std::abs(sum(i, j) - kernel(i, j)), 1e-12 * scale);
+    }
+  }
+}
+
+TEST_F(Command, OneOutputNeedsNoReductionAndSaysSo) {
+  const std::string x = array("x.npy", Shape{6, 4}, 1);
+  const Outcome outcome =
+      run({"kernel", "--model", "dense(8) relu dense(1)", "--data", x, "--out", at("k.npy")});
+  ASSERT_EQ(outcome.code, kDone) << outcome.err;
+  EXPECT_NE(outcome.out.find("one output"), std::string::npos) << outcome.out;
+  EXPECT_EQ(read_npy(at("k.npy")).type, NpyType::F4);
+}
+
+TEST_F(Command, AStopEndsTheWorkAndWritesNothing) {
+  const std::string x = array("x.npy", Shape{40, 6}, 1);
+  std::stop_source stop;
+  stop.request_stop();
+  const Outcome outcome = run(
+      {"kernel", "--model", "dense(8) relu dense(1)", "--data", x, "--out", at("k.npy")}, stop.get_token());
+  EXPECT_EQ(outcome.code, kFailed);
+  EXPECT_NE(outcome.err.find("stopped"), std::string::npos) << outcome.err;
+  const Outcome study = run({"learnability", "--model", "dense(8) relu dense(1)", "--data", "moons:n=40",
+                             "--out", at("run"), "--epochs", "2"},
+                            stop.get_token());
+  EXPECT_EQ(study.code, kFailed);
+  EXPECT_EQ(names(), std::vector<std::string>{"x.npy"});
+}
+
+/// K = u u^T + 3 v v^T with orthonormal u, v: eigenvalues 3, 1, 0, 0.
+TEST_F(Command, SpectrumOfAKnownMatrix) {
+  const double u[4] = {0.5, 0.5, 0.5, 0.5};
+  const double v[4] = {0.5, -0.5, 0.5, -0.5};
+  Tensor<double> kernel(Shape{4, 4});
+  for (std::size_t i = 0; i < 4; ++i) {
+    for (std::size_t j = 0; j < 4; ++j) kernel(i, j) = u[i] * u[j] + 3 * v[i] * v[j];
+  }
+  write_npy<double>(at("k.npy"), kernel.view());
+  const std::vector<std::int32_t> labels = {1, 0, 1, 0};
+  write_npy(at("y.npy"), std::span<const std::int32_t>(labels));
+  const Outcome outcome =
+      run({"spectrum", at("k.npy"), "--labels", at("y.npy"), "--out", at("out"), "--json"});
+  ASSERT_EQ(outcome.code, kDone) << outcome.err;
+  const auto json = nlohmann::json::parse(outcome.out);
+  EXPECT_LE(std::abs(json["lambda_max"].get<double>() - 3), 1e-12);
+  EXPECT_LE(std::abs(json["trace"].get<double>() - 4), 1e-12);
+  EXPECT_EQ(json["resolved"], 2);
+  EXPECT_TRUE(json["condition"].is_null());
+  EXPECT_LE(std::abs(json["label_energy"][0].get<double>() - 1), 1e-12);
+  EXPECT_LE(std::abs(json["effective_rank"].get<double>() - 1.6), 1e-12);
+  const std::string csv = read_text(at("out/spectrum.csv"));
+  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 5);
+  const Outcome text = run({"spectrum", at("k.npy"), "--labels", at("y.npy")});
+  EXPECT_NE(text.out.find("not resolved"), std::string::npos) << text.out;
+  EXPECT_NE(text.out.find("two classes, 0 as -1 and 1 as +1"), std::string::npos) << text.out;
+  const Outcome top = run({"spectrum", at("k.npy"), "--top", "1", "--json"});
+  ASSERT_EQ(top.code, kDone) << top.err;
+  EXPECT_EQ(nlohmann::json::parse(top.out)["eigenvalues"].size(), 1U);
+}
+
+TEST_F(Command, SpectrumTakesTheErrorFromTheFileBeside) {
+  Tensor<double> kernel(Shape{3, 3});
+  for (std::size_t i = 0; i < 3; ++i) kernel(i, i) = 1;
+  write_npy<double>(at("k.npy"), kernel.view());
+  std::ofstream(at("k.json")) << R"({"relative_entry_error": 0.01})";
+  const auto json = nlohmann::json::parse(run({"spectrum", at("k.npy"), "--json"}).out);
+  EXPECT_EQ(json["relative_entry_error"], 0.01);
+  EXPECT_GE(json["error_bar"].get<double>(), 0.01);
+  std::ofstream(at("k.json")) << R"({"relative_entry_error": 7})";
+  EXPECT_EQ(run({"spectrum", at("k.npy")}).code, kFailed);
+  std::ofstream(at("k.json")) << "{";
+  EXPECT_EQ(run({"spectrum", at("k.npy")}).code, kFailed);
+}
+
+TEST_F(Command, InitWritesWhatKernelReads) {
+  const Outcome outcome =
+      run({"init", "--model", "conv(4,3) relu flatten dense(2)", "--input", "1x5x6", "--out", at("w.npz")});
+  ASSERT_EQ(outcome.code, kDone) << outcome.err;
+  EXPECT_NE(outcome.out.find("parameters"), std::string::npos);
+  const auto weights = read_npz(at("w.npz"));
+  EXPECT_EQ(weights.at("0.weight").shape, (std::vector<std::size_t>{4, 1, 3, 3}));
+  EXPECT_EQ(weights.at("3.weight").shape, (std::vector<std::size_t>{2, 120}));
+  const Outcome json =
+      run({"init", "--model", "mlp:width=8,depth=2", "--data", "moons:n=20", "--out", at("m.npz"), "--json"});
+  ASSERT_EQ(json.code, kDone) << json.err;
+  EXPECT_EQ(nlohmann::json::parse(json.out)["outputs"], 1);
+}
+
+class Study : public Command {
+ protected:
+  std::vector<std::string> arguments(const std::vector<std::string>& more) const {
+    std::vector<std::string> words = {"learnability",
+                                      "--data",
+                                      "fashion-mnist",
+                                      "--classes",
+                                      "sandal,boot",
+                                      "--limit",
+                                      "60",
+                                      "--model",
+                                      "conv(4,3) relu maxpool(4) flatten dense(1)",
+                                      "--epochs",
+                                      "3",
+                                      "--batch",
+                                      "16"};
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  }
+};
+
+TEST_F(Study, WritesTheWholeFolder) {
+  const Outcome outcome = run(arguments({"--out", at("run"), "--score-epochs", "2", "--json"}));
+  ASSERT_EQ(outcome.code, kDone) << outcome.err;
+  const auto json = nlohmann::json::parse(outcome.out);
+  EXPECT_EQ(json, nlohmann::json::parse(read_text(at("run/summary.json"))));
+  EXPECT_EQ(json["accuracy"].size(), 4U);
+  EXPECT_EQ(json["data"]["class_names"].size(), 2U);
+  for (const char* name :
+       {"report.html", "scores.csv", "kernel.npy", "kernel.json", "spectrum.csv", "weights.npz",
+        "weights-trained.npz", "figures/group-accuracy.dat", "figures/group-accuracy.gp"}) {
+    EXPECT_TRUE(fs::exists(folder / "run" / name)) << name;
+  }
+  const std::string csv = read_text(at("run/scores.csv"));
+  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 61);
+  EXPECT_EQ(read_npy(at("run/kernel.npy")).shape, (std::vector<std::size_t>{60, 60}));
+  const std::string page = read_text(at("run/report.html"));
+  EXPECT_NE(page.find("<meta name=\"viewport\""), std::string::npos);
+  EXPECT_NE(page.find("data:image/png;base64,"), std::string::npos);
+  EXPECT_NE(page.find("gradgram learnability --data fashion-mnist"), std::string::npos);
+  // Self-contained: nothing is loaded and nothing runs.
+  for (const char* outside : {"<script", "http://", "https://", "<link", "@import", "src=\"figures"}) {
+    EXPECT_EQ(page.find(outside), std::string::npos) << outside;
+  }
+  for (const char* bad : {">nan", " nan", "\"nan"}) EXPECT_EQ(page.find(bad), std::string::npos);
+  EXPECT_EQ(names(), std::vector<std::string>{"run"});
+
+  // The kernel it wrote is the one that `gradgram kernel` computes from the weights it wrote.
+  ASSERT_EQ(run({"kernel", "--data", "fashion-mnist", "--classes", "sandal,boot", "--limit", "60", "--model",
+                 "conv(4,3) relu maxpool(4) flatten dense(1)", "--weights", at("run/weights.npz"), "--out",
+                 at("k.npy")})
+                .code,
+            kDone);
+  const Tensor<double> a = read_npy(at("run/kernel.npy")).to_tensor<double>();
+  const Tensor<double> b = read_npy(at("k.npy")).to_tensor<double>();
+  for (std::size_t i = 0; i < a.size(); ++i)
+    EXPECT_LE(std::abs(a.span()[i] - b.span()[i]), 1e-5 * std::abs(b(0, 0)));
+}
+
+TEST_F(Study, ReplacesItsOwnResultsAndNothingElse) {
+  fs::create_directories(folder / "mine");
+  std::ofstream(folder / "mine" / "notes.txt") << "keep me";
+  const Outcome refused = run(arguments({"--out", at("mine")}));
+  EXPECT_EQ(refused.code, kWrongUsage);
+  EXPECT_NE(refused.err.find("--force"), std::string::npos);
+  EXPECT_EQ(names(), std::vector<std::string>{"mine"});
+  ASSERT_EQ(run(arguments({"--out", at("mine"), "--force", "--quiet"})).code, kDone);
+  EXPECT_EQ(read_text(at("mine/notes.txt")), "keep me");
+  EXPECT_TRUE(fs::exists(folder / "mine" / "report.html"));
+  const Outcome again = run(arguments({"--out", at("mine"), "--quiet"}));
+  EXPECT_EQ(again.code, kDone) << again.err;
+  EXPECT_EQ(again.err, "");
+  EXPECT_EQ(read_text(at("mine/notes.txt")), "keep me");
+}
+
+TEST_F(Study, SameBitsForAnyNumberOfThreads) {
+  ASSERT_EQ(run(arguments({"--out", at("one"), "--threads", "1", "--quiet"})).code, kDone);
+  ASSERT_EQ(run(arguments({"--out", at("three"), "--threads", "3", "--quiet"})).code, kDone);
+  for (const char* name : {"scores.csv", "kernel.npy", "spectrum.csv"}) {
+    EXPECT_TRUE(read_text(folder / "one" / name) == read_text(folder / "three" / name)) << name;
+  }
+}
+
+TEST_F(Study, ExamplesThatAreNotImages) {
+  const Outcome outcome =
+      run({"learnability", "--data", "moons:n=50", "--model", "dense(16) relu dense(1)", "--epochs", "3",
+           "--out", at("moons"), "--parameterization", "ntk", "--dtype", "f64"});
+  ASSERT_EQ(outcome.code, kDone) << outcome.err;
+  const std::string page = read_text(at("moons/report.html"));
+  EXPECT_NE(page.find("examples"), std::string::npos);
+  EXPECT_EQ(page.find("data:image"), std::string::npos);
+  EXPECT_NE(outcome.err.find("training: "), std::string::npos) << outcome.err;
+}
+
+}  // namespace
+}  // namespace gradgram::cli

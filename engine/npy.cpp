@@ -332,22 +332,6 @@ void visit_all(const NpyArray& array, const Visit& visit) {
   }
 }
 
-std::string header_text(NpyType type, std::span<const std::size_t> shape) {
-  std::string dict = fmt::format("{{'descr': '{}', 'fortran_order': False, 'shape': ({}{}), }}",
-                                 to_string(type), fmt::join(shape, ", "), shape.size() == 1 ? "," : "");
-  // Padded so that the elements start at a multiple of 64 bytes, as NumPy does for mapping; at most rank 5,
-  // so that the length fits in version 1.0.
-  const std::size_t used = kMagic.size() + 4 + dict.size() + 1;
-  dict.append((64 - used % 64) % 64, ' ');
-  dict += '\n';
-  std::string text(kMagic);
-  text += '\x01';
-  text += '\x00';
-  text += static_cast<char>(dict.size() & 0xFF);
-  text += static_cast<char>(dict.size() >> 8);
-  return text + dict;
-}
-
 template <class T>
 constexpr NpyType npy_type() {
   if constexpr (std::is_same_v<T, float>) return NpyType::F4;
@@ -361,7 +345,7 @@ void write_values(const std::filesystem::path& path, std::span<const std::size_t
   if (values.data() == nullptr && !values.empty()) {
     throw ArgumentError("write_npy: the array for " + path.string() + " has no data");
   }
-  const std::string header = header_text(npy_type<T>(), shape);
+  const std::string header = npy_header(npy_type<T>(), shape);
   write_file(path, [&](std::ostream& stream) {
     stream.write(header.data(), static_cast<std::streamsize>(header.size()));
     stream.write(reinterpret_cast<const char*>(values.data()),
@@ -472,6 +456,22 @@ std::string printable(std::string text) {
 }
 
 }  // namespace
+
+std::string npy_header(NpyType type, std::span<const std::size_t> shape) {
+  std::string dict = fmt::format("{{'descr': '{}', 'fortran_order': False, 'shape': ({}{}), }}",
+                                 to_string(type), fmt::join(shape, ", "), shape.size() == 1 ? "," : "");
+  // Padded so that the elements start at a multiple of 64 bytes, as NumPy does for mapping; at most rank 5,
+  // so that the length fits in version 1.0.
+  const std::size_t used = kMagic.size() + 4 + dict.size() + 1;
+  dict.append((64 - used % 64) % 64, ' ');
+  dict += '\n';
+  std::string text(kMagic);
+  text += '\x01';
+  text += '\x00';
+  text += static_cast<char>(dict.size() & 0xFF);
+  text += static_cast<char>(dict.size() >> 8);
+  return text + dict;
+}
 
 std::string to_string(NpyType type) {
   switch (type) {
@@ -641,7 +641,7 @@ void write_npz(const std::filesystem::path& path, std::span<const NamedTensor<T>
   std::vector<std::string> headers;
   headers.reserve(arrays.size());
   for (const NamedTensor<T>& array : arrays) {
-    std::string& header = headers.emplace_back(header_text(npy_type<T>(), array.values.shape().extents()));
+    std::string& header = headers.emplace_back(npy_header(npy_type<T>(), array.values.shape().extents()));
     // libzip reads the fragments but its structure wants mutable pointers.
     std::array<zip_buffer_fragment_t, 2> fragments{};
     fragments[0] = {reinterpret_cast<zip_uint8_t*>(header.data()), header.size()};

@@ -47,6 +47,10 @@ NpyArray parse_npy(std::span<const std::byte> bytes, const std::string& name);
 std::map<std::string, NpyArray> read_npz(const std::filesystem::path& path);
 std::map<std::string, NpyArray> parse_npz(std::span<const std::byte> bytes, const std::string& name);
 
+/// What stands in front of the row-major elements of an .npy file of this type and shape (up to rank 5); a
+/// multiple of 64 bytes. For writers that fill a file piece by piece.
+std::string npy_header(NpyType type, std::span<const std::size_t> shape);
+
 /// Whole or not at all: written under a temporary name beside, then renamed. Throws IoError. T is float or
 /// double.
 template <class T>

@@ -10,6 +10,7 @@
 #include "ntk/passes.hpp"
 #include "ntk/plan.hpp"
 #include "ntk/planned_kernel.hpp"
+#include "ntk/tile_store.hpp"
 
 namespace gradgram::ntk {
 namespace {
@@ -68,17 +69,45 @@ std::vector<Step> schedule(const Plan& plan) {
   return steps;
 }
 
+/// Puts every tile and its mirror image into tensors.
+template <class T>
+class MemoryStore final : public TileStore {
+ public:
+  MemoryStore(KernelMatrix<T>& result, const Plan& plan) : result_(result), plan_(plan) {}
+
+  void put(const PlacedTile& tile, std::size_t) override {
+    T* const values =
+        (tile.parameter == kAllParameters ? result_.values : result_.per_parameter[tile.parameter]).data();
+    const std::size_t m = plan_.request.columns;
+    const std::size_t group = tile.group;
+    const auto position = [&](std::size_t i, std::size_t j, std::size_t k, std::size_t l) {
+      return ((i * m + j) * group + k) * group + l;
+    };
+    tile.each_entry<T>([&](std::size_t i, std::size_t j, std::size_t k, std::size_t l, T value) {
+      i += tile.place.row;
+      j += tile.place.column;
+      values[position(i, j, k, l)] = value;
+      if (plan_.request.symmetric) values[position(j, i, l, k)] = value;
+    });
+  }
+
+ private:
+  KernelMatrix<T>& result_;
+  const Plan& plan_;
+};
+
 template <class T>
 class Builder {
  public:
   Builder(const Module<T>& module, TensorView<const T> x, TensorView<const T> versus,
-          const KernelOptions& options, const Plan& plan, const Workers& workers)
+          const KernelOptions& options, const Plan& plan, const Workers& workers, TileStore& store)
       : module_(module),
         x_(x),
         versus_(versus),
         options_(options),
         plan_(plan),
         workers_(workers),
+        store_(store),
         resident_(plan, plan.resident),
         streamed_(plan, plan.streamed) {
     for (std::size_t w = 0; w < workers.count(); ++w) {
@@ -86,48 +115,81 @@ class Builder {
     }
   }
 
-  KernelMatrix<T> build(const std::vector<std::string>& parameter_names) {
-    KernelMatrix<T> result;
-    const std::size_t n = plan_.request.rows;
-    const std::size_t m = plan_.request.columns;
-    const std::size_t outputs = plan_.request.seeds;
-    const Shape shape = plan_.request.full ? Shape{n, m, outputs, outputs} : Shape{n, m};
-    result.values = Tensor<T>(shape);
-    if (plan_.request.per_parameter) {
-      result.parameter_names = parameter_names;
-      for (std::size_t p = 0; p < parameter_names.size(); ++p) result.per_parameter.emplace_back(shape);
-    }
-    result.block_examples = plan_.resident;
-    result.planned_bytes = plan_.total_bytes();
-
+  void build() {
     const std::vector<Step> steps = schedule(plan_);
     total_pieces_ = 0;
-    for (const Step& step : steps) total_pieces_ += pieces_of(step);
-    for (const Step& step : steps) {
-      if (step.load_resident) load(x_, options_.labels, step.resident, resident_);
-      const bool symmetric = plan_.request.symmetric;
+    for (std::size_t s = 0; s < steps.size(); ++s) {
+      const std::vector<TileRange> ranges = tiles(steps[s]);
+      if (steps[s].load_resident) total_pieces_ += resident_blocks(steps, s).size();
+      total_pieces_ += streamed_blocks(steps[s], ranges).size() + ranges.size();
+    }
+    const bool symmetric = plan_.request.symmetric;
+    for (std::size_t s = 0; s < steps.size(); ++s) {
+      const Step& step = steps[s];
+      if (step.load_resident) {
+        load(x_, options_.labels, step.resident, resident_blocks(steps, s), resident_);
+      }
+      const std::vector<TileRange> ranges = tiles(step);
       if (step.streamed.count == 0) {
-        contract(step, resident_, result);
+        contract(step, ranges, resident_);
       } else {
         load(symmetric ? x_ : versus_, symmetric ? options_.labels : options_.versus_labels, step.streamed,
-             streamed_);
-        contract(step, streamed_, result);
+             streamed_blocks(step, ranges), streamed_);
+        contract(step, ranges, streamed_);
       }
     }
-    return result;
   }
 
  private:
-  std::vector<TileRange> tiles(const Step& step) const {
-    const bool within = step.streamed.count == 0;
-    return tiles_of(step.resident.count, within ? step.resident.count : step.streamed.count, within,
-                    plan_.tile);
+  static bool within(const Step& step) { return step.streamed.count == 0; }
+
+  static TilePlace place(const Step& step, const TileRange& range) {
+    const std::size_t column = within(step) ? step.resident.begin : step.streamed.begin;
+    return {step.resident.begin + range.row, range.rows, column + range.column, range.columns,
+            range.diagonal};
   }
 
-  std::size_t pieces_of(const Step& step) const {
-    std::size_t pieces = tiles(step).size() + split(step.streamed.count, plan_.tape_block).size();
-    if (step.load_resident) pieces += split(step.resident.count, plan_.tape_block).size();
-    return pieces;
+  /// The tiles of a step that are still to be computed.
+  std::vector<TileRange> tiles(const Step& step) const {
+    std::vector<TileRange> ranges =
+        tiles_of(step.resident.count, within(step) ? step.resident.count : step.streamed.count, within(step),
+                 plan_.tile);
+    std::erase_if(ranges, [&](const TileRange& range) { return store_.has(place(step, range)); });
+    return ranges;
+  }
+
+  /// The tape blocks of `count` examples that hold at least one that is needed.
+  std::vector<Span> blocks(std::size_t count, const std::vector<bool>& needed) const {
+    std::vector<Span> result = split(count, plan_.tape_block);
+    std::erase_if(result, [&](const Span& block) {
+      const auto begin = needed.begin() + static_cast<std::ptrdiff_t>(block.begin);
+      return std::find(begin, begin + static_cast<std::ptrdiff_t>(block.count), true) ==
+             begin + static_cast<std::ptrdiff_t>(block.count);
+    });
+    return result;
+  }
+
+  /// What the tiles of all steps on the resident block that step `first` loads need of it.
+  std::vector<Span> resident_blocks(const std::vector<Step>& steps, std::size_t first) const {
+    const std::size_t count = steps[first].resident.count;
+    std::vector<bool> needed(count, false);
+    for (std::size_t s = first; s < steps.size() && (s == first || !steps[s].load_resident); ++s) {
+      for (const TileRange& range : tiles(steps[s])) {
+        for (std::size_t i = 0; i < range.rows; ++i) needed[range.row + i] = true;
+        if (!within(steps[s])) continue;
+        for (std::size_t i = 0; i < range.columns; ++i) needed[range.column + i] = true;
+      }
+    }
+    return blocks(count, needed);
+  }
+
+  std::vector<Span> streamed_blocks(const Step& step, const std::vector<TileRange>& ranges) const {
+    std::vector<bool> needed(step.streamed.count, false);
+    if (within(step)) return {};
+    for (const TileRange& range : ranges) {
+      for (std::size_t i = 0; i < range.columns; ++i) needed[range.column + i] = true;
+    }
+    return blocks(step.streamed.count, needed);
   }
 
   template <class Piece>
@@ -143,8 +205,7 @@ class Builder {
   }
 
   void load(TensorView<const T> x, std::span<const std::int32_t> labels, Span examples,
-            const Factors<T>& factors) {
-    const std::vector<Span> blocks = split(examples.count, plan_.tape_block);
+            const std::vector<Span>& blocks, const Factors<T>& factors) {
     run(blocks.size(), [&](std::size_t index, std::size_t worker) {
       const std::size_t begin = examples.begin + blocks[index].begin;
       const std::size_t count = blocks[index].count;
@@ -154,47 +215,17 @@ class Builder {
     });
   }
 
-  void contract(const Step& step, const Factors<T>& columns, KernelMatrix<T>& result) {
-    const std::vector<TileRange> ranges = tiles(step);
-    const std::size_t column_begin = step.streamed.count == 0 ? step.resident.begin : step.streamed.begin;
+  void contract(const Step& step, const std::vector<TileRange>& ranges, const Factors<T>& columns) {
+    const double weight =
+        options_.reduce == Reduce::TraceMean ? 1.0 / static_cast<double>(plan_.request.seeds) : 1.0;
     run(ranges.size(), [&](std::size_t index, std::size_t worker) {
       contract_tile<T>(plan_, resident_, columns, ranges[index], *arenas_[worker],
                        [&](std::size_t parameter, const Tile& tile) {
-                         Tensor<T>& values =
-                             parameter == kAllParameters ? result.values : result.per_parameter[parameter];
-                         write(ranges[index], step.resident.begin, column_begin, tile, values);
+                         store_.put(
+                             {parameter, place(step, ranges[index]), plan_.rows_per_example(), weight, tile},
+                             worker);
                        });
     });
-  }
-
-  /// Rounds a tile to T, writes it and its mirror image.
-  void write(const TileRange& range, std::size_t row_begin, std::size_t column_begin, const Tile& tile,
-             Tensor<T>& values) const {
-    const std::size_t group = plan_.rows_per_example();
-    const std::size_t m = plan_.request.columns;
-    const double weight =
-        options_.reduce == Reduce::TraceMean ? 1.0 / static_cast<double>(plan_.request.seeds) : 1.0;
-    const auto place = [&](std::size_t i, std::size_t j, std::size_t k, std::size_t l) {
-      return ((i * m + j) * group + k) * group + l;
-    };
-    for (std::size_t r = 0; r < tile.rows; ++r) {
-      const std::size_t i = row_begin + range.row + r / group;
-      const std::size_t k = r % group;
-      const std::size_t columns = range.diagonal ? r + 1 : tile.columns;
-      for (std::size_t c = 0; c < columns; ++c) {
-        const std::size_t j = column_begin + range.column + c / group;
-        const std::size_t l = c % group;
-        const T value = static_cast<T>(tile.at(r, c) * weight);
-        if (!std::isfinite(value)) {
-          throw NumericError("kernel: entry (" + std::to_string(i) + ", " + std::to_string(j) +
-                             (group == 1 ? "" : ", " + std::to_string(k) + ", " + std::to_string(l)) +
-                             ") is " + std::to_string(value) + ": the gradients of examples " +
-                             std::to_string(i) + " and " + std::to_string(j) + " leave the numbers");
-        }
-        values.data()[place(i, j, k, l)] = value;
-        if (plan_.request.symmetric) values.data()[place(j, i, l, k)] = value;
-      }
-    }
   }
 
   const Module<T>& module_;
@@ -202,6 +233,7 @@ class Builder {
   const KernelOptions& options_;
   const Plan& plan_;
   const Workers& workers_;
+  TileStore& store_;
   Factors<T> resident_, streamed_;
   std::vector<std::unique_ptr<Arena>> arenas_;  ///< per worker
   std::size_t total_pieces_ = 0;
@@ -244,7 +276,7 @@ std::string reduce_name(Reduce reduce, std::size_t output) {
 
 template <class T>
 Plan plan_for(const Module<T>& module, TensorView<const T> x, const TensorView<const T>* versus,
-              const KernelOptions& options, std::size_t workers) {
+              const KernelOptions& options, std::size_t workers, bool result_in_file) {
   PlanRequest request;
   request.rows = x.shape()[0];
   request.symmetric = versus == nullptr;
@@ -252,19 +284,29 @@ Plan plan_for(const Module<T>& module, TensorView<const T> x, const TensorView<c
   request.seeds = seed_count(options.reduce, module.outputs());
   request.full = options.reduce == Reduce::Full;
   request.per_parameter = options.per_parameter;
+  request.result_in_file = result_in_file;
   request.memory = options.memory == 0 ? cpu_info().memory_bytes / 2 : options.memory;
   request.workers = workers;
   return plan_kernel(profile<T>(module, x.slice(0, 1)), request);
 }
 
 template <class T>
+void planned_tiles(const Module<T>& module, TensorView<const T> x, const TensorView<const T>* versus,
+                   const KernelOptions& options, const Plan& plan, const Workers& workers, TileStore& store) {
+  Builder<T>(module, x, versus == nullptr ? TensorView<const T>() : *versus, options, plan, workers, store)
+      .build();
+}
+
+template <class T>
 KernelMatrix<T> planned_kernel(const Module<T>& module, TensorView<const T> x,
                                const TensorView<const T>* versus, const KernelOptions& options,
                                const Plan& plan, const Workers& workers) {
-  std::vector<std::string> names;
-  for (std::size_t p = 0; p < module.parameters().count(); ++p) names.push_back(module.parameters().name(p));
-  return Builder<T>(module, x, versus == nullptr ? TensorView<const T>() : *versus, options, plan, workers)
-      .build(names);
+  KernelMatrix<T> result = empty_kernel(module, plan.request.rows, plan.request.columns, options);
+  result.block_examples = plan.resident;
+  result.planned_bytes = plan.total_bytes();
+  MemoryStore<T> store(result, plan);
+  planned_tiles(module, x, versus, options, plan, workers, store);
+  return result;
 }
 
 template <class T>
@@ -295,7 +337,9 @@ KernelMatrix<T> kernel(const Module<T>& module, TensorView<const T> x, TensorVie
 
 #define GRADGRAM_INSTANTIATE(T)                                                                              \
   template Plan plan_for(const Module<T>&, TensorView<const T>, const TensorView<const T>*,                  \
-                         const KernelOptions&, std::size_t);                                                 \
+                         const KernelOptions&, std::size_t, bool);                                           \
+  template void planned_tiles(const Module<T>&, TensorView<const T>, const TensorView<const T>*,             \
+                              const KernelOptions&, const Plan&, const Workers&, TileStore&);                \
   template KernelMatrix<T> planned_kernel(const Module<T>&, TensorView<const T>, const TensorView<const T>*, \
                                           const KernelOptions&, const Plan&, const Workers&);                \
   template KernelMatrix<T> kernel(const Module<T>&, TensorView<const T>, const KernelOptions&,               \

@@ -149,11 +149,16 @@ std::size_t Plan::arena_bytes() const {
   return std::max(multiply(tape_block, tape_bytes), tile_bytes());
 }
 
+std::size_t Plan::staged_bytes() const {
+  const std::size_t side = multiply(tile, rows_per_example());
+  return request.result_in_file ? multiply(multiply(side, side), element_bytes) : 0;
+}
+
 std::size_t Plan::total_bytes() const {
   const std::size_t factors = multiply(checked_add(resident, streamed, "kernel: examples"), example_bytes);
   std::size_t total = checked_add(result_bytes, fixed_bytes, "kernel: bytes");
   total = checked_add(total, factors, "kernel: bytes");
-  const std::size_t per_worker = checked_add(arena_bytes(), kBlasBytes, "kernel: bytes");
+  const std::size_t per_worker = checked_add(arena_bytes(), kBlasBytes + staged_bytes(), "kernel: bytes");
   return checked_add(total, multiply(request.workers, per_worker), "kernel: bytes");
 }
 
@@ -206,7 +211,7 @@ Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request) {
   const std::size_t block = request.full ? multiply(request.seeds, request.seeds) : 1;
   const std::size_t entries = multiply(multiply(request.rows, request.columns), block);
   const std::size_t kernels = 1 + (request.per_parameter ? profile.parameter_sizes.size() : 0);
-  plan.result_bytes = multiply(multiply(entries, plan.element_bytes), kernels);
+  plan.result_bytes = request.result_in_file ? 0 : multiply(multiply(entries, plan.element_bytes), kernels);
 
   const std::size_t tape_block = plan.tape_block;
   const std::size_t tile = std::clamp<std::size_t>(kTileRows / plan.rows_per_example(), 1,

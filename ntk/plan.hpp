@@ -56,6 +56,8 @@ struct PlanRequest {
   std::size_t seeds = 1;  ///< reverse passes per example
   bool full = false;      ///< the seeds stay apart as rows; otherwise they are summed over
   bool per_parameter = false;
+  /// The kernel goes to a file: it takes no memory, but every worker holds one more tile in T.
+  bool result_in_file = false;
   std::size_t memory = 0;
   std::size_t workers = 1;
 };
@@ -76,7 +78,7 @@ struct Plan {
   std::size_t tape_block = 1;  ///< examples on one tape
   std::size_t tile = 1;        ///< examples on a side of a tile
 
-  std::size_t result_bytes = 0;   ///< the kernel, and those per parameter
+  std::size_t result_bytes = 0;   ///< the kernel, and those per parameter; 0 in a file
   std::size_t fixed_bytes = 0;    ///< inputs and weights
   std::size_t example_bytes = 0;  ///< factors of one example
   std::size_t tape_bytes = 0;     ///< tape of one example
@@ -84,6 +86,8 @@ struct Plan {
   std::size_t arena_bytes() const;
   /// The tile's part of it.
   std::size_t tile_bytes() const;
+  /// The tile as a file takes it, of one worker; 0 when the kernel stays in memory.
+  std::size_t staged_bytes() const;
   /// Everything, including what BLAS keeps for packing.
   std::size_t total_bytes() const;
 

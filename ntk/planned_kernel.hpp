@@ -2,15 +2,17 @@
 
 #include "ntk/kernel.hpp"
 #include "ntk/plan.hpp"
+#include "ntk/tile_store.hpp"
 
 /// kernel() in two steps, for whoever wants to see or change the plan in between.
 namespace gradgram::ntk {
 
 /// The plan that kernel() would follow; versus = nullptr for the symmetric kernel. x must hold an example,
-/// the options must be valid. Throws BudgetError.
+/// the options must be valid. With `result_in_file` the kernel itself takes no memory, but every worker holds
+/// one more tile in T (PlanRequest). Throws BudgetError.
 template <class T>
 Plan plan_for(const Module<T>& module, TensorView<const T> x, const TensorView<const T>* versus,
-              const KernelOptions& options, std::size_t workers);
+              const KernelOptions& options, std::size_t workers, bool result_in_file = false);
 
 /// Follows a plan made for these arguments. Its block sizes (resident, streamed, tape_block, tile) may have
 /// been changed to any positive numbers; the result has the same bits.
@@ -18,5 +20,11 @@ template <class T>
 KernelMatrix<T> planned_kernel(const Module<T>& module, TensorView<const T> x,
                                const TensorView<const T>* versus, const KernelOptions& options,
                                const Plan& plan, const Workers& workers);
+
+/// The same into `store`, tile by tile in an order of its own; tiles that it has, and gradients that only
+/// they would need, are not computed. When it throws, every tile that was put is whole.
+template <class T>
+void planned_tiles(const Module<T>& module, TensorView<const T> x, const TensorView<const T>* versus,
+                   const KernelOptions& options, const Plan& plan, const Workers& workers, TileStore& store);
 
 }  // namespace gradgram::ntk

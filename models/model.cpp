@@ -55,6 +55,13 @@ void append_padding(std::string& text, const Padding& padding, Padding::Kind uns
   }
 }
 
+std::string affine_text(const Layer& layer) {
+  std::string text = layer.bias ? "" : ",bias=false";
+  if (layer.weight_scale) text += ",sigma_w=" + number_text(*layer.weight_scale);
+  if (layer.bias_scale) text += ",sigma_b=" + number_text(*layer.bias_scale);
+  return text;
+}
+
 std::string shape_kind(const Shape& shape) {
   return (shape.rank() == 3 ? "the image " : "the vector ") + shape.to_string();
 }
@@ -134,6 +141,18 @@ class Checker {
     }
     if (layer.kind == LayerKind::Activation)
       need(detail::is_slope(layer.slope), layer, path, "a finite slope that fits into f32");
+    if (layer.kind == LayerKind::Dense || layer.kind == LayerKind::Conv) {
+      const double weight = layer.weight_scale.value_or(1);
+      const double bias = layer.bias_scale.value_or(1);
+      need(std::isfinite(weight) && weight > 0, layer, path, "a finite sigma_w above 0");
+      need(std::isfinite(bias) && bias >= 0, layer, path, "a finite sigma_b of at least 0");
+    }
+    if (layer.kind == LayerKind::Monomial) {
+      need(layer.degree >= 1 && layer.degree <= kMaxDegree, layer, path, "a degree from 1 to 16");
+    }
+    if (layer.kind == LayerKind::Dropout) {
+      need(layer.rate >= 0 && layer.rate < 1, layer, path, "a rate of at least 0 and below 1");
+    }
     if (layer.kind == LayerKind::Residual)
       need(!layer.body.empty(), layer, path, "at least one layer inside");
   }
@@ -180,6 +199,11 @@ class Checker {
       case LayerKind::Flatten:
         return {in.size()};
       case LayerKind::Activation:
+      case LayerKind::LayerNorm:
+      case LayerKind::Dropout:
+      case LayerKind::Cos:
+      case LayerKind::Sign:
+      case LayerKind::Monomial:
         return in;
       case LayerKind::Softmax:
       case LayerKind::LogSoftmax:
@@ -256,11 +280,15 @@ bool operator==(const Layer& a, const Layer& b) {
            a.stride_w == b.stride_w && a.padding.kind == b.padding.kind &&
            (a.padding.kind != Padding::Kind::Explicit || a.padding.amount == b.padding.amount);
   };
+  const auto same_affine = [&] {
+    return a.features == b.features && a.bias == b.bias && a.weight_scale == b.weight_scale &&
+           a.bias_scale == b.bias_scale;
+  };
   switch (a.kind) {
     case LayerKind::Dense:
-      return a.features == b.features && a.bias == b.bias;
+      return same_affine();
     case LayerKind::Conv:
-      return a.features == b.features && a.bias == b.bias && same_window();
+      return same_affine() && same_window();
     case LayerKind::MaxPool:
     case LayerKind::AveragePool:
       return same_window();
@@ -273,7 +301,14 @@ bool operator==(const Layer& a, const Layer& b) {
     case LayerKind::Flatten:
     case LayerKind::Softmax:
     case LayerKind::LogSoftmax:
+    case LayerKind::LayerNorm:
+    case LayerKind::Cos:
+    case LayerKind::Sign:
       return true;
+    case LayerKind::Dropout:
+      return a.rate == b.rate;
+    case LayerKind::Monomial:
+      return a.degree == b.degree;
   }
   return false;
 }
@@ -296,14 +331,14 @@ std::string Model::to_text() const {
 std::string to_text(const Layer& layer) {
   switch (layer.kind) {
     case LayerKind::Dense:
-      return fmt::format("dense({}{})", layer.features, layer.bias ? "" : ",bias=false");
+      return fmt::format("dense({}{})", layer.features, affine_text(layer));
     case LayerKind::Conv: {
       std::string text = fmt::format("conv({},{}", layer.features, pair_text(layer.kernel_h, layer.kernel_w));
       if (layer.stride_h != 1 || layer.stride_w != 1) {
         text += ",stride=" + pair_text(layer.stride_h, layer.stride_w);
       }
       append_padding(text, layer.padding, Padding::Kind::Same);
-      return text + (layer.bias ? ")" : ",bias=false)");
+      return text + affine_text(layer) + ")";
     }
     case LayerKind::MaxPool:
     case LayerKind::AveragePool: {
@@ -323,7 +358,19 @@ std::string to_text(const Layer& layer) {
       return "softmax";
     case LayerKind::LogSoftmax:
       return "logsoftmax";
+    case LayerKind::LayerNorm:
+      return "layernorm";
+    case LayerKind::Dropout:
+      return "dropout(" + number_text(layer.rate) + ")";
+    case LayerKind::Cos:
+      return "cos";
+    case LayerKind::Sign:
+      return "sign";
+    case LayerKind::Monomial:
+      return fmt::format("monomial({})", layer.degree);
     case LayerKind::Activation: {
+      if (layer.activation == simd::Activation::LeakyRelu && layer.slope == -1) return "abs";
+      if (layer.activation == simd::Activation::LeakyRelu && layer.slope == 1) return "identity";
       std::string text(activation_name(layer.activation));
       if (layer.activation == simd::Activation::LeakyRelu) text += "(" + number_text(layer.slope) + ")";
       return text;

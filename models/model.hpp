@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -23,6 +24,12 @@ enum class LayerKind {
   Residual,  ///< y = body(x) + shortcut(x); an empty shortcut is the identity
   Softmax,
   LogSoftmax,
+  // Read at infinite width only; Network refuses them.
+  LayerNorm,  ///< over the channels of each pixel, without learned scale and shift
+  Dropout,
+  Cos,
+  Sign,
+  Monomial,  ///< x^degree
 };
 
 /// One line of a model description. Only the fields of its kind mean something.
@@ -33,8 +40,12 @@ struct Layer {
   std::size_t stride_h = 1, stride_w = 1;
   Padding padding;
   bool bias = true;
+  /// Dense, Conv: sigma_w and sigma_b of this layer alone, instead of the network's.
+  std::optional<double> weight_scale, bias_scale;
   simd::Activation activation = simd::Activation::Relu;
-  double slope = 0.01;  ///< LeakyRelu; must fit into f32
+  double slope = 0.01;     ///< LeakyRelu; must fit into f32; -1 is the absolute value, 1 the identity
+  std::size_t degree = 2;  ///< Monomial
+  double rate = 0.5;       ///< Dropout: the probability of being dropped
   std::vector<Layer> body;
   std::vector<Layer> shortcut;
   std::size_t position =
@@ -47,6 +58,7 @@ struct Layer {
 /// What no model may exceed, so that hostile text costs neither the stack nor the memory.
 inline constexpr std::size_t kMaxLayers = 10'000;         ///< counting those inside residual(...)
 inline constexpr std::size_t kMaxNesting = 32;            ///< residual(...) inside residual(...)
+inline constexpr std::size_t kMaxDegree = 16;             ///< of a monomial
 inline constexpr std::size_t kMaxExtent = 2'147'483'647;  ///< features, kernel, stride, padding: 2^31 - 1
 
 /// What presets fill in that their text does not say.

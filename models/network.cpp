@@ -23,9 +23,17 @@ namespace {
 /// with the same seed elsewhere is independent of them.
 constexpr std::uint64_t kWeightStreams = 0x7765696768740000U;
 
+double weight_variance(const Layer& layer, const NetworkOptions& options) {
+  return layer.weight_scale ? *layer.weight_scale * *layer.weight_scale : options.weight_variance;
+}
+double bias_variance(const Layer& layer, const NetworkOptions& options) {
+  return layer.bias_scale ? *layer.bias_scale * *layer.bias_scale : options.bias_variance;
+}
+
 /// Whether the layer's bias is a parameter (NetworkOptions::bias_variance).
 bool has_bias(const Layer& layer, const NetworkOptions& options) {
-  return layer.bias && !(options.parameterization == Parameterization::Ntk && options.bias_variance == 0);
+  return layer.bias &&
+         !(options.parameterization == Parameterization::Ntk && bias_variance(layer, options) == 0);
 }
 
 /// Engine layout [h, w, in, out] against PyTorch's [out, in, h, w]; other ranks are the same in both.
@@ -88,6 +96,14 @@ class Drawer {
         list(layer.body, in, path, false);
         list(layer.shortcut, in, path, true);
         break;
+      case LayerKind::LayerNorm:
+      case LayerKind::Dropout:
+      case LayerKind::Cos:
+      case LayerKind::Sign:
+      case LayerKind::Monomial:
+        throw ArgumentError(
+            fmt::format("network: layer {} '{}' has no finite reading here, only the infinite-width one",
+                        path, to_text(layer)));
       default:
         break;  // no parameters
     }
@@ -96,8 +112,8 @@ class Drawer {
   void affine(const Layer& layer, Shape weight, std::size_t fan_in, const std::string& path) {
     const bool standard = options_.parameterization == Parameterization::Standard;
     const double weight_scale =
-        standard ? std::sqrt(options_.weight_variance / static_cast<double>(fan_in)) : 1.0;
-    const double bias_scale = standard ? std::sqrt(options_.bias_variance) : 1.0;
+        standard ? std::sqrt(weight_variance(layer, options_) / static_cast<double>(fan_in)) : 1.0;
+    const double bias_scale = standard ? std::sqrt(bias_variance(layer, options_)) : 1.0;
     // Two slots per layer, taken or not: a bias more or less leaves the other draws alone.
     const std::uint64_t slot = 2 * affine_layers_++;
     parameters_.add(path + ".weight", draw<T>(weight, weight_scale, options_.seed, slot));
@@ -151,6 +167,12 @@ class Forward {
         return ops::softmax(tape_, x);
       case LayerKind::LogSoftmax:
         return ops::log_softmax(tape_, x);
+      case LayerKind::LayerNorm:
+      case LayerKind::Dropout:
+      case LayerKind::Cos:
+      case LayerKind::Sign:
+      case LayerKind::Monomial:
+        break;  // refused by the constructor
     }
     throw ArgumentError("network: unknown kind of layer");
   }
@@ -160,8 +182,9 @@ class Forward {
     ops::Affine<T> result{parameters_, next_++};
     if (has_bias(layer, options_)) result.bias = next_++;
     if (!standard) {
-      result.weight_scale = static_cast<T>(std::sqrt(options_.weight_variance / static_cast<double>(fan_in)));
-      result.bias_scale = static_cast<T>(std::sqrt(options_.bias_variance));
+      result.weight_scale =
+          static_cast<T>(std::sqrt(weight_variance(layer, options_) / static_cast<double>(fan_in)));
+      result.bias_scale = static_cast<T>(std::sqrt(bias_variance(layer, options_)));
     }
     return result;
   }

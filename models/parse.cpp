@@ -20,7 +20,7 @@ namespace {
 
 using simd::Activation;
 
-enum class Option { Features, Kernel, Stride, Pad, Bias, Slope };
+enum class Option { Features, Kernel, Stride, Pad, Bias, Slope, WeightScale, BiasScale, Degree, Rate };
 
 struct OptionName {
   std::string_view name;
@@ -38,13 +38,18 @@ struct LayerWord {
   std::size_t required = 0;
 };
 
-constexpr std::array kDenseOptions{OptionName{"features", Option::Features},
-                                   OptionName{"bias", Option::Bias}};
-constexpr std::array kConvOptions{OptionName{"channels", Option::Features},
-                                  OptionName{"kernel", Option::Kernel}, OptionName{"stride", Option::Stride},
-                                  OptionName{"pad", Option::Pad}, OptionName{"bias", Option::Bias}};
+constexpr std::array kDenseOptions{OptionName{"features", Option::Features}, OptionName{"bias", Option::Bias},
+                                   OptionName{"sigma_w", Option::WeightScale},
+                                   OptionName{"sigma_b", Option::BiasScale}};
+constexpr std::array kConvOptions{
+    OptionName{"channels", Option::Features}, OptionName{"kernel", Option::Kernel},
+    OptionName{"stride", Option::Stride},     OptionName{"pad", Option::Pad},
+    OptionName{"bias", Option::Bias},         OptionName{"sigma_w", Option::WeightScale},
+    OptionName{"sigma_b", Option::BiasScale}};
 constexpr std::array kPoolOptions{OptionName{"window", Option::Kernel}, OptionName{"stride", Option::Stride},
                                   OptionName{"pad", Option::Pad}};
+constexpr std::array kDegreeOptions{OptionName{"degree", Option::Degree}};
+constexpr std::array kRateOptions{OptionName{"rate", Option::Rate}};
 constexpr std::array kSlopeOptions{OptionName{"slope", Option::Slope}};
 
 constexpr std::array kWords{
@@ -63,6 +68,13 @@ constexpr std::array kWords{
     LayerWord{"gelu", LayerKind::Activation, Activation::Gelu},
     LayerWord{"softplus", LayerKind::Activation, Activation::Softplus},
     LayerWord{"sin", LayerKind::Activation, Activation::Sin},
+    LayerWord{"abs", LayerKind::Activation, Activation::LeakyRelu},
+    LayerWord{"identity", LayerKind::Activation, Activation::LeakyRelu},
+    LayerWord{"cos", LayerKind::Cos},
+    LayerWord{"sign", LayerKind::Sign},
+    LayerWord{"monomial", LayerKind::Monomial, {}, kDegreeOptions, 1, 1},
+    LayerWord{"layernorm", LayerKind::LayerNorm},
+    LayerWord{"dropout", LayerKind::Dropout, {}, kRateOptions, 1, 1},
     LayerWord{"softmax", LayerKind::Softmax},
     LayerWord{"logsoftmax", LayerKind::LogSoftmax},
     LayerWord{"residual", LayerKind::Residual},
@@ -276,6 +288,8 @@ class Parser {
     result.kind = word->kind;
     result.activation = word->activation;
     result.position = begin + 1;
+    if (word->name == "abs") result.slope = -1;
+    if (word->name == "identity") result.slope = 1;
     if (word->kind == LayerKind::Residual) {
       residual(result, nesting);
     } else {
@@ -318,7 +332,7 @@ class Parser {
       fail(layer.position - 1, fmt::format("{} without {}", word.name, word.options[i].name),
            word.kind == LayerKind::Conv    ? "conv(channels,kernel)"
            : word.kind == LayerKind::Dense ? "dense(features)"
-                                           : fmt::format("{}(window)", word.name));
+                                           : fmt::format("{}({})", word.name, word.options[0].name));
     }
     const bool pool = word.kind == LayerKind::MaxPool || word.kind == LayerKind::AveragePool;
     if (pool && !given[1]) {  // the pools' second option is the stride
@@ -387,6 +401,18 @@ class Parser {
         return;
       case Option::Slope:
         layer.slope = slope(what, value, at);
+        return;
+      case Option::WeightScale:
+        layer.weight_scale = slope(what, value, at);
+        return;
+      case Option::BiasScale:
+        layer.bias_scale = slope(what, value, at);
+        return;
+      case Option::Degree:
+        layer.degree = number(what, value, at, 1, kMaxDegree);
+        return;
+      case Option::Rate:
+        layer.rate = slope(what, value, at);
         return;
       case Option::Pad:
         if (value == "same" || value == "valid") {

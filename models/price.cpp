@@ -51,6 +51,11 @@ void append(std::vector<LayerPrice>& prices, std::span<const Layer> layers, Shap
         price.flop = inputs;
         break;
       case LayerKind::Activation:
+      case LayerKind::LayerNorm:
+      case LayerKind::Dropout:
+      case LayerKind::Cos:
+      case LayerKind::Sign:
+      case LayerKind::Monomial:
       case LayerKind::Residual:
         price.flop = outputs;
         break;

@@ -296,5 +296,40 @@ TYPED_TEST(NetworkOf, BlocksDoNotMatter) {
   }
 }
 
+TEST(Network, RefusesLayersOfTheInfiniteReadingByName) {
+  for (const char* const layer : {"cos", "sign", "monomial(2)", "layernorm", "dropout(0.5)"}) {
+    const Model model = parse("dense(4) " + std::string(layer) + " dense(1)", {3});
+    try {
+      const Network<double> network(model, {});
+      FAIL() << layer;
+    } catch (const ArgumentError& error) {
+      EXPECT_NE(std::string(error.what()).find("layer 1 '" + std::string(layer) + "'"), std::string::npos)
+          << error.what();
+    }
+  }
+}
+
+TEST(Network, LayersScaleTheirOwnWeights) {
+  for (const Parameterization parameterization : {Parameterization::Standard, Parameterization::Ntk}) {
+    NetworkOptions options;
+    options.parameterization = parameterization;
+    options.weight_variance = 2.25;
+    options.bias_variance = 0.25;
+    const Network<double> common(parse("dense(4) tanh dense(1)", {3}), options);
+    options.weight_variance = 1;
+    options.bias_variance = 4;
+    const Network<double> own(
+        parse("dense(4,sigma_w=1.5,sigma_b=0.5) tanh dense(1,sigma_w=1.5,sigma_b=0.5)", {3}), options);
+    const std::vector<double> x{0.3, -1, 2};
+    Arena arena;
+    const auto value = [&](const Network<double>& network) {
+      Tape<double> tape(arena, false);
+      const Var y = network.forward(tape, tape.input(TensorView<const double>(x.data(), Shape{1, 3})));
+      return tape.value(y)(0, 0);
+    };
+    EXPECT_EQ(value(common), value(own));
+  }
+}
+
 }  // namespace
 }  // namespace gradgram::models

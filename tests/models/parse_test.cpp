@@ -116,8 +116,8 @@ TEST(Parse, SaysExactlyWhatIsWrong) {
   EXPECT_EQ(refusal("relu rleu", {3}),
             "model: at column 6: found the unknown layer 'rleu', expected one of dense, conv, maxpool, "
             "avgpool, gap, "
-            "globalavgpool, flatten, relu, leakyrelu, tanh, sigmoid, erf, gelu, softplus, sin, softmax, "
-            "logsoftmax, "
+            "globalavgpool, flatten, relu, leakyrelu, tanh, sigmoid, erf, gelu, softplus, sin, abs, "
+            "identity, cos, sign, monomial, layernorm, dropout, softmax, logsoftmax, "
             "residual; did you mean 'relu'?");
   EXPECT_EQ(refusal("dense(0)", {3}),
             "model: at column 7: found '0', expected a whole number from 1 to 2147483647 (dense: features)");
@@ -260,6 +260,25 @@ TEST(Parse, RefusesWithPositionFoundAndExpected) {
     EXPECT_NE(message, "") << "accepted";
     for (const std::string& part : one.parts)
       EXPECT_NE(message.find(part), std::string::npos) << message << "\n" << part;
+  }
+}
+
+TEST(Parse, ReadsLayersOfTheInfiniteReading) {
+  const char* const text =
+      "dense(8,sigma_w=1.4,sigma_b=0.1) abs identity cos sign monomial(3) layernorm dropout(0.25) dense(1)";
+  const Model model = parse(text, {3});
+  EXPECT_EQ(model.to_text(), text);
+  EXPECT_EQ(parse(model.to_text(), {3}), model);
+  EXPECT_EQ(model.layers()[0].weight_scale, 1.4);
+  EXPECT_EQ(model.layers()[0].bias_scale, 0.1);
+  EXPECT_EQ(model.layers()[1].slope, -1);
+  EXPECT_EQ(model.layers()[5].degree, 3U);
+  EXPECT_EQ(model.layers()[7].rate, 0.25);
+  EXPECT_FALSE(parse("dense(8,sigma_w=1.4) dense(1)", {3}) == parse("dense(8,sigma_w=1.5) dense(1)", {3}));
+  for (const char* const refused :
+       {"dense(8,sigma_w=0) dense(1)", "dense(8,sigma_b=-1) dense(1)", "dropout(1) dense(1)",
+        "dropout(-0.1) dense(1)", "monomial(0) dense(1)", "monomial(17) dense(1)", "dropout dense(1)"}) {
+    EXPECT_THROW(parse(refused, {3}), ArgumentError) << refused;
   }
 }
 

@@ -1,0 +1,78 @@
+#pragma once
+
+#include <cstddef>
+
+namespace gradgram::simd {
+
+/// What a nonlinearity does to a block of covariances of infinitely wide layers. One entry belongs to a pair:
+/// a row (the left example or pixel) and a column (the right one), with pre-activation variances q_l, q_r.
+/// delta = (q_l + q_r) / 2 - covariance >= 0: half the mean squared difference of the two pre-activations.
+/// Unlike the covariance it keeps its relative precision for near-duplicates, where the angle between the
+/// two, hence the derivative kernels, would otherwise lose half of the digits.
+/// theta: the tangent kernel below the nonlinearity, or null when only the covariance is asked for.
+///
+/// Every row of `delta` and `theta`, and every array of the right side, is readable and writable up to
+/// `columns` rounded up to kColumnPadding<T>; what stands there means nothing.
+template <class T>
+struct CovarianceBlock {
+  std::size_t rows = 0;
+  std::size_t columns = 0;
+  std::size_t stride = 0;  ///< between rows, in elements; a multiple of kColumnPadding<T>
+  T* delta = nullptr;
+  T* theta = nullptr;
+  /// q, two factors whose meaning each kernel states, and E[phi^2] after the nonlinearity.
+  const T* left_variance = nullptr;
+  const T* left_factor = nullptr;
+  const T* left_inverse = nullptr;
+  const T* left_moment = nullptr;
+  const T* right_variance = nullptr;
+  const T* right_factor = nullptr;
+  const T* right_inverse = nullptr;
+  const T* right_moment = nullptr;
+};
+
+/// Hermite coefficients of phi and phi' at each variance: entry = sum_k left[k] right[k] c^k.
+template <class T>
+struct CovarianceSeries {
+  std::size_t terms = 0;
+  const T* left_value = nullptr;  ///< [rows][terms]
+  const T* left_slope = nullptr;
+  const T* right_value = nullptr;  ///< [terms][stride]
+  const T* right_slope = nullptr;
+  std::size_t stride = 0;
+};
+
+/// The kernels of one instruction set and precision. Callers validate. In place: delta and theta become those
+/// of the post-activations, covariance E[phi(u) phi(v)] and theta * E[phi'(u) phi'(v)].
+template <class T>
+struct CovarianceTable {
+  const char* isa;
+  /// delta *= weight; theta = theta_weight * theta + covariance_weight * covariance after, where left_moment
+  /// and right_moment hold the variances after.
+  void (*affine)(const CovarianceBlock<T>&, T weight, T theta_weight, T covariance_weight) noexcept;
+  /// phi(x) = x for x > 0, slope x otherwise: factor = sqrt(q), inverse = 1 / sqrt(q) or 0;
+  /// scale = (1 + slope^2) / 2, turn = (1 - slope)^2 / (2 pi) (both moments are not read).
+  void (*arc_cosine)(const CovarianceBlock<T>&, T scale, T turn) noexcept;
+  /// factor = 1 / sqrt(1 + 2 q).
+  void (*erf)(const CovarianceBlock<T>&) noexcept;
+  /// x Phi(x): factor = 1 / sqrt(1 + q).
+  void (*gelu)(const CovarianceBlock<T>&) noexcept;
+  void (*sin)(const CovarianceBlock<T>&) noexcept;
+  void (*cos)(const CovarianceBlock<T>&) noexcept;
+  /// Covariance only. factor, inverse as for arc_cosine.
+  void (*sign)(const CovarianceBlock<T>&) noexcept;
+  /// x^degree: factor = sqrt(q), inverse as for arc_cosine; the entry is (r_l r_r)^degree sum_j value[j] c^j
+  /// and (r_l r_r)^(degree-1) sum_j slope[j] c^j, j <= degree.
+  void (*monomial)(const CovarianceBlock<T>&, std::size_t degree, const T* value, const T* slope) noexcept;
+  /// Any other; factor, inverse as for arc_cosine.
+  void (*series)(const CovarianceBlock<T>&, const CovarianceSeries<T>&) noexcept;
+  /// u / sqrt(mean u^2): factor, inverse as for arc_cosine. Variances become 1, or 0 where they were.
+  void (*normalize)(const CovarianceBlock<T>&) noexcept;
+  /// out[i] = scale * sum_k in[k][i], i < n. Up to `count` inputs; reads no further than n.
+  void (*scaled_sum)(const T* const* in, std::size_t count, T scale, T* out, std::size_t n) noexcept;
+  /// out[i] = scale * sum_c (left[c] - right[c * stride + i])^2, i < n rounded up to kColumnPadding<T>.
+  void (*squared_differences)(const T* left, const T* right, std::size_t stride, std::size_t channels,
+                              T scale, T* out, std::size_t n) noexcept;
+};
+
+}  // namespace gradgram::simd

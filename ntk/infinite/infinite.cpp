@@ -1,0 +1,447 @@
+#include "ntk/infinite/infinite.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "engine/blas.hpp"
+#include "engine/cpu.hpp"
+#include "engine/error.hpp"
+#include "ntk/infinite/program.hpp"
+#include "ntk/infinite/propagator.hpp"
+#include "ntk/infinite/sides.hpp"
+
+namespace gradgram::ntk {
+namespace infinite {
+namespace {
+
+/// Sides of a tile. Vectors: a matrix product of that size, whose rows then pass through all layers a few at
+/// a time, in the first-level cache. Diagonals: all pixels of 4 x 32 pairs, 0.5 MiB an array for 32 x 32
+/// pixels in f32. Full: pairs of one left example.
+constexpr std::size_t kVectorTile = 256;
+constexpr std::size_t kVectorRows = 8;
+constexpr std::size_t kDiagonalRows = 4;
+constexpr std::size_t kDiagonalColumns = 32;
+constexpr std::size_t kFullColumns = 4;
+
+/// Below this share of the mean variance, delta is computed from differences instead of a matrix product.
+constexpr double kNear = 1.0 / 64;
+
+/// Mean square of the features of each pixel. Throws NumericError for inputs that are not finite.
+template <class T>
+std::vector<double> input_variances(const Program& program, TensorView<const T> x, const char* name) {
+  const std::size_t channels = program.channels;
+  std::vector<double> result(x.size() / channels);
+  for (std::size_t p = 0; p < result.size(); ++p) {
+    double sum = 0;
+    for (std::size_t c = 0; c < channels; ++c) {
+      const double value = static_cast<double>(x.data()[p * channels + c]);
+      sum += value * value;
+    }
+    if (!std::isfinite(sum)) {
+      throw NumericError("infinite_kernel: " + std::string(name) + ": example " +
+                         std::to_string(p / program.pixels[0]) +
+                         " holds numbers that are not finite or too large");
+    }
+    result[p] = sum / static_cast<double>(channels);
+  }
+  return result;
+}
+
+/// The examples of one side as the first step reads them, divided by the root of their scale.
+template <class T>
+class Inputs {
+ public:
+  Inputs(const Program& program, TensorView<const T> x, int exponent, bool transposed) : rows_(x.shape()) {
+    const std::size_t examples = x.shape()[0];
+    const std::size_t pixels = program.pixels[0];
+    const std::size_t channels = program.channels;
+    const T factor = static_cast<T>(std::ldexp(1.0, -exponent / 2));
+    for (std::size_t i = 0; i < x.size(); ++i) rows_.data()[i] = factor * x.data()[i];
+    if (!transposed) return;
+    const bool full = program.reach == Reach::Full;
+    stride_ = padded<T>(full ? pixels : examples);
+    columns_ = Tensor<T>(Shape{full ? examples : pixels, channels, stride_});
+    for (std::size_t i = 0; i < examples; ++i) {
+      for (std::size_t p = 0; p < pixels; ++p) {
+        for (std::size_t c = 0; c < channels; ++c) {
+          const T value = rows_.data()[(i * pixels + p) * channels + c];
+          const std::size_t to = full ? (i * channels + c) * stride_ + p : (p * channels + c) * stride_ + i;
+          columns_.data()[to] = value;
+        }
+      }
+    }
+  }
+
+  /// [example, pixel, channel].
+  const T* rows() const noexcept { return rows_.data(); }
+  /// Full: [example, channel, pixel]; Diagonal: [pixel, channel, example]; both padded to stride().
+  const T* columns() const noexcept { return columns_.data(); }
+  std::size_t stride() const noexcept { return stride_; }
+
+ private:
+  Tensor<T> rows_, columns_;
+  std::size_t stride_ = 0;
+};
+
+/// Variances of every example of one side.
+template <class T>
+Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList& series,
+                 TensorView<const T> x, const std::vector<double>& variances, const Workers& workers,
+                 std::stop_token stop) {
+  const std::size_t pixels = program.pixels[0];
+  const std::size_t channels = program.channels;
+  const std::size_t examples = x.shape()[0];
+  Sides<T> sides(program, examples);
+  const double unit = std::ldexp(1.0, -scales.variance[0]);
+  std::size_t last_pool = 0;  ///< one past
+  for (std::size_t s = 0; s < program.steps.size(); ++s) {
+    if (program.pooled_variances && program.steps[s].kind == StepKind::AveragePool) last_pool = s + 1;
+  }
+  const std::size_t chunk = last_pool == 0 ? 16 : 1;
+  workers.run((examples + chunk - 1) / chunk,
+              [&](std::size_t piece, std::size_t) {
+                ExampleVariances example;
+                example.variance.resize(program.pixels.size());
+                example.factor.resize(program.steps.size());
+                example.inverse.resize(program.steps.size());
+                std::unique_ptr<Propagator<double>> pairs;
+                std::unique_ptr<Sides<double>> own;
+                for (std::size_t i = piece * chunk; i < std::min(examples, (piece + 1) * chunk); ++i) {
+                  example.variance[0].resize(pixels);
+                  for (std::size_t p = 0; p < pixels; ++p)
+                    example.variance[0][p] = unit * variances[i * pixels + p];
+                  BlockPlace<double> place;
+                  std::size_t followed = 0;  // steps that the pair of the example with itself has taken
+                  if (last_pool != 0) {
+                    if (pairs == nullptr) {
+                      pairs = std::make_unique<Propagator<double>>(program, scales, series, false);
+                      own = std::make_unique<Sides<double>>(program, 1);
+                    }
+                    place = {own.get(), own.get(), 0, 0, true};
+                    PairState<double>& state = pairs->start(1, pixels, pixels);
+                    const T* const image = x.data() + i * pixels * channels;
+                    for (std::size_t p = 0; p < pixels; ++p) {
+                      for (std::size_t q = 0; q < pixels; ++q) {
+                        double sum = 0;
+                        for (std::size_t c = 0; c < channels; ++c) {
+                          const double difference = static_cast<double>(image[p * channels + c]) -
+                                                    static_cast<double>(image[q * channels + c]);
+                          sum += difference * difference;
+                        }
+                        state.delta()[p * state.stride() + q] =
+                            unit * sum / (2 * static_cast<double>(channels));
+                      }
+                    }
+                  }
+                  for (std::size_t s = 0; s < program.steps.size(); ++s) {
+                    advance(program, scales, series, s, example);
+                    if (s >= last_pool || program.steps[s].kind != StepKind::AveragePool) continue;
+                    // With the variances after it still zero, pooling leaves minus the covariance.
+                    for (std::size_t slot = program.steps[s].out; slot < program.pixels.size(); ++slot) {
+                      example.variance[slot].clear();
+                    }
+                    example.variance[program.steps[s].out].assign(program.pixels[program.steps[s].out], 0.0);
+                    own->set(0, example);
+                    pairs->run(place, followed, s);
+                    BlockPlace<double> apart = place;
+                    apart.same_set = false;
+                    pairs->run(apart, s, s + 1);
+                    followed = s + 1;
+                    PairState<double>& state = pairs->state();
+                    std::vector<double>& pooled = example.variance[program.steps[s].out];
+                    for (std::size_t p = 0; p < pooled.size(); ++p) {
+                      pooled[p] = std::max(0.0, -state.delta()[p * state.stride() + p]);
+                    }
+                    for (std::size_t p = 0; p < pooled.size(); ++p) {
+                      double* const row = state.delta() + p * state.stride();
+                      for (std::size_t q = 0; q < pooled.size(); ++q) row[q] += (pooled[p] + pooled[q]) / 2;
+                      row[p] = 0;
+                    }
+                  }
+                  sides.set(i, example);
+                }
+              },
+              {}, stop);
+  return sides;
+}
+
+template <class T>
+class Builder {
+ public:
+  Builder(const models::Model& model, const models::NetworkOptions& options, TensorView<const T> x,
+          const TensorView<const T>* versus, const InfiniteOptions& what, const Workers& workers)
+      : program_(compile(model, options, what.ntk)),
+        x_(x),
+        versus_(versus == nullptr ? x : *versus),
+        same_(versus == nullptr),
+        what_(what),
+        workers_(workers) {
+    check_shape("x", x_);
+    if (!same_) check_shape("versus", versus_);
+    if (!what.nngp && !what.ntk) throw ArgumentError("infinite_kernel: neither nngp nor ntk is asked for");
+  }
+
+  InfiniteKernels<T> build() {
+    const std::size_t n = x_.shape()[0];
+    const std::size_t m = versus_.shape()[0];
+    check_budget(n, m);
+    if (what_.nngp) result_.nngp = Tensor<T>(Shape{n, m});
+    if (what_.ntk) result_.ntk = Tensor<T>(Shape{n, m});
+    if (n == 0 || m == 0) return std::move(result_);
+
+    const std::vector<double> left = input_variances<T>(program_, x_, "x");
+    const std::vector<double> right = same_ ? left : input_variances<T>(program_, versus_, "versus");
+    double largest = 0;
+    double smallest = 0;
+    for (const std::vector<double>* side : {&left, &right}) {
+      for (const double q : *side) {
+        largest = std::max(largest, q);
+        if (q > 0 && (smallest == 0 || q < smallest)) smallest = q;
+      }
+    }
+    const double tolerance = std::is_same_v<T, float> ? 1e-9 : 1e-14;
+    scales_ = choose_scales(program_, largest, smallest, tolerance, series_);
+    const bool transposed = program_.reach != Reach::Vector;
+    left_sides_ =
+        std::make_unique<Sides<T>>(prepare<T>(program_, scales_, series_, x_, left, workers_, what_.stop));
+    left_inputs_ = std::make_unique<Inputs<T>>(program_, x_, scales_.variance[0], transposed && same_);
+    if (!same_) {
+      right_sides_ = std::make_unique<Sides<T>>(
+          prepare<T>(program_, scales_, series_, versus_, right, workers_, what_.stop));
+      right_inputs_ = std::make_unique<Inputs<T>>(program_, versus_, scales_.variance[0], transposed);
+    }
+    for (std::size_t w = 0; w < workers_.count(); ++w) {
+      propagators_.push_back(std::make_unique<Propagator<T>>(program_, scales_, series_, what_.ntk));
+    }
+    products_.resize(workers_.count());
+    switch (program_.reach) {
+      case Reach::Vector:
+        tiles(kVectorTile, kVectorTile,
+              [this](const Tile& tile, std::size_t worker) { vectors(tile, worker); });
+        break;
+      case Reach::Diagonal:
+        tiles(kDiagonalRows, kDiagonalColumns,
+              [this](const Tile& tile, std::size_t worker) { diagonals(tile, worker); });
+        break;
+      case Reach::Full:
+        tiles(1, kFullColumns, [this](const Tile& tile, std::size_t worker) { pairs(tile, worker); });
+        break;
+    }
+    return std::move(result_);
+  }
+
+ private:
+  struct Tile {
+    std::size_t row = 0, rows = 0, column = 0, columns = 0;
+  };
+
+  void check_shape(const char* name, TensorView<const T> inputs) const {
+    const Shape& shape = inputs.shape();
+    if (shape.rank() == 0 || !(shape.inner() == program_.input)) {
+      throw ShapeError("infinite_kernel: " + std::string(name) + ": found " + shape.to_string() +
+                       ", expected [examples] followed by " + program_.input.to_string());
+    }
+  }
+
+  void check_budget(std::size_t n, std::size_t m) const {
+    const std::size_t budget = what_.memory == 0 ? cpu_info().memory_bytes / 2 : what_.memory;
+    const char* what = "infinite_kernel: bytes";
+    const std::size_t examples = same_ ? n : checked_add(n, m, what);
+    std::size_t bytes = checked_multiply(checked_multiply(n, m, what), sizeof(T), what);
+    if (what_.nngp && what_.ntk) bytes = checked_multiply(2, bytes, what);
+    bytes = checked_add(bytes, Sides<T>::bytes(program_, examples), what);
+    const std::size_t inputs = checked_multiply(examples, program_.input.size() * sizeof(T), what);
+    bytes = checked_add(bytes, checked_multiply(program_.reach == Reach::Vector ? 1 : 2, inputs, what), what);
+    // States, frame and spare of one worker, two arrays each; in f64 while variances are prepared.
+    std::size_t block = kVectorRows * kVectorTile;
+    const std::size_t pixels = *std::ranges::max_element(program_.pixels);
+    if (program_.reach == Reach::Diagonal) block = pixels * kDiagonalRows * kDiagonalColumns;
+    if (program_.reach == Reach::Full) block = 2 * checked_multiply(pixels, padded<T>(pixels), what);
+    const std::size_t scratch =
+        checked_multiply(2 * (program_.depth + 2), checked_multiply(block, sizeof(double), what), what);
+    bytes = checked_add(bytes, checked_multiply(scratch, workers_.count(), what), what);
+    if (bytes > budget) {
+      throw BudgetError("infinite_kernel: needs about " + std::to_string(bytes) + " bytes, the budget is " +
+                        std::to_string(budget));
+    }
+  }
+
+  const Sides<T>& right_sides() const { return same_ ? *left_sides_ : *right_sides_; }
+  const Inputs<T>& right_inputs() const { return same_ ? *left_inputs_ : *right_inputs_; }
+
+  /// One task owns one tile. Of a symmetric matrix only tiles that reach the lower triangle.
+  template <class Work>
+  void tiles(std::size_t rows, std::size_t columns, const Work& work) {
+    const std::size_t n = x_.shape()[0];
+    const std::size_t m = versus_.shape()[0];
+    std::vector<Tile> list;
+    for (std::size_t row = 0; row < n; row += rows) {
+      for (std::size_t column = 0; column < m; column += columns) {
+        const Tile tile{row, std::min(rows, n - row), column, std::min(columns, m - column)};
+        if (same_ && tile.column > tile.row + tile.rows - 1) break;
+        list.push_back(tile);
+      }
+    }
+    workers_.run(
+        list.size(), [&](std::size_t index, std::size_t worker) { work(list[index], worker); },
+        what_.progress, what_.stop);
+  }
+
+  BlockPlace<T> place(std::size_t row, std::size_t column) const {
+    return {left_sides_.get(), &right_sides(), row, column, same_};
+  }
+
+  void vectors(const Tile& tile, std::size_t worker) {
+    const std::size_t d = program_.channels;
+    const T* const left = left_inputs_->rows() + tile.row * d;
+    const T* const right = right_inputs().rows() + tile.column * d;
+    Tensor<T>& products = products_[worker];
+    if (products.size() == 0) products = Tensor<T>(Shape{kVectorTile, kVectorTile});
+    blas::gemm(blas::Transpose::No, blas::Transpose::Yes, tile.rows, tile.columns, d,
+               T(1) / static_cast<T>(d), left, d, right, d, T(0), products.data(), kVectorTile);
+    for (std::size_t row = 0; row < tile.rows; row += kVectorRows) {
+      const std::size_t rows = std::min(kVectorRows, tile.rows - row);
+      std::size_t columns = tile.columns;
+      if (same_) columns = std::min(columns, tile.row + row + rows - tile.column);
+      PairState<T>& state = propagators_[worker]->start(1, rows, columns);
+      const T* const left_variance = left_sides_->variance(0, 0, tile.row + row);
+      const T* const right_variance = right_sides().variance(0, 0, tile.column);
+      for (std::size_t r = 0; r < rows; ++r) {
+        T* const delta = state.delta() + r * state.stride();
+        const T* const product = products.data() + (row + r) * kVectorTile;
+        for (std::size_t c = 0; c < columns; ++c) {
+          const T mean = (left_variance[r] + right_variance[c]) / 2;
+          delta[c] = mean - product[c];
+          if (delta[c] < static_cast<T>(kNear) * mean) {
+            delta[c] = half_squared_distance(left + (row + r) * d, right + c * d, d);
+          }
+        }
+      }
+      run_and_store({tile.row + row, rows, tile.column, columns}, worker);
+    }
+  }
+
+  static T half_squared_distance(const T* a, const T* b, std::size_t n) {
+    double sum = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      const double difference = static_cast<double>(a[i]) - static_cast<double>(b[i]);
+      sum += difference * difference;
+    }
+    return static_cast<T>(sum / (2 * static_cast<double>(n)));
+  }
+
+  void diagonals(const Tile& tile, std::size_t worker) {
+    const std::size_t pixels = program_.pixels[0];
+    const std::size_t channels = program_.channels;
+    const Inputs<T>& right = right_inputs();
+    PairState<T>& state = propagators_[worker]->start(pixels, tile.rows, tile.columns);
+    for (std::size_t p = 0; p < pixels; ++p) {
+      for (std::size_t r = 0; r < tile.rows; ++r) {
+        covariance_kernels<T>().squared_differences(
+            left_inputs_->rows() + ((tile.row + r) * pixels + p) * channels,
+            right.columns() + p * channels * right.stride() + tile.column, right.stride(), channels,
+            T(0.5) / static_cast<T>(channels), state.delta(p) + r * state.stride(), tile.columns);
+      }
+    }
+    run_and_store(tile, worker);
+  }
+
+  void pairs(const Tile& tile, std::size_t worker) {
+    const std::size_t pixels = program_.pixels[0];
+    const std::size_t channels = program_.channels;
+    const Inputs<T>& right = right_inputs();
+    const std::size_t row = tile.row;
+    for (std::size_t column = tile.column; column < tile.column + tile.columns; ++column) {
+      if (same_ && column > row) break;
+      PairState<T>& state = propagators_[worker]->start(1, pixels, pixels);
+      for (std::size_t p = 0; p < pixels; ++p) {
+        covariance_kernels<T>().squared_differences(
+            left_inputs_->rows() + (row * pixels + p) * channels,
+            right.columns() + column * channels * right.stride(), right.stride(), channels,
+            T(0.5) / static_cast<T>(channels), state.delta() + p * state.stride(), pixels);
+      }
+      run_and_store({row, 1, column, 1}, worker);
+    }
+  }
+
+  void run_and_store(const Tile& tile, std::size_t worker) {
+    Propagator<T>& propagator = *propagators_[worker];
+    propagator.run(place(tile.row, tile.column), 0, program_.steps.size());
+    PairState<T>& state = propagator.state();
+    const std::size_t last = program_.steps.empty() ? 0 : program_.steps.back().out;
+    const T* const left = left_sides_->variance(last, 0, tile.row);
+    const T* const right = right_sides().variance(last, 0, tile.column);
+    const double covariance_unit = std::ldexp(1.0, scales_.variance[last]);
+    const double theta_unit = std::ldexp(1.0, scales_.theta[last]);
+    for (std::size_t r = 0; r < tile.rows; ++r) {
+      for (std::size_t c = 0; c < tile.columns; ++c) {
+        const std::size_t i = tile.row + r;
+        const std::size_t j = tile.column + c;
+        if (same_ && j > i) break;
+        const std::size_t at = r * state.stride() + c;
+        if (what_.nngp) {
+          const double mean = (static_cast<double>(left[r]) + static_cast<double>(right[c])) / 2;
+          store(result_.nngp, i, j, covariance_unit * (mean - static_cast<double>(state.delta()[at])));
+        }
+        if (what_.ntk) store(result_.ntk, i, j, theta_unit * static_cast<double>(state.theta()[at]));
+      }
+    }
+  }
+
+  void store(Tensor<T>& matrix, std::size_t i, std::size_t j, double value) const {
+    const T rounded = static_cast<T>(value);
+    if (!std::isfinite(rounded)) {
+      throw NumericError("infinite_kernel: entry (" + std::to_string(i) + ", " + std::to_string(j) + ") is " +
+                         std::to_string(value));
+    }
+    const std::size_t m = versus_.shape()[0];
+    matrix.data()[i * m + j] = rounded;
+    if (same_) matrix.data()[j * m + i] = rounded;
+  }
+
+  Program program_;
+  TensorView<const T> x_, versus_;
+  bool same_;
+  const InfiniteOptions& what_;
+  const Workers& workers_;
+  Scales scales_;
+  SeriesList series_;
+  std::unique_ptr<Sides<T>> left_sides_, right_sides_;
+  std::unique_ptr<Inputs<T>> left_inputs_, right_inputs_;
+  std::vector<std::unique_ptr<Propagator<T>>> propagators_;  ///< per worker
+  std::vector<Tensor<T>> products_;                          ///< per worker
+  InfiniteKernels<T> result_;
+};
+
+}  // namespace
+}  // namespace infinite
+
+template <class T>
+InfiniteKernels<T> infinite_kernel(const models::Model& model, const models::NetworkOptions& options,
+                                   TensorView<const T> x, const InfiniteOptions& what,
+                                   const Workers& workers) {
+  return infinite::Builder<T>(model, options, x, nullptr, what, workers).build();
+}
+
+template <class T>
+InfiniteKernels<T> infinite_kernel(const models::Model& model, const models::NetworkOptions& options,
+                                   TensorView<const T> x, TensorView<const T> versus,
+                                   const InfiniteOptions& what, const Workers& workers) {
+  return infinite::Builder<T>(model, options, x, &versus, what, workers).build();
+}
+
+#define GRADGRAM_INSTANTIATE(T)                                                                             \
+  template InfiniteKernels<T> infinite_kernel(const models::Model&, const models::NetworkOptions&,          \
+                                              TensorView<const T>, const InfiniteOptions&, const Workers&); \
+  template InfiniteKernels<T> infinite_kernel(const models::Model&, const models::NetworkOptions&,          \
+                                              TensorView<const T>, TensorView<const T>,                     \
+                                              const InfiniteOptions&, const Workers&);
+GRADGRAM_INSTANTIATE(float)
+GRADGRAM_INSTANTIATE(double)
+#undef GRADGRAM_INSTANTIATE
+
+}  // namespace gradgram::ntk

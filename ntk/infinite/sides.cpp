@@ -1,0 +1,249 @@
+#include "ntk/infinite/sides.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "engine/error.hpp"
+
+namespace gradgram::ntk::infinite {
+namespace {
+
+bool has_factors(const Step& step) {
+  return step.kind == StepKind::Nonlinear || step.kind == StepKind::Normalize;
+}
+
+}  // namespace
+
+Scales choose_scales(const Program& program, double largest, double smallest, double tolerance,
+                     SeriesList& series) {
+  const std::size_t slots = program.pixels.size();
+  series.clear();
+  series.resize(program.steps.size());
+  Scales scales{std::vector<int>(slots), std::vector<int>(slots)};
+  // Variances and tangents are followed as fractions times powers of two of their own.
+  struct Followed {
+    double fraction = 0;
+    int exponent = 0;
+    void normalize() {
+      if (fraction == 0 || !std::isfinite(fraction)) return;
+      const int shift = std::ilogb(fraction);
+      fraction = std::ldexp(fraction, -shift);
+      exponent += shift;
+    }
+    double value() const { return std::ldexp(fraction, exponent); }
+    void add(const Followed& other) {
+      if (other.fraction == 0) return;
+      if (fraction == 0) {
+        *this = other;
+        return;
+      }
+      const int top = std::max(exponent, other.exponent);
+      fraction = std::ldexp(fraction, exponent - top) + std::ldexp(other.fraction, other.exponent - top);
+      exponent = top;
+      normalize();
+    }
+    void times(double factor) {
+      fraction *= factor;
+      normalize();
+    }
+  };
+  const auto exponent_of = [](const Followed& followed) {
+    if (followed.fraction == 0 || std::abs(followed.exponent) <= 30) return 0;
+    return followed.exponent - (followed.exponent % 2);
+  };
+  for (const double start : {largest, smallest}) {
+    std::vector<Followed> variance(slots);
+    std::vector<Followed> theta(slots);
+    variance[0] = {start, 0};
+    variance[0].normalize();
+    for (std::size_t s = 0; s < program.steps.size(); ++s) {
+      const Step& step = program.steps[s];
+      if (step.kind == StepKind::Push || step.kind == StepKind::Exchange) continue;
+      Followed q = variance[step.in];
+      Followed t = theta[step.in];
+      switch (step.kind) {
+        case StepKind::Affine:
+          q.times(step.weight_variance);
+          q.add({step.bias_variance, 0});
+          t.times(step.weight_variance);
+          t.add(q);
+          break;
+        case StepKind::Nonlinear: {
+          if (step.phi.kind == Nonlinearity::Kind::Series && series[s] == nullptr) {
+            series[s] =
+                std::make_unique<HermiteSeries>(step.phi.function, q.value(), tolerance, step.name.c_str());
+          }
+          if (step.phi.kind == Nonlinearity::Kind::ArcCosine) {
+            q.times(step.phi.scale());
+            t.times(step.phi.scale());
+          } else {
+            const Moments moments = self_moments(step.phi, q.value(), series[s].get());
+            q = {moments.value, 0};
+            q.normalize();
+            t.times(moments.slope);
+          }
+          break;
+        }
+        case StepKind::Normalize:
+          if (q.fraction != 0) {
+            t.fraction /= q.fraction;
+            t.exponent -= q.exponent;
+            q = {1, 0};
+          }
+          break;
+        case StepKind::Dropout:
+          q.times(1 / step.keep);
+          t.times(1 / step.keep);
+          break;
+        case StepKind::Add:
+          q.add(variance[step.other]);
+          t.add(theta[step.other]);
+          break;
+        default:
+          break;  // means
+      }
+      variance[step.out] = q;
+      theta[step.out] = t;
+    }
+    for (std::size_t slot = 0; slot < slots; ++slot) {
+      // The larger of the two followed examples decides, and the smaller start speaks second.
+      if (start == largest) {
+        if (program.homogeneous) scales.variance[slot] = exponent_of(variance[slot]);
+        scales.theta[slot] = exponent_of(theta[slot]);
+      } else {
+        scales.theta[slot] = std::max(scales.theta[slot], exponent_of(theta[slot]));
+      }
+    }
+    if (!(smallest > 0)) break;
+  }
+  return scales;
+}
+
+void advance(const Program& program, const Scales& scales, const SeriesList& series, std::size_t index,
+             ExampleVariances& example) {
+  const Step& step = program.steps[index];
+  if (step.kind == StepKind::Push || step.kind == StepKind::Exchange) return;
+  const std::vector<double>& in = example.variance[step.in];
+  std::vector<double>& out = example.variance[step.out];
+  out.assign(program.pixels[step.out], 0.0);
+  const double rescale = std::ldexp(1.0, scales.variance[step.in] - scales.variance[step.out]);
+  const double unit = std::ldexp(1.0, -scales.variance[step.out]);
+  switch (step.kind) {
+    case StepKind::Affine:
+      if (step.convolution) {
+        const ConvGeometry& g = step.geometry;
+        const double weight = step.weight_variance * rescale / static_cast<double>(g.kernel_h * g.kernel_w);
+        for (std::size_t y = 0; y < g.out_h; ++y) {
+          for (std::size_t x = 0; x < g.out_w; ++x) {
+            double sum = 0;
+            for (std::size_t i = 0; i < g.kernel_h; ++i) {
+              const std::size_t row = y * g.stride_h + i - g.pad_top;  // wraps around below zero
+              if (row >= g.in_h) continue;
+              for (std::size_t j = 0; j < g.kernel_w; ++j) {
+                const std::size_t column = x * g.stride_w + j - g.pad_left;
+                if (column < g.in_w) sum += in[row * g.in_w + column];
+              }
+            }
+            out[y * g.out_w + x] = weight * sum + step.bias_variance * unit;
+          }
+        }
+      } else {
+        out[0] = step.weight_variance * rescale * in[0] + step.bias_variance * unit;
+      }
+      break;
+    case StepKind::Nonlinear:
+    case StepKind::Normalize: {
+      auto& factor = example.factor[index];
+      auto& inverse = example.inverse[index];
+      factor.resize(in.size());
+      inverse.resize(in.size());
+      for (std::size_t p = 0; p < in.size(); ++p) {
+        const double q = in[p];
+        const double root = std::sqrt(q);
+        factor[p] = root;
+        inverse[p] = q > 0 ? 1 / root : 0;
+        if (step.kind == StepKind::Normalize) {
+          out[p] = q > 0 ? unit : 0;
+          continue;
+        }
+        if (step.phi.kind == Nonlinearity::Kind::Erf) factor[p] = 1 / std::sqrt(1 + 2 * q);
+        if (step.phi.kind == Nonlinearity::Kind::Gelu) factor[p] = 1 / std::sqrt(1 + q);
+        out[p] = rescale * self_moments(step.phi, q, series[index].get()).value;
+      }
+      break;
+    }
+    case StepKind::AveragePool:
+      break;  // pairs of pixels decide
+    case StepKind::Flatten: {
+      double sum = 0;
+      for (const double q : in) sum += q;
+      out[0] = rescale * sum / static_cast<double>(in.size());
+      break;
+    }
+    case StepKind::Dropout:
+      for (std::size_t p = 0; p < in.size(); ++p) out[p] = rescale * in[p] / step.keep;
+      break;
+    case StepKind::Add: {
+      const std::vector<double>& other = example.variance[step.other];
+      const double other_rescale = std::ldexp(1.0, scales.variance[step.other] - scales.variance[step.out]);
+      for (std::size_t p = 0; p < in.size(); ++p) out[p] = rescale * in[p] + other_rescale * other[p];
+      break;
+    }
+    case StepKind::Push:
+    case StepKind::Exchange:
+      break;
+  }
+  for (const double q : out) {
+    if (!std::isfinite(q)) {
+      throw NumericError("infinite_kernel: the variance after " + step.name + " is " + std::to_string(q));
+    }
+  }
+}
+
+template <class T>
+Sides<T>::Sides(const Program& program, std::size_t examples)
+    : examples_(examples), full_(program.reach == Reach::Full) {
+  const auto shape = [&](std::size_t pixels) {
+    return full_ ? Shape{examples, padded<T>(pixels)} : Shape{pixels, padded<T>(examples)};
+  };
+  for (const std::size_t pixels : program.pixels) variance_.emplace_back(shape(pixels));
+  for (const Step& step : program.steps) {
+    const std::size_t pixels = has_factors(step) ? program.pixels[step.in] : 0;
+    factor_.emplace_back(shape(pixels));
+    inverse_.emplace_back(shape(pixels));
+  }
+}
+
+template <class T>
+std::size_t Sides<T>::bytes(const Program& program, std::size_t examples) {
+  std::size_t total = 0;
+  for (const std::size_t pixels : program.pixels) total += padded<T>(pixels);
+  for (const Step& step : program.steps) {
+    if (has_factors(step)) total += 2 * padded<T>(program.pixels[step.in]);
+  }
+  return checked_multiply(checked_multiply(total, examples, "infinite_kernel: bytes of variances"), sizeof(T),
+                          "infinite_kernel: bytes of variances");
+}
+
+template <class T>
+void Sides<T>::write(Tensor<T>& array, std::size_t example, const std::vector<double>& values) const {
+  const std::size_t stride = array.shape()[1];
+  for (std::size_t p = 0; p < values.size(); ++p) {
+    array.data()[full_ ? example * stride + p : p * stride + example] = static_cast<T>(values[p]);
+  }
+}
+
+template <class T>
+void Sides<T>::set(std::size_t example, const ExampleVariances& from) {
+  for (std::size_t s = 0; s < variance_.size(); ++s) write(variance_[s], example, from.variance[s]);
+  for (std::size_t s = 0; s < factor_.size(); ++s) {
+    write(factor_[s], example, from.factor[s]);
+    write(inverse_[s], example, from.inverse[s]);
+  }
+}
+
+template class Sides<float>;
+template class Sides<double>;
+
+}  // namespace gradgram::ntk::infinite

@@ -53,6 +53,10 @@ class Scale {
     if (logarithmic_) {
       if (!(low_ > 0)) low_ = high_ > 0 ? high_ / 10 : 1;
       if (!(high_ > low_)) low_ /= 2, high_ = low_ * 4;
+      // Room at either end: a curve along the frame looks cut off.
+      const double margin = std::pow(high_ / low_, 0.04);
+      if (!axis.low) low_ /= margin;
+      if (!axis.high) high_ *= margin;
     } else if (!(high_ > low_)) {
       const double pad = low_ == 0 ? 1 : std::abs(low_) * 0.1;
       low_ -= pad;

@@ -161,7 +161,7 @@ void run(const Context& context) {
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   json["shape"] = std::vector<std::size_t>(shape.extents().begin(), shape.extents().end());
-  json["relative_entry_error"] = ntk::entry_error<T>();
+  json["relative_entry_error"] = ntk::entry_error<T>(network);
   json["seconds"] = seconds;
   if (!note.empty()) json["note"] = note;
   const std::filesystem::path sidecar = beside(out, ".json");
@@ -181,7 +181,7 @@ void run(const Context& context) {
       {"parameterization", parameterization_text(options)},
       {"reduction", json["reduction"].get<std::string>() + (note.empty() ? "" : " (" + note + ")")},
       {"precision", fmt::format("{}, an entry is good to {} sqrt(k_ii k_jj)", options.dtype,
-                                significant(ntk::entry_error<T>(), 1))},
+                                significant(ntk::entry_error<T>(network), 2))},
       {"machine",
        fmt::format("{}, {} thread{}, BLIS kernels {}, budget {}", isa_name(active_isa()), workers.count(),
                    workers.count() == 1 ? "" : "s", blas::kernel_set(), budget_text(memory))},

@@ -54,6 +54,16 @@ ConvGeometry conv_geometry(std::size_t in_h, std::size_t in_w, std::size_t c_in,
   }
   const Axis vertical = axis_geometry("height", in_h, kernel_h, stride_h, padding);
   const Axis horizontal = axis_geometry("width", in_w, kernel_w, stride_w, padding);
+  // Whoever computes with a geometry multiplies these without checks.
+  const auto volume = [](const char* what, std::size_t height, std::size_t width, std::size_t channels) {
+    checked_multiply(checked_multiply(checked_multiply(height, width, what), channels, what), sizeof(double),
+                     what);
+  };
+  volume("convolution: bytes of the padded input",
+         checked_add(in_h, vertical.before + vertical.after, "convolution"),
+         checked_add(in_w, horizontal.before + horizontal.after, "convolution"), c_in);
+  volume("convolution: bytes of the output", vertical.out, horizontal.out, c_out);
+  volume("convolution: bytes of the window", kernel_h, kernel_w, c_in);
   return {.in_h = in_h,
           .in_w = in_w,
           .c_in = c_in,

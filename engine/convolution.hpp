@@ -29,7 +29,8 @@ struct Padding {
 
 /// Completes a geometry. Same: out = ceil(in / stride), the surplus zero on the bottom and right (the
 /// convention of TensorFlow and JAX; PyTorch defines `same` for stride 1 only, where they agree). Throws
-/// ShapeError when the window does not fit into the padded input or an extent or stride is zero.
+/// ShapeError when the window does not fit into the padded input, an extent or stride is zero, or the padded
+/// input, the output or the window would overflow the address space.
 ConvGeometry conv_geometry(std::size_t in_h, std::size_t in_w, std::size_t c_in, std::size_t c_out,
                            std::size_t kernel_h, std::size_t kernel_w, std::size_t stride_h,
                            std::size_t stride_w, Padding padding);

@@ -7,26 +7,36 @@
 #include <algorithm>
 #include <atomic>
 #include <mutex>
+#include <string>
 
 #include "engine/cpu.hpp"
 #include "engine/error.hpp"
 
 namespace gradgram {
 
+namespace {
+
+std::size_t checked_threads(std::size_t threads) {
+  if (threads > Workers::kMostThreads) {
+    throw ArgumentError("workers: threads (" + std::to_string(threads) + ") must be at most " +
+                        std::to_string(Workers::kMostThreads));
+  }
+  return threads == 0 ? std::min(cpu_info().cores, Workers::kMostThreads) : threads;
+}
+
+}  // namespace
+
 struct Workers::Arena {
   explicit Arena(std::size_t threads)
-      : allow(tbb::global_control::max_allowed_parallelism, std::max(threads, kAllowed)),
-        arena(static_cast<int>(threads)) {}
+      : allow(tbb::global_control::max_allowed_parallelism, kMostThreads), arena(static_cast<int>(threads)) {}
   // More threads than processors are allowed on request: the results do not depend on their number. The least
-  // of all live controls counts for the whole process, so each group allows plenty and limits itself by its
+  // of all live controls counts for the whole process, so each group allows the most and limits itself by its
   // own arena; threads are made only when an arena asks for them.
-  static constexpr std::size_t kAllowed = 256;
   tbb::global_control allow;
   mutable tbb::task_arena arena;
 };
 
-Workers::Workers(std::size_t threads)
-    : arena_(std::make_unique<Arena>(threads == 0 ? cpu_info().cores : threads)) {}
+Workers::Workers(std::size_t threads) : arena_(std::make_unique<Arena>(checked_threads(threads))) {}
 Workers::~Workers() = default;
 Workers::Workers(Workers&&) noexcept = default;
 Workers& Workers::operator=(Workers&&) noexcept = default;

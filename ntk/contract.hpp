@@ -32,8 +32,8 @@ struct Tile {
 
 /// Contracts the factors of one tile: products in T, sums in f64 across panels of kPanelColumns and across
 /// parameters. The sum of every entry runs in an order that depends on neither the tile nor the block of
-/// examples it is in. `emit` receives kAllParameters and, with per_parameter, each parameter in order of its
-/// index before that. Scratch: Plan::tile_bytes().
+/// examples it is in. `emit` receives kAllParameters and, with per_parameter, each parameter that is used
+/// before that. Scratch: Plan::tile_bytes().
 template <class T>
 void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& columns,
                    const TileRange& range, Arena& scratch,

@@ -180,6 +180,16 @@ Values linearized_times(const TrainingOptions& training, std::size_t n, std::siz
   return result;
 }
 
+/// How long a step of the linearized clock, times lambda_max, may be for a stable descent: 2 without momentum
+/// m. Heavy ball: lr lambda < 2 (1 + m); Nesterov: lr lambda < 2 (1 + m) / (1 + 2 m); the clock counts lr /
+/// (1 - m).
+double stable_step(const TrainingOptions& training) {
+  const double m = training.momentum;
+  if (training.optimizer == Optimizer::Momentum) return 2 * (1 + m) / (1 - m);
+  if (training.optimizer == Optimizer::Nesterov) return 2 * (1 + m) / (1 + 2 * m) / (1 - m);
+  return 2;
+}
+
 /// [K (K + ridge I)^{-1}]_ii.
 Values leverage(const Spectrum& spectrum, double ridge) {
   const std::size_t n = spectrum.n;
@@ -467,7 +477,7 @@ class Study {
       result_.kernel = Tensor<double>(Shape{n_, n_});
       std::copy(computed.values.span().begin(), computed.values.span().end(), result_.kernel.data());
     }
-    result_.entry_error = entry_error<T>();
+    result_.entry_error = entry_error<T>(network_);
     announce("spectrum", 0, 1);
     SpectrumOptions spectrum_options;
     spectrum_options.entry_error = result_.entry_error;
@@ -788,12 +798,14 @@ class Study {
     } else {
       const double step = result_.linearized_time[1] * result_.spectrum.values.front() /
                           static_cast<double>(steps_per_epoch(training, n_));
-      if (step > 2) {
+      const double limit = stable_step(training);
+      if (step > limit) {
         note(
-            "A step is {:.1f} / lambda_max long, beyond 2, the limit of stable descent on the linearized "
+            "A step is {:.1f} / lambda_max long, beyond {:.3g}, the limit of stable descent on the "
+            "linearized "
             "network: training "
             "cannot have followed the linearized flow.",
-            step);
+            step, limit);
       }
     }
     if (training.l1 != 0 || training.l2 != 0)

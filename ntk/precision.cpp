@@ -1,5 +1,7 @@
 #include "ntk/precision.hpp"
 
+#include <algorithm>
+
 namespace gradgram::ntk {
 
 template <>
@@ -11,5 +13,17 @@ template <>
 double entry_error<double>() {
   return 4e-15;
 }
+
+template <class T>
+double entry_error(const Module<T>& module) {
+  const ParameterSet<T>& parameters = module.parameters();
+  std::size_t weights = 0;
+  for (std::size_t p = 0; p < parameters.count(); ++p)
+    weights += parameters.value(p).shape().rank() > 1 ? 1 : 0;
+  return entry_error<T>() * static_cast<double>(std::max(weights, kShallow)) / static_cast<double>(kShallow);
+}
+
+template double entry_error(const Module<float>&);
+template double entry_error(const Module<double>&);
 
 }  // namespace gradgram::ntk

@@ -11,7 +11,8 @@ namespace gradgram::ntk {
 struct SpectrumOptions {
   /// 0: all eigenpairs by LAPACK (dsyevd on BLIS; O(n^3) time, 3 n^2 numbers of memory with vectors, n^2
   /// without). Otherwise the `top` largest by Lanczos (Spectra; O(n^2) a step), unless they are half of them
-  /// or more. Lanczos may miss copies of an eigenvalue that is repeated to rounding.
+  /// or more, or Lanczos breaks down (a kernel of low rank): then by LAPACK. Lanczos may miss copies of an
+  /// eigenvalue that is repeated to rounding.
   std::size_t top = 0;
   bool vectors = true;
   /// Relative error of the kernel's entries, in units of sqrt(k_ii k_jj), for the error bar; entry_error<T>()

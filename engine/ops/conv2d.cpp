@@ -133,7 +133,8 @@ struct PhaseAxis {
     const std::size_t last = (pad + in - 1) / stride;
     return last + 1 > out ? last + 1 - out : 0;
   }
-  std::size_t taps(std::size_t phase) const { return phase < kernel ? (kernel - 1 - phase) / stride + 1 : 0; }
+  /// phase < kernel.
+  std::size_t taps(std::size_t phase) const { return (kernel - 1 - phase) / stride + 1; }
   /// The first input of this phase.
   std::size_t first(std::size_t phase) const { return (phase + stride - pad % stride) % stride; }
 };
@@ -149,18 +150,20 @@ void convolve_transposed(const ConvGeometry& g, const T* cotangent, const T* wei
                     vertical.after(), horizontal.after()};
   const std::size_t columns = padded_columns<T>(g.c_in);
 
-  // Packed once for the block: of every phase its weights [taps, c_out, c_in] and offsets.
-  const std::size_t phases = g.stride_h * g.stride_w;
-  auto* const products =
-      static_cast<simd::GatherProduct<T>*>(arena.allocate(phases * sizeof(simd::GatherProduct<T>)));
-  bool untouched = false;  // some inputs are reached by no tap
+  // Packed once for the block: of every phase its weights [taps, c_out, c_in] and offsets. Phases beyond the
+  // kernel have no taps: a stride may be huge, the work is not.
+  const std::size_t phases_h = std::min(g.stride_h, g.kernel_h);
+  const std::size_t phases_w = std::min(g.stride_w, g.kernel_w);
+  const std::size_t phases = phases_h * phases_w;
+  const bool untouched = phases_h < g.stride_h || phases_w < g.stride_w;  // some inputs are reached by no tap
+  auto* const products = static_cast<simd::GatherProduct<T>*>(
+      arena.allocate(checked_multiply(phases, sizeof(simd::GatherProduct<T>), "conv2d")));
   for (std::size_t phase = 0; phase < phases; ++phase) {
-    const std::size_t phase_h = phase / g.stride_w;
-    const std::size_t phase_w = phase % g.stride_w;
+    const std::size_t phase_h = phase / phases_w;
+    const std::size_t phase_w = phase % phases_w;
     const std::size_t taps_h = vertical.taps(phase_h);
     const std::size_t taps_w = horizontal.taps(phase_w);
     const std::size_t depth = taps_h * taps_w * g.c_out;
-    untouched = untouched || depth == 0;
     T* const packed = arena.tensor<T>(Shape{depth, columns}).data();
     Offset* const x_offset = offsets(arena, depth);
     std::size_t i = 0;
@@ -219,7 +222,7 @@ void convolve_transposed(const ConvGeometry& g, const T* cotangent, const T* wei
     if (plane != nullptr) frame_image(frame, image, T(1), plane);
     if (untouched && !accumulate) fill_zero(result, g.in_pixels() * g.c_in);
     for (std::size_t phase = 0; phase < phases; ++phase) {
-      if (products[phase].rows == 0 || products[phase].depth == 0) continue;
+      if (products[phase].rows == 0) continue;
       products[phase].x = plane != nullptr ? plane : image;
       products[phase].out = result;
       kernels<T>().gather_product(products[phase]);

@@ -59,6 +59,13 @@ TEST(ConvGeometry, RefusesWhatDoesNotFit) {
   const std::size_t huge = std::numeric_limits<std::size_t>::max();
   EXPECT_THROW(line(3, 3, 1, {.kind = Padding::Kind::Explicit, .amount = huge}), ShapeError);
   EXPECT_THROW(line(3, huge, 1, {.kind = Padding::Kind::Explicit, .amount = 1}), ShapeError);
+  // Few output pixels of a plane that no memory holds, and a size that would wrap around.
+  const std::size_t most = 2'147'483'647;
+  EXPECT_THROW(
+      conv_geometry(4, 4, 1, 1, 3, 3, most, most, {.kind = Padding::Kind::Explicit, .amount = most - 1}),
+      ShapeError);
+  EXPECT_THROW(conv_geometry(most, most, 1, 5, 1, 1, most, most, {}), ShapeError);
+  EXPECT_THROW(conv_geometry(4, 4, 5, 1, most, most, 1, 1, {}), ShapeError);
   try {
     line(2, 3, 1, {.kind = Padding::Kind::Valid});
   } catch (const ShapeError& error) {

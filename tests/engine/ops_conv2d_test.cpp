@@ -122,6 +122,14 @@ TEST(Conv2d, EqualsTheReferenceOverAGrid) {
   compare_with_reference<float>(conv_geometry(16, 16, 48, 80, 3, 3, 2, 2, {}));
 }
 
+TEST(Conv2d, AHugeStrideCostsNothing) {
+  const std::size_t huge = 2'147'483'647;
+  for (const Padding& padding : {Padding{}, Padding{.kind = Padding::Kind::Explicit, .amount = 1}}) {
+    compare_with_reference<double>(conv_geometry(5, 7, 3, 5, 3, 2, huge, huge, padding));
+    compare_with_reference<float>(conv_geometry(5, 7, 3, 5, 2, 3, 1, huge, padding));
+  }
+}
+
 TEST(Conv2d, TheComparisonNoticesOneWrongNumber) {
   const std::vector<double> expected{1, 2, 3};
   Tensor<float> found(Shape{3}, std::vector<float>{1, 2, 3});

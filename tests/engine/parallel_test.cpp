@@ -32,6 +32,14 @@ TEST(Workers, UsesEveryProcessorByDefault) {
   EXPECT_GE(Workers().count(), 1U);
 }
 
+TEST(Workers, RefusesMoreThreadsThanItCanCount) {
+  EXPECT_EQ(Workers(Workers::kMostThreads).count(), Workers::kMostThreads);
+  for (const std::size_t threads :
+       {Workers::kMostThreads + 1, std::size_t{1} << 31, (std::size_t{1} << 32) + 2}) {
+    EXPECT_THROW(Workers{threads}, ArgumentError) << threads;
+  }
+}
+
 TEST(Workers, NoTwoRunningPiecesShareAWorkerNumber) {
   for (const std::size_t threads : kThreadCounts) {
     const Workers workers(threads);

@@ -295,6 +295,38 @@ TEST(Kernel, PanelsKeepTheErrorOfLongSumsSmall) {
   }
 }
 
+TEST(Kernel, TheErrorOfDeepNetworksStaysWithinTheirEntryError) {
+  for (const char* activation : {"relu", "tanh"}) {
+    for (const std::size_t depth : {20UL, 40UL}) {
+      const Shape input{20};
+      const models::Model model =
+          models::parse("mlp:width=64,depth=" + std::to_string(depth) + ",activation=" + activation, input);
+      const models::NetworkOptions network_options{.bias_variance = 0.1, .seed = 2};
+      const models::Network<float> narrow(model, network_options);
+      models::Network<double> wide(model, network_options);
+      wide.parameters() = narrow.parameters().cast<double>();
+      const std::size_t n = 60;
+      const auto x = kernel_cases::inputs_of<float>(input, n, 7);
+      Tensor<double> x_wide(x.shape());
+      std::copy(x.span().begin(), x.span().end(), x_wide.span().begin());
+      const Workers workers(2);
+      const auto k = kernel<float>(narrow, x, {}, workers);
+      const auto exact = kernel<double>(wide, x_wide, {}, workers);
+      double worst = 0;
+      for (std::size_t i = 0; i < n; ++i) {
+        for (std::size_t j = 0; j < n; ++j) {
+          const double scale = std::sqrt(exact.values(i, i) * exact.values(j, j));
+          const double error = std::abs(k.values(i, j) - exact.values(i, j)) / scale;
+          EXPECT_LE(error, entry_error<float>(narrow)) << activation << " " << depth;
+          worst = std::max(worst, error);
+        }
+      }
+      // Not so loose that it would hold whatever happens.
+      EXPECT_GE(worst, entry_error<float>(narrow) / 200) << activation << " " << depth;
+    }
+  }
+}
+
 TEST(Kernel, ASubBlockIsTheSmallerRunAndPermutationsCommute) {
   for (const Case& c : kernel_cases::all()) {
     SCOPED_TRACE(c.name);

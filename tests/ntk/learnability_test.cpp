@@ -19,6 +19,7 @@ namespace {
 
 using testing::Contains;
 using testing::HasSubstr;
+using testing::Not;
 using Values = std::vector<double>;
 
 datasets::Dataset empty_set(std::size_t n, std::size_t features, std::size_t classes) {
@@ -262,6 +263,36 @@ TEST(Learnability, TimeFollowsMomentumAndSchedule) {
   auto other = network_of<double>("dense(16) tanh dense(1)", 6);
   EXPECT_THAT(learnability(other, data, options, Workers(1)).notes,
               Contains(HasSubstr("Adam has no linearized")));
+}
+
+// A linear network is its own linearization: just below the limit that the notes name it must settle, just
+// above it must not.
+TEST(Learnability, TheStableStepOfEveryOptimizerIsTheOneThatTrainingObeys) {
+  const datasets::Dataset data = clouds(40, 2, 5);
+  const std::size_t epochs = 60;
+  for (const Optimizer optimizer : {Optimizer::Sgd, Optimizer::Momentum, Optimizer::Nesterov}) {
+    const auto run = [&](double learning_rate) {
+      LearnabilityOptions options = options_of(epochs, 0, learning_rate);
+      options.training.optimizer = optimizer;
+      options.training.momentum = 0.8;
+      auto network = network_of<double>("dense(1)", 6);
+      return learnability(network, data, options, Workers(1));
+    };
+    const auto warned = Contains(HasSubstr("limit of stable descent"));
+    const Learnability slow = run(1e-3);
+    EXPECT_THAT(slow.notes, Not(warned));
+    const double step = slow.linearized_time[1] * slow.spectrum.values.front();  // of a rate of 1e-3
+    const double m = 0.8;
+    const double limit = optimizer == Optimizer::Sgd        ? 2
+                         : optimizer == Optimizer::Momentum ? 2 * (1 + m) / (1 - m)
+                                                            : 2 * (1 + m) / (1 + 2 * m) / (1 - m);
+    const Learnability below = run(0.9e-3 * limit / step);
+    EXPECT_THAT(below.notes, Not(warned));
+    EXPECT_LE(below.loss.back(), below.loss.front());
+    const Learnability above = run(1.1e-3 * limit / step);
+    EXPECT_THAT(above.notes, warned);
+    EXPECT_GT(above.loss.back(), 100 * above.loss.front());
+  }
 }
 
 // A wide network trained in small steps is lazy: what K says beforehand must be what happens.

@@ -116,6 +116,29 @@ TEST(Spectrum, LanczosAgreesWithLapack) {
   }
 }
 
+// A network of few parameters: fewer eigenvalues than are asked for, and a Krylov space that ends early.
+TEST(Spectrum, TheLargestOfAKernelOfLowRank) {
+  Tensor<double> ones(Shape{50, 50});
+  for (double& value : ones.span()) value = 1;
+  const Spectrum one = spectrum(ones, {.top = 5});
+  EXPECT_LE(std::abs(one.values[0] - 50), 1e-11);
+  for (const std::size_t rank : {1UL, 2UL, 3UL, 7UL}) {
+    for (const std::size_t n : {47UL, 120UL}) {
+      const Tensor<double> kernel = gram(n, rank, n + rank);
+      const Spectrum all = spectrum(kernel);
+      for (const std::size_t top : {1UL, 5UL, 20UL}) {
+        const Spectrum some = spectrum(kernel, {.top = top});
+        ASSERT_EQ(some.values.size(), top);
+        ASSERT_EQ(some.vectors.shape(), (Shape{top, n}));
+        for (std::size_t i = 0; i < top; ++i) {
+          EXPECT_LE(std::abs(some.values[i] - all.values[i]), 1e-11 * all.values.front())
+              << rank << " " << n << " " << i;
+        }
+      }
+    }
+  }
+}
+
 TEST(Spectrum, MoreThanHalfOrMoreThanAllOfTheValuesComeFromLapack) {
   const Tensor<double> kernel = gram(11, 20, 3);
   const Spectrum all = spectrum(kernel);

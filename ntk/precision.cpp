@@ -20,7 +20,8 @@ double entry_error(const Module<T>& module) {
   std::size_t weights = 0;
   for (std::size_t p = 0; p < parameters.count(); ++p)
     weights += parameters.value(p).shape().rank() > 1 ? 1 : 0;
-  return entry_error<T>() * static_cast<double>(std::max(weights, kShallow)) / static_cast<double>(kShallow);
+  const double depth = std::max(1.0, static_cast<double>(weights) / static_cast<double>(kShallow));
+  return entry_error<T>() * depth * depth;
 }
 
 template double entry_error(const Module<float>&);

@@ -159,7 +159,7 @@ void all_pairs(const double* kernel, std::size_t n, std::size_t count, double as
 
 /// False when the iteration breaks down or does not converge, as it may where the Krylov space is smaller
 /// than asked for: a kernel of few parameters has few nonzero eigenvalues.
-bool largest_pairs(const double* kernel, std::size_t n, std::size_t count, double scale,
+bool largest_pairs(const double* kernel, std::size_t n, std::size_t count, double scale, double asymmetry,
                    const SpectrumOptions& options, Spectrum& result) {
   // Spectra's advice is at least twice as many Krylov vectors as pairs; 20 help when few pairs are asked for.
   const std::size_t krylov = std::min(n, std::max<std::size_t>(2 * count + 1, 20));
@@ -182,6 +182,8 @@ bool largest_pairs(const double* kernel, std::size_t n, std::size_t count, doubl
     result.values[i] = values[static_cast<Eigen::Index>(i)] * scale;
     const auto column = vectors.col(static_cast<Eigen::Index>(i));
     std::copy(column.data(), column.data() + n, &result.vectors.span()[i * n]);
+    const double residual = pair_residual(kernel, n, result.values[i], &result.vectors.span()[i * n]);
+    if (!(residual <= residual_limit(n, result.frobenius, asymmetry))) return false;
   }
   return true;
 }
@@ -236,15 +238,18 @@ Spectrum spectrum(TensorView<const double> kernel, const SpectrumOptions& option
 
   const std::size_t count = options.top == 0 ? n : std::min(options.top, n);
   // Lanczos needs room for a Krylov space; a zero matrix gives it none.
-  const bool lanczos =
-      2 * count < n && largest_entry > 0 && largest_pairs(k, n, count, largest_entry, options, result);
-  if (!lanczos) all_pairs(k, n, count, asymmetry, options, result);
+  const bool lanczos = 2 * count < n && largest_entry > 0 &&
+                       largest_pairs(k, n, count, largest_entry, asymmetry, options, result);
+  if (!lanczos) {
+    result.vectors = Tensor<double>();  // of an attempt that failed
+    all_pairs(k, n, count, asymmetry, options, result);
+  }
 
   // ||K||_2 <= ||K||_F; all values give it exactly.
   const double norm = result.values.size() == n
                           ? std::max(std::abs(result.values.front()), std::abs(result.values.back()))
                           : result.frobenius;
-  const double solver = static_cast<double>(n) * kEpsilon * norm + asymmetry;
+  const double solver = solver_error(n, norm, asymmetry);
   if (result.vectors.size() != 0) {
     const std::size_t checked = lanczos ? count : std::min<std::size_t>(count, 8);
     for (std::size_t c = 0; c < checked; ++c) {
@@ -252,7 +257,7 @@ Spectrum spectrum(TensorView<const double> kernel, const SpectrumOptions& option
       result.residual =
           std::max(result.residual, pair_residual(k, n, result.values[i], &result.vectors.span()[i * n]));
     }
-    if (!(result.residual <= std::max(16 * solver, 1e-11 * norm) + 2 * asymmetry)) {
+    if (!(result.residual <= residual_limit(n, norm, asymmetry))) {
       throw NumericError(
           "spectrum: the largest residual ||K u - lambda u|| = " + std::to_string(result.residual) +
           " is beyond rounding for ||K|| = " + std::to_string(norm));

@@ -157,8 +157,18 @@ void all_pairs(const double* kernel, std::size_t n, std::size_t count, double as
       count == n ? std::move(matrix) : Tensor<double>(Shape{count, n}, matrix.span().first(count * n));
 }
 
-/// False when the iteration breaks down or does not converge, as it may where the Krylov space is smaller
-/// than asked for: a kernel of few parameters has few nonzero eigenvalues.
+/// What n eps ||K|| and the asymmetry leave uncertain of an eigenvalue.
+double solver_error(std::size_t n, double norm, double asymmetry) {
+  return static_cast<double>(n) * kEpsilon * norm + asymmetry;
+}
+
+/// ||K u - lambda u|| beyond this is no rounding.
+double residual_limit(std::size_t n, double norm, double asymmetry) {
+  return std::max(16 * solver_error(n, norm, asymmetry), 1e-11 * norm) + 2 * asymmetry;
+}
+
+/// False when the iteration breaks down, does not converge or ends in pairs that are none, as it may where
+/// the Krylov space is smaller than asked for: a kernel of few parameters has few nonzero eigenvalues.
 bool largest_pairs(const double* kernel, std::size_t n, std::size_t count, double scale, double asymmetry,
                    const SpectrumOptions& options, Spectrum& result) {
   // Spectra's advice is at least twice as many Krylov vectors as pairs; 20 help when few pairs are asked for.

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "engine/blas.hpp"
@@ -231,6 +232,10 @@ class Builder {
         tiles(1, kFullColumns, [this](const Tile& tile, std::size_t worker) { pairs(tile, worker); });
         break;
     }
+    if (same_) {
+      if (what_.nngp) mirror(result_.nngp);
+      if (what_.ntk) mirror(result_.ntk);
+    }
     return std::move(result_);
   }
 
@@ -313,10 +318,17 @@ class Builder {
       for (std::size_t r = 0; r < rows; ++r) {
         T* const delta = state.delta() + r * state.stride();
         const T* const product = products.data() + (row + r) * kVectorTile;
+        const T half = left_variance[r] / 2;
+        T least = 0;
         for (std::size_t c = 0; c < columns; ++c) {
-          const T mean = (left_variance[r] + right_variance[c]) / 2;
+          const T mean = half + right_variance[c] / 2;
           delta[c] = mean - product[c];
-          if (delta[c] < static_cast<T>(kNear) * mean) {
+          const T margin = delta[c] - static_cast<T>(kNear) * mean;
+          least = margin < least ? margin : least;
+        }
+        if (!(least < 0)) continue;
+        for (std::size_t c = 0; c < columns; ++c) {
+          if (delta[c] < static_cast<T>(kNear) * (half + right_variance[c] / 2)) {
             delta[c] = half_squared_distance(left + (row + r) * d, right + c * d, d);
           }
         }
@@ -383,6 +395,7 @@ class Builder {
         const std::size_t j = tile.column + c;
         if (same_ && j > i) break;
         const std::size_t at = r * state.stride() + c;
+        if (left_sides_->null(i) || right_sides().null(j)) continue;  // the matrices start as zeros
         if (what_.nngp) {
           const double mean = (static_cast<double>(left[r]) + static_cast<double>(right[c])) / 2;
           store(result_.nngp, i, j, covariance_unit * (mean - static_cast<double>(state.delta()[at])));
@@ -398,9 +411,22 @@ class Builder {
       throw NumericError("infinite_kernel: entry (" + std::to_string(i) + ", " + std::to_string(j) + ") is " +
                          std::to_string(value));
     }
-    const std::size_t m = versus_.shape()[0];
-    matrix.data()[i * m + j] = rounded;
-    if (same_) matrix.data()[j * m + i] = rounded;
+    matrix.data()[i * versus_.shape()[0] + j] = rounded;
+  }
+
+  /// Copies the lower triangle to the upper one, in blocks, since one of the two sides runs down columns.
+  void mirror(Tensor<T>& matrix) const {
+    constexpr std::size_t kBlock = 64;
+    const std::size_t n = x_.shape()[0];
+    T* const data = matrix.data();
+    workers_.run((n + kBlock - 1) / kBlock, [&](std::size_t piece, std::size_t) {
+      const std::size_t top = piece * kBlock;
+      for (std::size_t left = 0; left <= top; left += kBlock) {
+        for (std::size_t i = top; i < std::min(n, top + kBlock); ++i) {
+          for (std::size_t j = left; j < std::min(i, left + kBlock); ++j) data[j * n + i] = data[i * n + j];
+        }
+      }
+    });
   }
 
   Program program_;
@@ -417,6 +443,44 @@ class Builder {
   InfiniteKernels<T> result_;
 };
 
+template <class To, class From>
+Tensor<To> converted(TensorView<const From> from) {
+  Tensor<To> to(from.shape());
+  std::transform(from.data(), from.data() + from.size(), to.data(),
+                 [](From v) { return static_cast<To>(v); });
+  return to;
+}
+
+/// In f32 a fragile program (Program::fragile) would be off by 1e-4 for near-duplicates: it runs in f64
+/// inside.
+template <class T>
+InfiniteKernels<T> build(const models::Model& model, const models::NetworkOptions& options,
+                         TensorView<const T> x, const TensorView<const T>* versus,
+                         const InfiniteOptions& what, const Workers& workers) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (compile(model, options, what.ntk).fragile) {
+      const Tensor<double> wide = converted<double, float>(x);
+      Tensor<double> wide_versus;
+      if (versus != nullptr) wide_versus = converted<double, float>(*versus);
+      const TensorView<const double> wide_view = std::as_const(wide_versus).view();
+      const InfiniteKernels<double> found =
+          Builder<double>(model, options, wide.view(), versus == nullptr ? nullptr : &wide_view, what,
+                          workers)
+              .build();
+      InfiniteKernels<float> result;
+      if (what.nngp) result.nngp = converted<float, double>(found.nngp.view());
+      if (what.ntk) result.ntk = converted<float, double>(found.ntk.view());
+      for (const Tensor<float>* matrix : {&result.nngp, &result.ntk}) {
+        for (const float value : matrix->span()) {
+          if (!std::isfinite(value)) throw NumericError("infinite_kernel: an entry is too large for f32");
+        }
+      }
+      return result;
+    }
+  }
+  return Builder<T>(model, options, x, versus, what, workers).build();
+}
+
 }  // namespace
 }  // namespace infinite
 
@@ -424,14 +488,14 @@ template <class T>
 InfiniteKernels<T> infinite_kernel(const models::Model& model, const models::NetworkOptions& options,
                                    TensorView<const T> x, const InfiniteOptions& what,
                                    const Workers& workers) {
-  return infinite::Builder<T>(model, options, x, nullptr, what, workers).build();
+  return infinite::build<T>(model, options, x, nullptr, what, workers);
 }
 
 template <class T>
 InfiniteKernels<T> infinite_kernel(const models::Model& model, const models::NetworkOptions& options,
                                    TensorView<const T> x, TensorView<const T> versus,
                                    const InfiniteOptions& what, const Workers& workers) {
-  return infinite::Builder<T>(model, options, x, &versus, what, workers).build();
+  return infinite::build<T>(model, options, x, &versus, what, workers);
 }
 
 #define GRADGRAM_INSTANTIATE(T)                                                                             \

@@ -27,12 +27,13 @@ struct InfiniteKernels {
 
 /// The kernels that `model` tends to as all its widths grow, in the NTK parameterization with the variances
 /// of `options` (weight_variance, bias_variance; the parameterization and seed named there are not read) or
-/// those that a layer gives itself. x: [n, ...input]. Symmetric bit for bit; equal inputs have equal rows;
-/// zero inputs give zeros where there are no biases. The same bits for any number of workers.
+/// those that a layer gives itself. x: [n, ...input]. Symmetric bit for bit; zero inputs give zeros
+/// where there are no biases. The same bits for any number of workers.
 ///
 /// Cost per pair: one entry per layer (vectors), per layer and pixel (images whose head is flatten) or per
-/// layer and pair of pixels (images with average pooling). Precision: f64 about 1e-13, f32 about 1e-6
-/// relative to sqrt(k_ii k_jj) (docs/infinite.md). Throws ArgumentError naming the layer that has no such
+/// layer and pair of pixels (images with average pooling). Precision: f64 1e-10, f32 1e-5 relative to
+/// sqrt(k_ii k_jj) (docs/infinite.md); f32 models that pool between nonlinearities, or have a smooth one
+/// before one with a kink, run in f64 inside. Throws ArgumentError naming the layer that has no such
 /// limit and why, ShapeError, BudgetError, NumericError when an input, variance or entry is not finite,
 /// Cancelled.
 template <class T>

@@ -243,11 +243,17 @@ Program compile(const models::Model& model, const models::NetworkOptions& option
   Compiler(options, tangent, program).list(model.layers(), start, {}, 1);
 
   bool pooled = false;
+  bool rounded = false;
   for (const Step& step : program.steps) {
-    if (step.kind == StepKind::AveragePool) pooled = true;
-    const bool needs = step.kind == StepKind::Nonlinear || step.kind == StepKind::Normalize ||
-                       step.kind == StepKind::Dropout;
-    if (pooled && needs) program.pooled_variances = true;
+    const bool nonlinear = step.kind == StepKind::Nonlinear;
+    const bool kink = nonlinear && (step.phi.kind == Nonlinearity::Kind::ArcCosine ||
+                                    step.phi.kind == Nonlinearity::Kind::Sign);
+    if (step.kind == StepKind::AveragePool) pooled = rounded = true;
+    if (pooled && (nonlinear || step.kind == StepKind::Normalize || step.kind == StepKind::Dropout)) {
+      program.pooled_variances = true;
+    }
+    if (rounded && kink) program.fragile = true;
+    if (nonlinear && !kink) rounded = true;
   }
   program.reach = !image ? Reach::Vector : pooled ? Reach::Full : Reach::Diagonal;
   return program;

@@ -58,6 +58,9 @@ struct Program {
   /// give. Otherwise variances behind the first pooling layer are unknown and held as zero, where
   /// delta = -covariance.
   bool pooled_variances = false;
+  /// Whether f32 would cost near-duplicates half of its digits: their deltas are rounded differences behind
+  /// pooling and behind smooth nonlinearities, and one with a kink comes later.
+  bool fragile = false;
   std::size_t depth = 1;  ///< states alive at once
 };
 

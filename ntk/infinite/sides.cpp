@@ -203,7 +203,7 @@ void advance(const Program& program, const Scales& scales, const SeriesList& ser
 
 template <class T>
 Sides<T>::Sides(const Program& program, std::size_t examples)
-    : examples_(examples), full_(program.reach == Reach::Full) {
+    : examples_(examples), full_(program.reach == Reach::Full), null_(examples) {
   const auto shape = [&](std::size_t pixels) {
     return full_ ? Shape{examples, padded<T>(pixels)} : Shape{pixels, padded<T>(examples)};
   };
@@ -236,7 +236,13 @@ void Sides<T>::write(Tensor<T>& array, std::size_t example, const std::vector<do
 
 template <class T>
 void Sides<T>::set(std::size_t example, const ExampleVariances& from) {
-  for (std::size_t s = 0; s < variance_.size(); ++s) write(variance_[s], example, from.variance[s]);
+  null_[example] = 1;
+  for (std::size_t s = 0; s < variance_.size(); ++s) {
+    write(variance_[s], example, from.variance[s]);
+    for (const double q : from.variance[s]) {
+      if (q != 0) null_[example] = 0;
+    }
+  }
   for (std::size_t s = 0; s < factor_.size(); ++s) {
     write(factor_[s], example, from.factor[s]);
     write(inverse_[s], example, from.inverse[s]);

@@ -56,6 +56,8 @@ class Sides {
   const T* inverse(std::size_t step, std::size_t group, std::size_t example) const {
     return at(inverse_[step], group, example);
   }
+  /// Whether every variance of the example is zero: so are its kernels, whatever rounding says.
+  bool null(std::size_t example) const { return null_[example] != 0; }
   /// Bytes that so many examples take.
   static std::size_t bytes(const Program& program, std::size_t examples);
 
@@ -69,6 +71,7 @@ class Sides {
   std::size_t examples_;
   bool full_;
   std::vector<Tensor<T>> variance_, factor_, inverse_;
+  std::vector<unsigned char> null_;  ///< not bool: examples are set by several threads
 };
 
 /// n rounded up to whole registers of T.

@@ -1,0 +1,370 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "engine/error.hpp"
+#include "engine/random.hpp"
+#include "models/model.hpp"
+#include "models/network.hpp"
+#include "ntk/infinite/infinite.hpp"
+#include "ntk/kernel.hpp"
+#include "ntk/spectrum.hpp"
+#include "tests/reference/infinite_cntk.hpp"
+
+namespace gradgram::ntk {
+namespace {
+
+models::NetworkOptions variances(double weight, double bias) {
+  models::NetworkOptions options;
+  options.parameterization = models::Parameterization::Ntk;
+  options.weight_variance = weight;
+  options.bias_variance = bias;
+  return options;
+}
+
+template <class T>
+Tensor<T> normal(Shape shape, std::uint64_t seed) {
+  Tensor<T> result(shape);
+  Random random(seed);
+  for (T& value : result.span()) value = static_cast<T>(random.normal());
+  return result;
+}
+
+template <class T>
+InfiniteKernels<T> both(const std::string& text, const models::NetworkOptions& options, const Tensor<T>& x,
+                        std::size_t threads = 1) {
+  InfiniteOptions what;
+  what.nngp = true;
+  return infinite_kernel<T>(models::parse(text, x.shape().inner()), options, x.view(), what,
+                            Workers(threads));
+}
+
+/// E[f(u) g(v)] for centred Gaussians by the trapezoidal rule in both directions, which needs no smoothness
+/// beyond what the integrand has: a plain oracle.
+double expectation(const std::function<double(double)>& f, double q, double r, double c) {
+  const double step = 0.02;
+  const double reach = 9;
+  const double pi = std::acos(-1.0);
+  const double a = std::sqrt(q);
+  const double b = c / a;
+  const double rest = std::sqrt(std::max(0.0, r - b * b));
+  double sum = 0;
+  for (double s = -reach + step / 2; s < reach; s += step) {
+    double inner = 0;
+    for (double t = -reach + step / 2; t < reach; t += step)
+      inner += std::exp(-t * t / 2) * f(b * s + rest * t);
+    sum += std::exp(-s * s / 2) * f(a * s) * inner;
+  }
+  return sum * step * step / (2 * pi);
+}
+
+struct Function {
+  std::string name;
+  std::function<double(double)> value, slope;
+  double tolerance;  ///< that of the oracle: functions with a kink converge as the step squared
+};
+
+std::vector<Function> functions() {
+  const double pi = std::acos(-1.0);
+  const auto phi = [](double x) { return std::erfc(-x / std::sqrt(2.0)) / 2; };
+  const auto density = [pi](double x) { return std::exp(-x * x / 2) / std::sqrt(2 * pi); };
+  const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
+  return {
+      {"relu", [](double x) { return std::max(x, 0.0); }, [](double x) { return x > 0 ? 1.0 : 0.0; }, 2e-3},
+      {"leakyrelu(0.3)", [](double x) { return x > 0 ? x : 0.3 * x; },
+       [](double x) { return x > 0 ? 1 : 0.3; }, 2e-3},
+      {"abs", [](double x) { return std::abs(x); }, [](double x) { return x > 0 ? 1.0 : -1.0; }, 2e-3},
+      {"erf", [](double x) { return std::erf(x); },
+       [pi](double x) { return 2 / std::sqrt(pi) * std::exp(-x * x); }, 1e-11},
+      {"gelu", [phi](double x) { return x * phi(x); },
+       [phi, density](double x) { return phi(x) + x * density(x); }, 1e-11},
+      {"sin", [](double x) { return std::sin(x); }, [](double x) { return std::cos(x); }, 1e-11},
+      {"cos", [](double x) { return std::cos(x); }, [](double x) { return -std::sin(x); }, 1e-11},
+      {"monomial(3)", [](double x) { return x * x * x; }, [](double x) { return 3 * x * x; }, 1e-11},
+      {"monomial(4)", [](double x) { return x * x * x * x; }, [](double x) { return 4 * x * x * x; }, 1e-11},
+      {"tanh", [](double x) { return std::tanh(x); },
+       [](double x) { return 1 / (std::cosh(x) * std::cosh(x)); }, 1e-11},
+      {"sigmoid", sigmoid, [sigmoid](double x) { return sigmoid(x) * (1 - sigmoid(x)); }, 1e-11},
+      {"softplus", [](double x) { return std::log1p(std::exp(x)); }, sigmoid, 1e-11},
+  };
+}
+
+TEST(InfiniteKernel, EveryNonlinearityAgreesWithPlainQuadrature) {
+  const Tensor<double> x(Shape{3, 2}, std::vector<double>{0.9, -0.4, 0.3, 1.1, -1.3, 0.2});
+  for (const Function& function : functions()) {
+    const auto found = both<double>("dense(4) " + function.name + " dense(1)", variances(1.3, 0.2), x);
+    for (std::size_t i = 0; i < 3; ++i) {
+      for (std::size_t j = 0; j < i; ++j) {
+        const auto product = [&](std::size_t a, std::size_t b) {
+          return 1.3 * (x(a, 0) * x(b, 0) + x(a, 1) * x(b, 1)) / 2 + 0.2;
+        };
+        const double value = expectation(function.value, product(i, i), product(j, j), product(i, j));
+        const double slope = expectation(function.slope, product(i, i), product(j, j), product(i, j));
+        const double nngp = 1.3 * value + 0.2;
+        const double ntk = nngp + 1.3 * slope * product(i, j);
+        const double scale = std::sqrt(found.nngp(i, i) * found.nngp(j, j));
+        EXPECT_LE(std::abs(found.nngp(i, j) - nngp), function.tolerance * scale) << function.name;
+        EXPECT_LE(std::abs(found.ntk(i, j) - ntk), 4 * function.tolerance * scale) << function.name;
+        EXPECT_GT(std::abs(found.ntk(i, j) + 10 * function.tolerance * scale - ntk),
+                  4 * function.tolerance * scale)
+            << "negative control";
+      }
+    }
+  }
+}
+
+TEST(InfiniteKernel, AgreesWithThePlainCntkRecursion) {
+  const std::size_t h = 5;
+  const std::size_t w = 4;
+  const Tensor<double> x = normal<double>({3, h, w, 2}, 5);
+  for (const bool pooling : {true, false}) {
+    for (const std::size_t kernel : {1U, 2U, 3U}) {
+      reference::CntkModel model;
+      model.layers = 3;
+      model.kernel = kernel;
+      model.weight_variance = 1.7;
+      model.bias_variance = 0.1;
+      model.pooling = pooling;
+      const std::string conv = "conv(4," + std::to_string(kernel) + ") relu ";
+      const auto found = both<double>(conv + conv + conv + (pooling ? "gap" : "flatten") + " dense(1)",
+                                      variances(1.7, 0.1), x);
+      for (std::size_t i = 0; i < 3; ++i) {
+        for (std::size_t j = 0; j <= i; ++j) {
+          const auto image = [&](std::size_t k) {
+            const auto span = x.view().slice(k).span();
+            return std::vector<double>(span.begin(), span.end());
+          };
+          const auto expected = reference::cntk(model, image(i), image(j), h, w, 2);
+          // The plain recursion takes roots of rounded differences where pixels meet themselves.
+          const double tolerance = (i == j ? 1e-6 : 1e-11) * expected.ntk;
+          EXPECT_LE(std::abs(found.nngp(i, j) - expected.nngp), tolerance);
+          EXPECT_LE(std::abs(found.ntk(i, j) - expected.ntk), tolerance);
+        }
+      }
+    }
+  }
+}
+
+/// Images as they come: noise, a near-duplicate of it, constants, zeros, a duplicate.
+template <class T>
+Tensor<T> hard_images() {
+  const std::size_t side = 6;
+  Tensor<T> x = normal<T>({7, side, side, 3}, 11);
+  const std::size_t size = side * side * 3;
+  T* const data = x.data();
+  for (std::size_t k = 0; k < size; ++k) {
+    data[size + k] = data[k] * (k % 5 == 0 ? T(1.0001) : T(1));
+    data[2 * size + k] = T(0.7);
+    data[3 * size + k] = T(-0.2);
+    data[4 * size + k] = T(0);
+    data[5 * size + k] = data[k];
+  }
+  return x;
+}
+
+const std::vector<std::string>& image_models() {
+  static const std::vector<std::string> models = {
+      "conv(8,3) relu conv(8,3) relu gap dense(1)",
+      "conv(8,3) relu conv(8,3) relu flatten dense(1)",
+      "conv(8,3) relu avgpool(2) conv(8,3) relu conv(8,3) relu flatten dense(1)",
+      "conv(8,3) erf residual(conv(8,3) gelu conv(8,3)) conv(8,2,pad=valid) abs gap dense(1)",
+      "flatten dense(8) relu dense(8) relu dense(8) relu dense(1)",
+  };
+  return models;
+}
+
+TEST(InfiniteKernel, SingleAgreesWithDoubleOnHardImages) {
+  for (const std::string& text : image_models()) {
+    const auto wide = both<double>(text, variances(2, 0), hard_images<double>());
+    const auto single = both<float>(text, variances(2, 0), hard_images<float>());
+    double worst = 0;
+    for (std::size_t i = 0; i < 7; ++i) {
+      for (std::size_t j = 0; j < 7; ++j) {
+        const double scale = std::sqrt(wide.ntk(i, i) * wide.ntk(j, j));
+        const double error = std::abs(static_cast<double>(single.ntk(i, j)) - wide.ntk(i, j));
+        if (scale == 0) {
+          EXPECT_EQ(single.ntk(i, j), 0.0F);
+        } else {
+          // Opposite constants (2 and 3) meet at cosine -1, where an angle has half the digits.
+          const bool opposite = std::min(i, j) == 2 && std::max(i, j) == 3;
+          EXPECT_LE(error, (opposite ? 3e-5 : 1e-5) * scale) << text << " (" << i << ", " << j << ")";
+          worst = std::max(worst, error / scale);
+        }
+      }
+    }
+    RecordProperty("worst", std::to_string(worst));
+  }
+}
+
+TEST(InfiniteKernel, DuplicatesShareTheirRowAndZerosGiveZeros) {
+  for (const std::string& text : image_models()) {
+    const auto found = both<float>(text, variances(2, 0), hard_images<float>());
+    for (std::size_t j = 0; j < 7; ++j) {
+      const float scale = std::sqrt(found.ntk(0, 0) * found.ntk(j, j));
+      EXPECT_LE(std::abs(found.nngp(0, j) - found.nngp(5, j)), 2e-6F * scale) << text;
+      EXPECT_LE(std::abs(found.ntk(0, j) - found.ntk(5, j)), 2e-6F * scale) << text;
+      EXPECT_EQ(found.nngp(4, j), 0.0F) << text;
+      EXPECT_EQ(found.ntk(4, j), 0.0F) << text;
+    }
+  }
+}
+
+TEST(InfiniteKernel, IsSymmetricAndTheSameForAnyNumberOfThreads) {
+  for (const std::string& text : image_models()) {
+    const Tensor<float> x = normal<float>({37, 5, 4, 2}, 3);
+    const auto one = both<float>(text, variances(1.9, 0.1), x, 1);
+    const auto five = both<float>(text, variances(1.9, 0.1), x, 5);
+    EXPECT_TRUE(std::ranges::equal(one.nngp.span(), five.nngp.span())) << text;
+    EXPECT_TRUE(std::ranges::equal(one.ntk.span(), five.ntk.span())) << text;
+    for (std::size_t i = 0; i < 37; ++i) {
+      for (std::size_t j = 0; j < i; ++j) EXPECT_EQ(one.ntk(i, j), one.ntk(j, i)) << text;
+    }
+    // A rectangular block holds the same numbers.
+    InfiniteOptions what;
+    const auto block = infinite_kernel<float>(models::parse(text, {5, 4, 2}), variances(1.9, 0.1),
+                                              std::as_const(x).view().slice(20, 37),
+                                              std::as_const(x).view().slice(0, 13), what, Workers(2));
+    for (std::size_t i = 0; i < 17; ++i) {
+      for (std::size_t j = 0; j < 13; ++j) {
+        EXPECT_LE(std::abs(block.ntk(i, j) - one.ntk(20 + i, j)),
+                  2e-6F * std::sqrt(one.ntk(20 + i, 20 + i) * one.ntk(j, j)))
+            << text;
+      }
+    }
+  }
+}
+
+TEST(InfiniteKernel, CoversSeveralTilesOfVectors) {
+  const Tensor<double> x = normal<double>({271, 5}, 9);
+  const auto whole = both<double>("dense(4) relu dense(4) gelu dense(1)", variances(2, 0.1), x, 3);
+  for (const std::size_t i : {0U, 7U, 8U, 255U, 256U, 270U}) {
+    const auto pair =
+        infinite_kernel<double>(models::parse("dense(4) relu dense(4) gelu dense(1)", {5}), variances(2, 0.1),
+                                x.view().slice(i, i + 1), x.view(), InfiniteOptions{}, Workers(1));
+    for (std::size_t j = 0; j < 271; ++j) EXPECT_NEAR(pair.ntk(0, j), whole.ntk(i, j), 1e-11);
+  }
+}
+
+TEST(InfiniteKernel, IsPositiveSemidefinite) {
+  for (const std::string& text : image_models()) {
+    const Tensor<double> x = normal<double>({24, 5, 4, 2}, 3);
+    const auto found = both<double>(text, variances(2, 0.1), x);
+    const Spectrum read = spectrum(found.ntk.view());
+    const auto [least, most] = std::ranges::minmax(read.values);
+    EXPECT_GE(least, -24 * 2.3e-15 * most) << text;
+  }
+}
+
+TEST(InfiniteKernel, DeepNetworksNeitherOverflowNorVanishInSingle) {
+  // Variances grow to 2^200 and fall to 2^-200 inside; f32 ends at 2^128.
+  std::string text;
+  for (int i = 0; i < 100; ++i) text += "dense(8,sigma_w=2.8284271247461903) relu ";
+  for (int i = 0; i < 200; ++i) text += "dense(8,sigma_w=0.7071067811865476) relu ";
+  for (int i = 0; i < 100; ++i) text += "dense(8,sigma_w=2.8284271247461903) relu ";
+  text += "dense(1)";
+  const Tensor<double> x = normal<double>({5, 6}, 2);
+  Tensor<float> single(x.shape());
+  std::ranges::copy(x.span(), single.span().begin());
+  const auto wide = both<double>(text, variances(2, 0), x);
+  const auto narrow = both<float>(text, variances(2, 0), single);
+  for (std::size_t i = 0; i < 5; ++i) {
+    for (std::size_t j = 0; j < 5; ++j) {
+      EXPECT_GT(wide.nngp(i, j), 0);
+      EXPECT_LE(std::abs(static_cast<double>(narrow.nngp(i, j)) / wide.nngp(i, j) - 1), 1e-4);
+      EXPECT_LE(std::abs(static_cast<double>(narrow.ntk(i, j)) / wide.ntk(i, j) - 1), 1e-4);
+    }
+  }
+}
+
+TEST(InfiniteKernel, WideNetworksApproachItAsOneOverTheRootOfTheirWidth) {
+  const Tensor<double> x = normal<double>({4, 5}, 21);
+  const models::NetworkOptions options = variances(2, 0.1);
+  const auto limit = both<double>("dense(4) relu dense(4) relu dense(1)", options, x);
+  const auto distance = [&](std::size_t width) {
+    double square = 0;
+    const int draws = 12;
+    for (int draw = 0; draw < draws; ++draw) {
+      models::NetworkOptions drawn = options;
+      drawn.seed = static_cast<std::uint64_t>(100 + draw);
+      const std::string w = std::to_string(width);
+      const models::Network<double> network(
+          models::parse("dense(" + w + ") relu dense(" + w + ") relu dense(1)", {5}), drawn);
+      const auto finite = kernel<double>(network, x.view(), KernelOptions{}, Workers(1));
+      for (std::size_t i = 0; i < x.shape()[0]; ++i) {
+        for (std::size_t j = 0; j < x.shape()[0]; ++j) {
+          const double difference = finite.values(i, j) - limit.ntk(i, j);
+          square += difference * difference;
+        }
+      }
+    }
+    return std::sqrt(square / draws);
+  };
+  const double narrow = distance(32);
+  const double wide = distance(512);
+  // 16 times the width: a quarter of the distance; 12 draws leave about a fifth of uncertainty.
+  EXPECT_GT(narrow / wide, 2.6);
+  EXPECT_LT(narrow / wide, 6.0);
+}
+
+TEST(InfiniteKernel, RefusesWhatHasNoLimitByName) {
+  const auto refusal = [](const std::string& text, Shape input, bool tangent = true) -> std::string {
+    const Tensor<double> x(Shape(input.with_outer(1)));
+    InfiniteOptions what;
+    what.nngp = true;
+    what.ntk = tangent;
+    try {
+      infinite_kernel<double>(models::parse(text, input), {}, x.view(), what, Workers(1));
+    } catch (const ArgumentError& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  const auto names = [&](const std::string& text, Shape input, const std::string& part) {
+    EXPECT_NE(refusal(text, input).find(part), std::string::npos) << refusal(text, input);
+  };
+  names("conv(4,3) relu maxpool(2) flatten dense(1)", {4, 4, 1},
+        "layer 2 'maxpool(2)' has no infinite-width");
+  names("dense(4) softmax", {3}, "layer 1 'softmax'");
+  names("dense(4) relu tanh dense(1)", {3}, "layer 2 'tanh'");
+  names("relu dense(1)", {3}, "layer 0 'relu'");
+  names("dense(4) residual(relu) dense(1)", {3}, "layer 1 'residual(relu)'");
+  names("dense(4) sign dense(1)", {3}, "layer 1 'sign'");
+  names("dropout(0.5) dense(1)", {3}, "layer 0 'dropout(0.5)'");
+  EXPECT_EQ(refusal("dense(4) sign dense(1)", {3}, false), "accepted");
+  EXPECT_EQ(refusal("dense(4) residual(relu dense(4)) relu dense(1)", {3}), "accepted");
+}
+
+TEST(InfiniteKernel, RefusesBadInputs) {
+  const models::Model model = models::parse("dense(4) relu dense(1)", {3});
+  Tensor<double> x = normal<double>({2, 3}, 1);
+  const Tensor<double> wrong = normal<double>({2, 4}, 1);
+  const Workers workers(1);
+  EXPECT_THROW(infinite_kernel<double>(model, {}, wrong.view(), InfiniteOptions{}, workers), ShapeError);
+  InfiniteOptions small;
+  small.memory = 1000;
+  EXPECT_THROW(infinite_kernel<double>(model, {}, std::as_const(x).view(), small, workers), BudgetError);
+  InfiniteOptions nothing;
+  nothing.ntk = false;
+  EXPECT_THROW(infinite_kernel<double>(model, {}, std::as_const(x).view(), nothing, workers), ArgumentError);
+  x(1, 2) = NAN;
+  EXPECT_THROW(infinite_kernel<double>(model, {}, std::as_const(x).view(), InfiniteOptions{}, workers),
+               NumericError);
+  std::stop_source source;
+  source.request_stop();
+  InfiniteOptions stopped;
+  stopped.stop = source.get_token();
+  x(1, 2) = 0;
+  EXPECT_THROW(infinite_kernel<double>(model, {}, std::as_const(x).view(), stopped, workers), Cancelled);
+  const Tensor<double> none(Shape{0, 3});
+  EXPECT_EQ(infinite_kernel<double>(model, {}, none.view(), InfiniteOptions{}, workers).ntk.shape(),
+            (Shape{0, 0}));
+}
+
+}  // namespace
+}  // namespace gradgram::ntk

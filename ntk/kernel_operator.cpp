@@ -10,6 +10,7 @@
 #include "engine/sinks.hpp"
 #include "ntk/passes.hpp"
 #include "ntk/plan.hpp"
+#include "ntk/precision.hpp"
 
 namespace gradgram::ntk {
 namespace {
@@ -356,7 +357,7 @@ void KernelOperator<T>::apply(std::span<const double> vector, std::span<double> 
 
 template <class T>
 double KernelOperator<T>::relative_error() const {
-  return sizeof(T) == 4 ? 2e-6 : 4e-15;
+  return entry_error<T>(state_->module);
 }
 
 template <class T>

@@ -22,17 +22,18 @@ struct TileRange {
 /// Stands for the sum over all parameters where a parameter index is asked for.
 inline constexpr std::size_t kAllParameters = kNoParameter;
 
-/// A finished tile in f64, row-major: rows_per_example() rows and columns per example. Of a diagonal tile
-/// entries above the diagonal are unspecified.
+/// A finished tile in f64, row-major with padded rows: rows_per_example() rows and columns per example. Of a
+/// diagonal tile entries above the diagonal are unspecified.
 struct Tile {
   const double* values = nullptr;
   std::size_t rows = 0, columns = 0;
-  double at(std::size_t row, std::size_t column) const { return values[row * columns + column]; }
+  std::size_t stride = 0;
+  double at(std::size_t row, std::size_t column) const { return values[row * stride + column]; }
 };
 
-/// Contracts the factors of one tile: products in T, sums in f64 across panels of kPanelColumns and across
-/// parameters. The sum of every entry runs in an order that depends on neither the tile nor the block of
-/// examples it is in. `emit` receives kAllParameters and, with per_parameter, each parameter that is used
+/// Contracts the factors of one tile: products in T, sums in f64 across panels of at most kPanelColumns and
+/// across parameters. The sum of every entry runs in an order that depends on neither the tile nor the block
+/// of examples it is in. `emit` receives kAllParameters and, with per_parameter, each parameter that is used
 /// before that. Scratch: Plan::tile_bytes().
 template <class T>
 void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& columns,

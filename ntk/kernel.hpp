@@ -50,7 +50,7 @@ struct KernelMatrix {
 /// The empirical NTK of `module` on x [n, ...]: K(x_i, x_j) = J(x_i) J(x_j)^T, reduced.
 /// Dense uses are contracted as (A A^T) o (B B^T), convolutions from per-example gradients, both in blocks of
 /// examples so that memory stays within the budget; products in T, summed in f64 across panels of at most
-/// 4,096 and across layers. Error of one entry: entry_error<T>() (ntk/precision.hpp) relative to sqrt(k_ii
+/// 384 and across layers. Error of one entry: entry_error<T>() (ntk/precision.hpp) relative to sqrt(k_ii
 /// k_jj); docs/precision.md. Throws ShapeError, ArgumentError, BudgetError (with the least budget that would
 /// do), NumericError when an entry is not finite, Cancelled. Same bits for any number of workers.
 template <class T>

@@ -11,9 +11,11 @@ namespace {
 /// Activations of one tape block should stay in the second-level cache.
 constexpr std::size_t kCacheBytes = std::size_t{1} << 20;
 constexpr std::size_t kMaxTapeBlock = 128;
-/// Rows on a side of a tile: large enough for GEMM to reach its rate, small enough that the tile stays in
-/// cache.
-constexpr std::size_t kTileRows = 256;
+/// Rows on a side of a tile at the most: packing them costs a twelfth of multiplying them, and they stay in
+/// the second-level cache.
+constexpr std::size_t kTileRows = 336;
+/// Tiles for each worker at the least, so that the last ones to finish do not leave the others idle for long.
+constexpr std::size_t kTilesPerWorker = 8;
 /// What BLIS keeps per thread for its packed panels.
 constexpr std::size_t kBlasBytes = std::size_t{8} << 20;
 
@@ -96,6 +98,19 @@ std::size_t factor_bytes(const Plan& plan) {
 
 }  // namespace
 
+std::size_t gram_padded(std::size_t count, std::size_t element_bytes) {
+  const std::size_t group = simd::kGramPadding<char> / element_bytes;
+  return (count + group - 1) / group * group;
+}
+
+std::size_t gram_depth(std::size_t width, std::size_t element_bytes) {
+  const std::size_t line = kAlignment / element_bytes;
+  const std::size_t most = simd::kGramDepth<char> / element_bytes;
+  const std::size_t panels = std::max<std::size_t>(1, (width + most - 1) / most);
+  const std::size_t depth = (width + panels - 1) / panels;
+  return std::max(line, (depth + line - 1) / line * line);
+}
+
 std::size_t padded_stride(std::size_t width, std::size_t element_bytes) {
   const std::size_t line = kAlignment / element_bytes;
   std::size_t stride = (width + line - 1) / line * line;
@@ -138,11 +153,16 @@ ModuleProfile profile(const Module<T>& module, TensorView<const T> example) {
 template ModuleProfile profile(const Module<float>&, TensorView<const float>);
 template ModuleProfile profile(const Module<double>&, TensorView<const double>);
 
+bool Plan::has_outer() const {
+  return std::any_of(uses.begin(), uses.end(), [](const PlannedUse& use) { return use.way == Way::Outer; });
+}
+
 std::size_t Plan::tile_bytes() const {
-  const std::size_t side = multiply(tile, rows_per_example());
-  // Sums in f64: of everything, and of one parameter. Products: those of the inputs and of the cotangents in
-  // T, and the same in f64 for the sums over several panels.
-  return multiply(multiply(side, side), 4 * sizeof(double) + 2 * element_bytes) + 6 * kAlignment;
+  const std::size_t side = gram_padded(multiply(tile, rows_per_example()), element_bytes);
+  // Sums in f64: of everything, of one parameter, and the two factors of the outer way.
+  const std::size_t sums = 1 + (request.per_parameter ? 1 : 0) + (has_outer() ? 2 : 0);
+  return multiply(multiply(side, side), sums * sizeof(double)) + multiply(side, 2 * simd::kGramDepth<char>) +
+         6 * kAlignment;
 }
 
 std::size_t Plan::arena_bytes() const {
@@ -204,6 +224,27 @@ BudgetError too_small(const char* call, const Plan& plan) {
                      std::to_string(plan.fixed_bytes));
 }
 
+/// Examples on a side of a tile: equal parts, no larger than kTileRows, small enough to keep all workers
+/// busy.
+std::size_t tile_side(const PlanRequest& request, std::size_t rows_per_example, std::size_t element_bytes) {
+  const std::size_t longest = std::max(request.rows, request.columns);
+  const std::size_t most = std::max<std::size_t>(1, kTileRows / rows_per_example);
+  const std::size_t least = std::max<std::size_t>(1, most / 4);
+  const auto tiles = [&](std::size_t side) {
+    const std::size_t down = (request.rows + side - 1) / side;
+    const std::size_t across = (request.columns + side - 1) / side;
+    return request.symmetric ? down * (down + 1) / 2 : down * across;
+  };
+  std::size_t parts = (longest + most - 1) / most;
+  while (longest / (parts + 1) >= least &&
+         tiles((longest + parts - 1) / parts) < kTilesPerWorker * request.workers) {
+    ++parts;
+  }
+  const std::size_t side = (longest + parts - 1) / parts;
+  const std::size_t padded = gram_padded(side * rows_per_example, element_bytes) / rows_per_example;
+  return std::clamp<std::size_t>(padded, 1, std::min(most, longest));
+}
+
 }  // namespace
 
 Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request) {
@@ -214,8 +255,7 @@ Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request) {
   plan.result_bytes = request.result_in_file ? 0 : multiply(multiply(entries, plan.element_bytes), kernels);
 
   const std::size_t tape_block = plan.tape_block;
-  const std::size_t tile = std::clamp<std::size_t>(kTileRows / plan.rows_per_example(), 1,
-                                                   std::max(request.rows, request.columns));
+  const std::size_t tile = tile_side(request, plan.rows_per_example(), plan.element_bytes);
 
   // First as if memory were free, then with ever smaller blocks.
   for (std::size_t shrink = 1;; shrink *= 2) {

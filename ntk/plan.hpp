@@ -91,6 +91,8 @@ struct Plan {
   /// Everything, including what BLAS keeps for packing.
   std::size_t total_bytes() const;
 
+  /// Whether any use is contracted the outer way.
+  bool has_outer() const;
   /// Rows that one example adds to a product: its seeds when they stay apart, otherwise one.
   std::size_t rows_per_example() const { return request.full ? request.seeds : 1; }
   /// Seeds that lie side by side in such a row.
@@ -102,6 +104,12 @@ Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request);
 /// The same for the diagonal of a symmetric request: `resident` is the examples whose factors all workers
 /// together hold (none unless the seeds stay apart), a tile is one example.
 Plan plan_diagonal(const ModuleProfile& profile, const PlanRequest& request);
+
+/// Rows or columns of a tile, padded for gram_product.
+std::size_t gram_padded(std::size_t count, std::size_t element_bytes);
+/// Columns in a panel of a product over `width` columns: panels of about equal size, at most kPanelColumns,
+/// whole cache lines.
+std::size_t gram_depth(std::size_t width, std::size_t element_bytes);
 
 /// Row stride, in elements, of a matrix with `width` columns: whole cache lines, and not a multiple of 4 KiB,
 /// where the rows would compete for the same cache sets.

@@ -3,11 +3,13 @@
 #include <cstddef>
 
 #include "engine/module.hpp"
+#include "engine/simd/kernels.hpp"
 
 namespace gradgram::ntk {
 
-/// Columns of a product that are summed in T before the sum moves to f64.
-inline constexpr std::size_t kPanelColumns = 4096;
+/// Columns of a product that are summed in T, at the most, before the sum moves to f64.
+template <class T>
+inline constexpr std::size_t kPanelColumns = simd::kGramDepth<T>;
 
 /// What the error of a kernel entry in precision T stays below, in units of sqrt(k_ii k_jj): measured against
 /// f64 on networks of up to kShallow weights, with a margin, not proven (docs/precision.md). It covers

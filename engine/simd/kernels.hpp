@@ -34,6 +34,29 @@ struct GatherProduct {
 template <class T>
 inline constexpr std::size_t kColumnPadding = 64 / sizeof(T);
 
+/// sum[i * sum_stride + j] (+)= sum_{k < depth} rows[i, k] * columns[j, k], products and their sum in T in
+/// order of k, then added in f64. Both sides are packed by gram_pack. The same bits whatever stands beside an
+/// entry, and whichever of its two factors is the row.
+template <class T>
+struct GramProduct {
+  const T* rows;
+  const T* columns;
+  std::size_t depth;
+  std::size_t row_count, column_count;
+  /// Writable for both counts rounded up to kGramPadding; what is beyond the counts is unspecified.
+  double* sum;
+  std::size_t sum_stride;
+  bool lower;       ///< entries with j > i are not wanted: they are unspecified
+  bool accumulate;  ///< add to `sum` instead of overwriting it
+};
+/// Rows of a packed matrix are padded to a multiple of this many: the widest group of any instruction set.
+template <class T>
+inline constexpr std::size_t kGramPadding = 192 / sizeof(T);
+/// The greatest depth of a Gram product that its callers use: a tile's packed rows stay in the second-level
+/// cache beside its sums, the additions in f64 cost 2 %, and the error of a sum is that of 384 roundings.
+template <class T>
+inline constexpr std::size_t kGramDepth = 1536 / sizeof(T);
+
 /// The kernels of one instruction set and precision. Plain pointers, no allocation, no exceptions: callers
 /// validate.
 template <class T>
@@ -57,6 +80,12 @@ struct KernelTable {
   /// out may be a. A NaN in a or b reaches out.
   void (*max_step)(const T* a, const T* b, T* out, std::int32_t* index, std::int32_t candidate,
                    std::size_t n) noexcept;
+  /// Packs `rows` rows of `depth` elements, source[i * stride + k], for gram_product: groups of rows, within
+  /// a group k-major. Writes `depth` times `rows` rounded up to kGramPadding elements at the most; zeros
+  /// stand for missing rows of a group.
+  void (*gram_pack)(const T* source, std::size_t stride, std::size_t rows, std::size_t depth,
+                    T* packed) noexcept;
+  void (*gram_product)(const GramProduct<T>&) noexcept;
   /// Runs independent fused multiply-adds from registers; returns the floating-point operations done (2 per
   /// multiply-add and lane), for measuring the machine's limit. `sink` receives a value so that nothing is
   /// elided.

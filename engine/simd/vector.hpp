@@ -81,6 +81,46 @@ GRADGRAM_INLINE Widened widen(const Batch<float>& value) {
 #endif
 }
 
+/// a0 b0 a1 b1 ... of the lower halves of a and b, and of the upper ones, across the whole register.
+GRADGRAM_INLINE Batch<float> interleave_low(const Batch<float>& a, const Batch<float>& b) {
+#if defined(__AVX512F__)
+  return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
+                                b);
+#elif defined(__AVX2__)
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
+#else
+  return _mm_unpacklo_ps(a, b);
+#endif
+}
+GRADGRAM_INLINE Batch<float> interleave_high(const Batch<float>& a, const Batch<float>& b) {
+#if defined(__AVX512F__)
+  return _mm512_permutex2var_ps(
+      a, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), b);
+#elif defined(__AVX2__)
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
+#else
+  return _mm_unpackhi_ps(a, b);
+#endif
+}
+GRADGRAM_INLINE Batch<double> interleave_low(const Batch<double>& a, const Batch<double>& b) {
+#if defined(__AVX512F__)
+  return _mm512_permutex2var_pd(a, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), b);
+#elif defined(__AVX2__)
+  return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b), 0x20);
+#else
+  return _mm_unpacklo_pd(a, b);
+#endif
+}
+GRADGRAM_INLINE Batch<double> interleave_high(const Batch<double>& a, const Batch<double>& b) {
+#if defined(__AVX512F__)
+  return _mm512_permutex2var_pd(a, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), b);
+#elif defined(__AVX2__)
+  return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b), 0x31);
+#else
+  return _mm_unpackhi_pd(a, b);
+#endif
+}
+
 /// Calls body(std::size_t constant) for 0 .. Count - 1, unrolled whatever the optimizer thinks: g++ 12 keeps
 /// an array of accumulators in memory as soon as one loop over it stays a loop.
 template <std::size_t Begin, std::size_t End>

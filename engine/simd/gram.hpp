@@ -1,0 +1,135 @@
+#pragma once
+
+#include "engine/simd/kernels.hpp"
+#include "engine/simd/vector.hpp"
+
+namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE {
+
+/// A tile is kGramRows rows by one group of columns, three registers wide: with 32 registers 8 x 3
+/// accumulators, 3 columns and a broadcast; with 16 registers 4 x 3 (or fewer, so that rows divide a group),
+/// 3 and 1. Eleven loads for 24 multiply-adds leave the load ports half idle.
+inline constexpr std::size_t kGramVectors = 3;
+template <class T>
+inline constexpr std::size_t kGramGroup = kGramVectors* kLanes<T>;
+template <class T>
+inline constexpr std::size_t kGramRows = sizeof(Batch<T>) == 64   ? 8
+                                         : kGramGroup<T> % 4 == 0 ? 4
+                                                                  : 2;
+
+/// x[i] are rows of a square matrix of kLanes; afterwards its columns. A perfect shuffle of all elements
+/// rotates the bits of their address by one; after log2(kLanes) of them row and column have changed places.
+template <class T, std::size_t Rounds>
+GRADGRAM_INLINE void transpose(Batch<T>* x) {
+  constexpr std::size_t kHalf = kLanes<T> / 2;
+  if constexpr (Rounds > 1) {
+    Batch<T> y[kLanes<T>];
+    Unroll<0, kHalf>::run([&](std::size_t i) __attribute__((always_inline)) {
+      y[2 * i] = interleave_low(x[i], x[i + kHalf]);
+      y[2 * i + 1] = interleave_high(x[i], x[i + kHalf]);
+    });
+    Unroll<0, kLanes<T>>::run([&](std::size_t i) __attribute__((always_inline)) { x[i] = y[i]; });
+    transpose<T, Rounds / 2>(x);
+  }
+}
+
+/// `rows` <= kLanes rows into one vector of every column of a group. Rows are far apart and their pieces
+/// short, too short for the processor to foresee: with `more`, the next kLanes rows are fetched meanwhile.
+template <class T>
+void gram_pack_lanes(const T* source, std::size_t stride, std::size_t rows, std::size_t depth, bool more,
+                     T* packed) noexcept {
+  constexpr std::size_t kLane = kLanes<T>;
+  std::size_t k = 0;
+  if (rows == kLane) {
+    for (; k + kLane <= depth; k += kLane) {
+      Batch<T> x[kLane];
+      Unroll<0, kLane>::run([&](std::size_t i)
+                                __attribute__((always_inline)) { x[i] = load(source + i * stride + k); });
+      if (more) {
+        Unroll<0, kLane>::run([&](std::size_t i) __attribute__((always_inline)) {
+          __builtin_prefetch(source + (kLane + i) * stride + k);
+        });
+      }
+      transpose<T, kLane>(x);
+      Unroll<0, kLane>::run([&](std::size_t i) __attribute__((always_inline)) {
+        store(packed + (k + i) * kGramGroup<T>, x[i]);
+      });
+    }
+  }
+  for (; k < depth; ++k) {
+    T* const target = packed + k * kGramGroup<T>;
+    for (std::size_t i = 0; i < rows; ++i) target[i] = source[i * stride + k];
+    for (std::size_t i = rows; i < kLane; ++i) target[i] = T(0);
+  }
+}
+
+template <class T>
+void gram_pack(const T* source, std::size_t stride, std::size_t rows, std::size_t depth, T* packed) noexcept {
+  for (std::size_t group = 0; group < rows; group += kGramGroup<T>) {
+    for (std::size_t vector = 0; vector < kGramVectors; ++vector) {
+      const std::size_t first = group + vector * kLanes<T>;
+      const std::size_t left = first < rows ? rows - first : 0;
+      gram_pack_lanes(source + (left == 0 ? 0 : first * stride), stride, left < kLanes<T> ? left : kLanes<T>,
+                      depth, left >= 2 * kLanes<T>, packed + group * depth + vector * kLanes<T>);
+    }
+  }
+}
+
+GRADGRAM_INLINE void add_wide(double* sum, const Batch<float>& value, bool accumulate) {
+  constexpr std::size_t kLane = kLanes<double>;
+  const Widened wide = widen(value);
+  store(sum, accumulate ? Batch<double>(load(sum) + wide.low) : wide.low);
+  store(sum + kLane, accumulate ? Batch<double>(load(sum + kLane) + wide.high) : wide.high);
+}
+GRADGRAM_INLINE void add_wide(double* sum, const Batch<double>& value, bool accumulate) {
+  store(sum, accumulate ? Batch<double>(load(sum) + value) : value);
+}
+
+template <class T>
+void gram_tile(const T* row, const T* column, std::size_t depth, double* sum, std::size_t stride,
+               bool accumulate) noexcept {
+  constexpr std::size_t kRows = kGramRows<T>;
+  constexpr std::size_t kLane = kLanes<T>;
+  Batch<T> part[kRows * kGramVectors];
+  // The sums are wanted only at the end; by then they have arrived.
+  Unroll<0, kRows>::run([&](std::size_t r) __attribute__((always_inline)) {
+    Unroll<0, kGramGroup<T> / 8>::run([&](std::size_t line) __attribute__((always_inline)) {
+      __builtin_prefetch(sum + r * stride + line * 8, 1);
+    });
+  });
+  Unroll<0, kRows * kGramVectors>::run([&](std::size_t at)
+                                           __attribute__((always_inline)) { part[at] = broadcast(T(0)); });
+  const T* const end = column + depth * kGramGroup<T>;
+  for (; column != end; column += kGramGroup<T>, row += kGramGroup<T>) {
+    Batch<T> columns[kGramVectors];
+    Unroll<0, kGramVectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
+      columns[vector] = load(column + vector * kLane);
+    });
+    Unroll<0, kRows>::run([&](std::size_t r) __attribute__((always_inline)) {
+      const Batch<T> value = broadcast(row[r]);
+      Unroll<0, kGramVectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
+        const std::size_t at = r * kGramVectors + vector;
+        part[at] = multiply_add(value, columns[vector], part[at]);
+      });
+    });
+  }
+  Unroll<0, kRows * kGramVectors>::run([&](std::size_t at) __attribute__((always_inline)) {
+    add_wide(sum + at / kGramVectors * stride + at % kGramVectors * kLane, part[at], accumulate);
+  });
+}
+
+template <class T>
+void gram_product(const GramProduct<T>& job) noexcept {
+  constexpr std::size_t kGroup = kGramGroup<T>;
+  constexpr std::size_t kRows = kGramRows<T>;
+  for (std::size_t column = 0; column < job.column_count; column += kGroup) {
+    const T* const columns = job.columns + column * job.depth;
+    // kRows divides kGroup: the tile that holds the diagonal's first entry begins at `column`.
+    for (std::size_t row = job.lower ? column : 0; row < job.row_count; row += kRows) {
+      const T* const rows = job.rows + row / kGroup * kGroup * job.depth + row % kGroup;
+      gram_tile<T>(rows, columns, job.depth, job.sum + row * job.sum_stride + column, job.sum_stride,
+                   job.accumulate);
+    }
+  }
+}
+
+}  // namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE

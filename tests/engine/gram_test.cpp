@@ -1,0 +1,192 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/cpu.hpp"
+#include "engine/simd/kernels.hpp"
+
+// gram_pack and gram_product of every instruction set that runs here against plain loops.
+namespace gradgram {
+namespace {
+
+std::size_t round_up(std::size_t count, std::size_t step) {
+  return (count + step - 1) / step * step;
+}
+
+/// Rows with NaN between and behind them: what is read beyond `depth` shows up in results.
+template <class T>
+struct Matrix {
+  Matrix(std::size_t rows, std::size_t depth, bool integers, std::uint64_t seed)
+      : rows(rows), depth(depth), stride(depth + 3) {
+    values.assign(rows * stride, std::numeric_limits<T>::quiet_NaN());
+    std::mt19937_64 random(seed);
+    std::normal_distribution<double> normal;
+    for (std::size_t i = 0; i < rows; ++i) {
+      for (std::size_t k = 0; k < depth; ++k) {
+        values[i * stride + k] =
+            static_cast<T>(integers ? static_cast<double>(random() % 9) - 4 : normal(random));
+      }
+    }
+  }
+  std::vector<T> packed(const simd::KernelTable<T>& table) const {
+    const T guard = T(77);
+    const std::size_t room = round_up(rows, simd::kGramPadding<T>) * depth;
+    std::vector<T> result(room + 8, std::numeric_limits<T>::quiet_NaN());
+    std::fill_n(result.data() + room, 8, guard);
+    table.gram_pack(values.data(), stride, rows, depth, result.data());
+    for (std::size_t i = room; i < room + 8; ++i) EXPECT_EQ(result[i], guard);
+    return result;
+  }
+  T at(std::size_t i, std::size_t k) const { return values[i * stride + k]; }
+
+  std::size_t rows, depth, stride;
+  std::vector<T> values;
+};
+
+struct Sizes {
+  std::size_t rows, columns, depth;
+};
+
+template <class T>
+class Gram : public ::testing::Test {
+ protected:
+  static std::vector<double> product(const simd::KernelTable<T>& table, const Matrix<T>& a,
+                                     const Matrix<T>& b, bool lower, bool accumulate, double start) {
+    const std::size_t stride = round_up(b.rows, simd::kGramPadding<T>) + 8;
+    const std::size_t room = round_up(a.rows, simd::kGramPadding<T>) * stride;
+    std::vector<double> sum(room + 8, start);
+    std::fill_n(sum.data() + room, 8, 77.0);
+    const auto rows = a.packed(table);
+    const auto columns = b.packed(table);
+    table.gram_product({.rows = rows.data(),
+                        .columns = columns.data(),
+                        .depth = a.depth,
+                        .row_count = a.rows,
+                        .column_count = b.rows,
+                        .sum = sum.data(),
+                        .sum_stride = stride,
+                        .lower = lower,
+                        .accumulate = accumulate});
+    for (std::size_t i = room; i < room + 8; ++i) EXPECT_EQ(sum[i], 77.0);
+    std::vector<double> result(a.rows * b.rows);
+    for (std::size_t i = 0; i < a.rows; ++i) {
+      for (std::size_t j = 0; j < b.rows; ++j) result[i * b.rows + j] = sum[i * stride + j];
+    }
+    return result;
+  }
+
+  static std::vector<Sizes> sizes() {
+    return {{1, 1, 1},    {2, 3, 5},     {7, 49, 16},   {48, 48, 48},  {49, 95, 33},
+            {97, 23, 64}, {25, 130, 17}, {13, 11, 384}, {101, 103, 31}};
+  }
+};
+using Precisions = ::testing::Types<float, double>;
+TYPED_TEST_SUITE(Gram, Precisions);
+
+TYPED_TEST(Gram, IsExactOnSmallIntegers) {
+  using T = TypeParam;
+  for (const Isa isa : available_isas()) {
+    const auto& table = kernels<T>(isa);
+    for (const Sizes& s : this->sizes()) {
+      SCOPED_TRACE(std::string(isa_name(isa)) + " " + std::to_string(s.rows) + " x " +
+                   std::to_string(s.columns) + " x " + std::to_string(s.depth));
+      const Matrix<T> a(s.rows, s.depth, true, 1);
+      const Matrix<T> b(s.columns, s.depth, true, 2);
+      for (const bool accumulate : {false, true}) {
+        const auto sum = this->product(table, a, b, false, accumulate, 0.5);
+        std::size_t wrong = 0;
+        std::size_t wrong_control = 0;
+        for (std::size_t i = 0; i < s.rows; ++i) {
+          for (std::size_t j = 0; j < s.columns; ++j) {
+            double expected = accumulate ? 0.5 : 0.0;
+            for (std::size_t k = 0; k < s.depth; ++k) {
+              expected += static_cast<double>(a.at(i, k)) * static_cast<double>(b.at(j, k));
+            }
+            if (!(sum[i * s.columns + j] == expected)) ++wrong;
+            // Negative control: the last product left out.
+            expected -= static_cast<double>(a.at(i, s.depth - 1)) * static_cast<double>(b.at(j, s.depth - 1));
+            if (!(sum[i * s.columns + j] == expected)) ++wrong_control;
+          }
+        }
+        EXPECT_EQ(wrong, 0u);
+        if (s.rows > 10) {
+          EXPECT_GT(wrong_control, 0u);
+        }
+      }
+    }
+  }
+}
+
+TYPED_TEST(Gram, TheLowerTriangleHasTheBitsOfTheWhole) {
+  using T = TypeParam;
+  for (const Isa isa : available_isas()) {
+    const auto& table = kernels<T>(isa);
+    for (const std::size_t n : {1, 5, 24, 48, 50, 131}) {
+      SCOPED_TRACE(std::string(isa_name(isa)) + " " + std::to_string(n));
+      const Matrix<T> a(n, 77, false, 3);
+      const auto whole = this->product(table, a, a, false, true, 0.25);
+      const auto lower = this->product(table, a, a, true, true, 0.25);
+      for (std::size_t i = 0; i < n; ++i) {
+        for (std::size_t j = 0; j <= i; ++j) {
+          ASSERT_EQ(lower[i * n + j], whole[i * n + j]);
+          ASSERT_EQ(whole[i * n + j], whole[j * n + i]);
+        }
+      }
+    }
+  }
+}
+
+TYPED_TEST(Gram, AnEntryDoesNotDependOnItsNeighbours) {
+  using T = TypeParam;
+  for (const Isa isa : available_isas()) {
+    SCOPED_TRACE(std::string(isa_name(isa)));
+    const auto& table = kernels<T>(isa);
+    const Matrix<T> a(67, 53, false, 4);
+    const Matrix<T> b(59, 53, false, 5);
+    const auto whole = this->product(table, a, b, false, false, 0);
+    for (const std::size_t first : {1, 13, 50}) {
+      Matrix<T> part = a;
+      part.values.erase(part.values.begin(),
+                        part.values.begin() + static_cast<std::ptrdiff_t>(first * a.stride));
+      part.rows = a.rows - first;
+      const auto rest = this->product(table, part, b, false, false, 0);
+      for (std::size_t i = 0; i < part.rows; ++i) {
+        for (std::size_t j = 0; j < b.rows; ++j) {
+          ASSERT_EQ(rest[i * b.rows + j], whole[(i + first) * b.rows + j]);
+        }
+      }
+    }
+  }
+}
+
+TYPED_TEST(Gram, SumsWithinTheErrorOfItsRoundings) {
+  using T = TypeParam;
+  const double epsilon = static_cast<double>(std::numeric_limits<T>::epsilon());
+  for (const Isa isa : available_isas()) {
+    SCOPED_TRACE(std::string(isa_name(isa)));
+    const Matrix<T> a(31, simd::kGramDepth<T>, false, 6);
+    const Matrix<T> b(29, simd::kGramDepth<T>, false, 7);
+    const auto sum = this->product(kernels<T>(isa), a, b, false, false, 0);
+    for (std::size_t i = 0; i < a.rows; ++i) {
+      for (std::size_t j = 0; j < b.rows; ++j) {
+        long double expected = 0, size = 0;
+        for (std::size_t k = 0; k < a.depth; ++k) {
+          const long double term =
+              static_cast<long double>(a.at(i, k)) * static_cast<long double>(b.at(j, k));
+          expected += term;
+          size += std::abs(term);
+        }
+        const auto bound = static_cast<double>(size) * epsilon * static_cast<double>(a.depth);
+        EXPECT_LE(std::abs(sum[i * b.rows + j] - static_cast<double>(expected)), bound);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace gradgram

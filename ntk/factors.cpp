@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "engine/blas.hpp"
-#include "engine/ops.hpp"
+#include "engine/ops/conv2d.hpp"
 
 namespace gradgram::ntk {
 namespace {
@@ -135,15 +135,15 @@ void FactorSink<T>::use(const ConvUse<T>& use, Arena& scratch) {
   const bool has_bias = use.bias != kNoParameter;
   // Weight and bias share one accumulate flag below: when they differ, the fresh one starts from zero.
   const bool accumulate = !planned.weight_first || (has_bias && !planned.bias_first);
+  const ArenaScope scope(scratch);
+  const ops::ConvWeightGradient<T> form(geometry, use.weight_scale, use.bias_scale, scratch);
   for (std::size_t e = 0; e < examples; ++e) {
     T* row = factors_.rows().at(first_ + e, seed_);
     T* weight = row + plan_.columns[use.weight];
     T* bias = has_bias ? row + plan_.columns[use.bias] : nullptr;
     if (accumulate && planned.weight_first) std::fill_n(weight, geometry.weights(), T(0));
     if (accumulate && has_bias && planned.bias_first) std::fill_n(bias, geometry.c_out, T(0));
-    const ArenaScope scope(scratch);
-    ops::conv_weight_gradient(geometry, use.inputs.data() + e * image, use.cotangents.data() + e * cotangent,
-                              use.weight_scale, use.bias_scale, accumulate, weight, bias, scratch);
+    form(use.inputs.data() + e * image, use.cotangents.data() + e * cotangent, accumulate, weight, bias);
   }
 }
 

@@ -11,11 +11,14 @@ namespace {
 /// Activations of one tape block should stay in the second-level cache.
 constexpr std::size_t kCacheBytes = std::size_t{1} << 20;
 constexpr std::size_t kMaxTapeBlock = 128;
+/// Convolutions prepare weights and offsets once for a block; a few images pay for it.
+constexpr std::size_t kMinImages = 4;
 /// Rows on a side of a tile at the most: packing them costs a twelfth of multiplying them, and they stay in
 /// the second-level cache.
 constexpr std::size_t kTileRows = 336;
-/// Tiles for each worker at the least, so that the last ones to finish do not leave the others idle for long.
-constexpr std::size_t kTilesPerWorker = 8;
+/// Tiles at the least, so that the last one to finish does not leave other workers idle for long. Not a
+/// number per worker: tiles in a file must be the same for any.
+constexpr std::size_t kLeastTiles = 16;
 /// What BLIS keeps per thread for its packed panels.
 constexpr std::size_t kBlasBytes = std::size_t{8} << 20;
 
@@ -210,9 +213,12 @@ Plan layout(const ModuleProfile& profile, const PlanRequest& request) {
   plan.example_bytes = factor_bytes(plan);
 
   // A tape block amortizes the reading of the weights, or at least fills the cache.
+  const bool images =
+      std::any_of(plan.uses.begin(), plan.uses.end(), [](const PlannedUse& use) { return use.convolution; });
+  const std::size_t most = std::min(kMaxTapeBlock, (request.rows + 7) / 8);
   plan.tape_block = std::clamp<std::size_t>(
-      std::max(kCacheBytes, profile.weight_bytes) / std::max<std::size_t>(profile.tape_bytes, 1), 1,
-      std::min(kMaxTapeBlock, (request.rows + 7) / 8));
+      std::max(kCacheBytes, profile.weight_bytes) / std::max<std::size_t>(profile.tape_bytes, 1),
+      images ? std::min(kMinImages, most) : 1, most);
   return plan;
 }
 
@@ -224,8 +230,7 @@ BudgetError too_small(const char* call, const Plan& plan) {
                      std::to_string(plan.fixed_bytes));
 }
 
-/// Examples on a side of a tile: equal parts, no larger than kTileRows, small enough to keep all workers
-/// busy.
+/// Examples on a side of a tile: equal parts, no larger than kTileRows, small enough to keep workers busy.
 std::size_t tile_side(const PlanRequest& request, std::size_t rows_per_example, std::size_t element_bytes) {
   const std::size_t longest = std::max(request.rows, request.columns);
   const std::size_t most = std::max<std::size_t>(1, kTileRows / rows_per_example);
@@ -236,8 +241,7 @@ std::size_t tile_side(const PlanRequest& request, std::size_t rows_per_example, 
     return request.symmetric ? down * (down + 1) / 2 : down * across;
   };
   std::size_t parts = (longest + most - 1) / most;
-  while (longest / (parts + 1) >= least &&
-         tiles((longest + parts - 1) / parts) < kTilesPerWorker * request.workers) {
+  while (longest / (parts + 1) >= least && tiles((longest + parts - 1) / parts) < kLeastTiles) {
     ++parts;
   }
   const std::size_t side = (longest + parts - 1) / parts;

@@ -25,6 +25,7 @@
 
 #include "engine/npy.hpp"
 #include "engine/random.hpp"
+#include "ntk/planned_kernel.hpp"
 #include "tests/ntk/kernel_cases.hpp"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -410,7 +411,9 @@ TEST_F(KernelFileTest, DamagedTilesAndTornRecordsAreComputedAgain) {
     // The last record's tile: its last mirrored element is at row `column`, column `row` of the grid.
     std::uint32_t numbers[4];
     std::memcpy(numbers, records.data() + records.size() - 16, 16);
-    const std::size_t tile = 85;
+    const auto network = job.network();
+    const auto x = job.x();
+    const std::size_t tile = plan_for<float>(network, x.view(), nullptr, job.options, job.workers, true).tile;
     const std::size_t entry = (numbers[1] * tile * job.n + numbers[0] * tile) * 9;
     std::fstream stream(partial(), std::ios::in | std::ios::out | std::ios::binary);
     const auto at = static_cast<std::streamoff>(128 + entry * 4);

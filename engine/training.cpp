@@ -1,5 +1,7 @@
 #include "engine/training.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <numbers>
@@ -29,9 +31,9 @@ void require(bool condition, const std::string& message) {
 
 void check_options(const TrainingOptions& options) {
   const auto in_range = [](const char* name, double value, double low, double high) {
-    require(value >= low && value < high, std::string(name) + " (" + std::to_string(value) +
-                                              ") must lie in [" + std::to_string(low) + ", " +
-                                              std::to_string(high) + ")");
+    require(value >= low && value < high, std::string(name) + " (" + fmt::to_string(value) +
+                                              ") must lie in [" + fmt::to_string(low) + ", " +
+                                              fmt::to_string(high) + ")");
   };
   in_range("learning_rate", options.learning_rate, 0, INFINITY);
   in_range("momentum", options.momentum, 0, 1);
@@ -40,7 +42,7 @@ void check_options(const TrainingOptions& options) {
   in_range("l1", options.l1, 0, INFINITY);
   in_range("l2", options.l2, 0, INFINITY);
   require(options.epsilon > 0 && options.epsilon < INFINITY,
-          "epsilon (" + std::to_string(options.epsilon) + ") must be positive");
+          "epsilon (" + fmt::to_string(options.epsilon) + ") must be positive");
   require(options.epochs > 0, "epochs (0) must be positive");
 }
 
@@ -216,7 +218,7 @@ struct Trainer<T>::State {
     if (!std::isfinite(loss) || !all_finite) {
       throw NumericError("training: " +
                          (std::isfinite(loss) ? std::string("the gradient is not finite")
-                                              : "the loss is " + std::to_string(loss)) +
+                                              : "the loss is " + fmt::to_string(loss)) +
                          " in epoch " + std::to_string(done + 1) + " at step " +
                          std::to_string(begin / batch + 1) + "; the parameters are those before this step");
     }
@@ -312,7 +314,7 @@ double Trainer<T>::epoch(std::stop_token stop) {
   for (std::size_t p = 0; p < parameters.count(); ++p) {
     for (const T value : parameters.value(p).span()) {
       if (!std::isfinite(value)) {
-        throw NumericError("training: parameter `" + parameters.name(p) + "` is " + std::to_string(value) +
+        throw NumericError("training: parameter `" + parameters.name(p) + "` is " + fmt::to_string(value) +
                            " after epoch " + std::to_string(state.done + 1));
       }
     }

@@ -1,5 +1,7 @@
 #include "ntk/dynamics.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -36,7 +38,7 @@ void require_times(std::span<const double> times, const char* call) {
   for (const double time : times) {
     if (!(time >= 0) || !std::isfinite(time)) {
       throw ArgumentError(std::string(call) + ": a time must be a finite number >= 0, found " +
-                          std::to_string(time));
+                          fmt::to_string(time));
     }
   }
 }
@@ -103,18 +105,18 @@ Tensor<double> linearized_descent(const Spectrum& spectrum, TensorView<const dou
   for (const double step : steps) {
     if (!(step >= 0) || step != std::floor(step) || !std::isfinite(step)) {
       throw ArgumentError("linearized_descent: a step must be a whole number >= 0, found " +
-                          std::to_string(step));
+                          fmt::to_string(step));
     }
   }
   if (!(eta >= 0) || !std::isfinite(eta)) {
-    throw ArgumentError("linearized_descent: eta must be a finite number >= 0, found " + std::to_string(eta));
+    throw ArgumentError("linearized_descent: eta must be a finite number >= 0, found " + fmt::to_string(eta));
   }
   Tensor<double> result = evolve(
       spectrum, coefficients(spectrum, residual, columns), columns, steps.size(),
       [&](std::size_t t, std::size_t i) { return std::pow(1 - eta * denoised(spectrum, i), steps[t]); });
   require_finite(result.span(), "linearized_descent",
-                 "the descent diverges unless eta (" + std::to_string(eta) + ") < 2 / lambda_max (" +
-                     std::to_string(spectrum.n == 0 ? 0 : 2 / spectrum.values.front()) + ")");
+                 "the descent diverges unless eta (" + fmt::to_string(eta) + ") < 2 / lambda_max (" +
+                     fmt::to_string(spectrum.n == 0 ? 0 : 2 / spectrum.values.front()) + ")");
   return result;
 }
 
@@ -177,8 +179,8 @@ Tensor<double> linearized_cross_entropy(TensorView<const double> kernel, double 
     throw ArgumentError("linearized_cross_entropy: the times must ascend");
   }
   if (!(step > 0) || !std::isfinite(largest_eigenvalue)) {
-    throw ArgumentError("linearized_cross_entropy: step (" + std::to_string(step) +
-                        ") must be positive and largest_eigenvalue (" + std::to_string(largest_eigenvalue) +
+    throw ArgumentError("linearized_cross_entropy: step (" + fmt::to_string(step) +
+                        ") must be positive and largest_eigenvalue (" + fmt::to_string(largest_eigenvalue) +
                         ") finite");
   }
   const std::size_t size = n * columns;
@@ -210,8 +212,8 @@ Tensor<double> linearized_cross_entropy(TensorView<const double> kernel, double 
         size == 0 || span == 0 ? 0 : std::max(1.0, std::ceil(span * std::abs(largest_eigenvalue) / step));
     steps_so_far += steps;
     if (!(steps_so_far <= static_cast<double>(most_steps))) {
-      throw ArgumentError("linearized_cross_entropy: time " + std::to_string(eta_t[t]) +
-                          " with lambda_max = " + std::to_string(largest_eigenvalue) + " needs more than " +
+      throw ArgumentError("linearized_cross_entropy: time " + fmt::to_string(eta_t[t]) +
+                          " with lambda_max = " + fmt::to_string(largest_eigenvalue) + " needs more than " +
                           std::to_string(most_steps) + " steps");
     }
     const double h = steps == 0 ? 0 : span / steps;

@@ -1,6 +1,7 @@
 #include "ntk/spectrum.hpp"
 
 #include <Spectra/SymEigsSolver.h>
+#include <fmt/format.h>
 
 #include <Eigen/Core>
 #include <algorithm>
@@ -145,8 +146,8 @@ void all_pairs(const double* kernel, std::size_t n, std::size_t count, double as
   const double slack = 16 * static_cast<double>(n) * kEpsilon;
   if (!(std::abs(sum - result.trace) <= slack * static_cast<double>(n) * norm) ||
       !(std::abs(norm * std::sqrt(squares) - result.frobenius) <= slack * result.frobenius + asymmetry)) {
-    throw NumericError("spectrum: the eigenvalues' sum (" + std::to_string(sum) +
-                       ") does not match the trace (" + std::to_string(result.trace) + ")");
+    throw NumericError("spectrum: the eigenvalues' sum (" + fmt::to_string(sum) +
+                       ") does not match the trace (" + fmt::to_string(result.trace) + ")");
   }
   result.values.assign(values.rbegin(), values.rbegin() + static_cast<std::ptrdiff_t>(count));
   if (!options.vectors) return;
@@ -221,7 +222,7 @@ Spectrum spectrum(TensorView<const double> kernel, const SpectrumOptions& option
   const std::size_t n = square_rows(kernel, "spectrum");
   if (!(options.entry_error >= 0) || !std::isfinite(options.entry_error)) {
     throw ArgumentError("spectrum: entry_error must be a number >= 0, found " +
-                        std::to_string(options.entry_error));
+                        fmt::to_string(options.entry_error));
   }
   Spectrum result;
   result.n = n;
@@ -269,8 +270,8 @@ Spectrum spectrum(TensorView<const double> kernel, const SpectrumOptions& option
     }
     if (!(result.residual <= residual_limit(n, norm, asymmetry))) {
       throw NumericError(
-          "spectrum: the largest residual ||K u - lambda u|| = " + std::to_string(result.residual) +
-          " is beyond rounding for ||K|| = " + std::to_string(norm));
+          "spectrum: the largest residual ||K u - lambda u|| = " + fmt::to_string(result.residual) +
+          " is beyond rounding for ||K|| = " + fmt::to_string(norm));
     }
     for (std::size_t i = 0; i < count; ++i) fix_sign(&result.vectors.span()[i * n], n);
   }
@@ -283,7 +284,7 @@ Spectrum spectrum(TensorView<const double> kernel, const SpectrumOptions& option
   if (lanczos && !options.vectors) result.vectors = Tensor<double>();
   if (!std::isfinite(result.error_bar) || !std::isfinite(result.frobenius) || !std::isfinite(result.trace)) {
     throw NumericError("spectrum: the kernel's trace or norm overflows; largest |entry| = " +
-                       std::to_string(largest_entry));
+                       fmt::to_string(largest_entry));
   }
   return result;
 }
@@ -311,7 +312,7 @@ std::size_t Spectrum::resolved() const {
 double Spectrum::effective_dimension(double lambda) const {
   require_all(*this, "effective_dimension");
   if (!(lambda > 0)) {
-    throw ArgumentError("effective_dimension: lambda must be > 0, found " + std::to_string(lambda));
+    throw ArgumentError("effective_dimension: lambda must be > 0, found " + fmt::to_string(lambda));
   }
   double sum = 0;
   for (const double value : values) sum += value > 0 ? value / (value + lambda) : 0;
@@ -340,7 +341,7 @@ std::vector<double> label_energy(const Spectrum& spectrum, TensorView<const doub
   double total = 0;
   for (const double value : y.span()) total += value * value;
   if (!(total > 0) || !std::isfinite(total)) {
-    throw NumericError("label_energy: ||y||^2 = " + std::to_string(total) + " must be positive and finite");
+    throw NumericError("label_energy: ||y||^2 = " + fmt::to_string(total) + " must be positive and finite");
   }
   std::vector<double> result(count);
   std::vector<double> along(columns);

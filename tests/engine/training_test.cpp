@@ -373,6 +373,12 @@ TEST(Training, RefusesWhatDoesNotMatch) {
   };
   EXPECT_NO_THROW(with([](TrainingOptions&) {}));
   EXPECT_THROW(with([](TrainingOptions& o) { o.learning_rate = -1; }), ArgumentError);
+  try {
+    with([](TrainingOptions& o) { o.learning_rate = -1e-9; });
+    ADD_FAILURE() << "a negative rate passed";
+  } catch (const ArgumentError& error) {
+    EXPECT_STREQ(error.what(), "training: learning_rate (-1e-09) must lie in [0, inf)");
+  }
   EXPECT_THROW(with([](TrainingOptions& o) { o.learning_rate = NAN; }), ArgumentError);
   EXPECT_THROW(with([](TrainingOptions& o) { o.momentum = 1; }), ArgumentError);
   EXPECT_THROW(with([](TrainingOptions& o) { o.beta1 = -0.1; }), ArgumentError);

@@ -175,10 +175,10 @@ Tensor<T> approximate_kernel(const ProjectedGradients<T>& projected, const Worke
     const std::size_t columns = std::min(kTile, n - j0);
     std::vector<double> sums(m * columns);
     std::vector<T> part(m * columns);
-    for (std::size_t k = 0; k < d; k += kPanelColumns) {
-      blas::gemm(blas::Transpose::No, blas::Transpose::Yes, m, columns, std::min(kPanelColumns, d - k), T(1),
-                 projected.features.data() + i0 * d + k, d, projected.features.data() + j0 * d + k, d, T(0),
-                 part.data(), columns);
+    for (std::size_t k = 0; k < d; k += kPanelColumns<T>) {
+      blas::gemm(blas::Transpose::No, blas::Transpose::Yes, m, columns, std::min(kPanelColumns<T>, d - k),
+                 T(1), projected.features.data() + i0 * d + k, d, projected.features.data() + j0 * d + k, d,
+                 T(0), part.data(), columns);
       for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += static_cast<double>(part[i]);
     }
     for (std::size_t i = 0; i < m; ++i) {

@@ -19,6 +19,8 @@ struct Context {
 void run_doctor(const Context& context);
 void run_init(const Context& context);
 void run_kernel(const Context& context);
+/// `kernel --infinite`.
+void run_infinite_kernel(const Context& context);
 void run_spectrum(const Context& context);
 void run_learnability(const Context& context);
 

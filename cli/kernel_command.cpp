@@ -194,6 +194,11 @@ void run(const Context& context) {
 }  // namespace
 
 void run_kernel(const Context& context) {
+  if (context.options.infinite) {
+    run_infinite_kernel(context);
+    return;
+  }
+  if (!context.options.get.empty()) throw ArgumentError("--get: needs --infinite");
   if (context.options.dtype == "f64") {
     run<double>(context);
   } else {

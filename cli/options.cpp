@@ -243,7 +243,8 @@ struct Parser {
     CLI::App& sub =
         verb("kernel",
              "Compute an empirical Neural Tangent Kernel.\nK(x, x') = J(x) J(x')^T, reduced over the "
-             "outputs as --reduce says. Writes the array as .npy and, beside it, a .json that tells "
+             "outputs as --reduce says; with --infinite the kernel of infinite width. Writes the array as "
+             ".npy and, beside it, a .json that tells "
              "everything that made it.",
              "gradgram kernel --model \"conv(32,3) relu gap dense(10)\" --data x.npy --weights w.npz "
              "--dtype f64 --parameterization standard --reduce full --out k.npy");
@@ -260,6 +261,13 @@ struct Parser {
            "--versus", options.versus,
            "A second set x' for the rectangular block K(x, x'): a name or path as for --data, used whole")
         ->type_name("SOURCE")
+        ->group(group);
+    sub.add_flag("--infinite", options.infinite,
+                 "The kernel that the model tends to as its widths grow, instead of that of a network")
+        ->group(group);
+    sub.add_option("--get", options.get, "With --infinite: ntk, or nngp for the covariance of the outputs")
+        ->type_name("WHICH")
+        ->default_str("ntk")
         ->group(group);
     sub.add_flag("--diagonal", options.diagonal, "Only the entries K(x, x), without the matrix")
         ->group(group);

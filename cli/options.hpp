@@ -47,6 +47,8 @@ struct Options {
   std::string reduce;
   bool diagonal = false;
   bool per_parameter = false;
+  bool infinite = false;
+  std::string get;  ///< with infinite: ntk or nngp; empty is ntk
 
   std::string kernel_file;
   std::size_t top = 0;

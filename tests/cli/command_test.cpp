@@ -234,6 +234,46 @@ TEST_F(Command, KernelContract) {
   }
 }
 
+/// Two linear layers by hand: the covariance is x . x' / 5, and each layer adds one such term to the tangent
+/// kernel.
+TEST_F(Command, KernelAtInfiniteWidth) {
+  const std::string x = array("x.npy", Shape{7, 5}, 1);
+  const std::string versus = array("v.npy", Shape{3, 5}, 2);
+  const std::vector<std::string> base = {"kernel", "--infinite", "--model", "dense(8) dense(1)", "--data",
+                                         x,        "--dtype",    "f64",     "--weight-variance", "1",
+                                         "--out",  at("k.npy")};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), base.begin(), base.end());
+    return run(more);
+  };
+  const Tensor<double> left = read_npy(x).to_tensor<double>();
+  const Tensor<double> right = read_npy(versus).to_tensor<double>();
+  const auto expect = [&](const Tensor<double>& other, double factor) {
+    const Tensor<double> kernel = read_npy(at("k.npy")).to_tensor<double>();
+    ASSERT_EQ(kernel.shape(), (Shape{7, other.shape()[0]}));
+    for (std::size_t i = 0; i < 7; ++i) {
+      for (std::size_t j = 0; j < other.shape()[0]; ++j) {
+        double expected = 0;
+        for (std::size_t d = 0; d < 5; ++d) expected += factor * left(i, d) * other(j, d) / 5;
+        EXPECT_LE(std::abs(kernel(i, j) - expected), 1e-14 * 20);
+      }
+    }
+  };
+  Outcome outcome = with({});
+  ASSERT_EQ(outcome.code, kDone) << outcome.err;
+  expect(left, 2);
+  outcome = with({"--get", "nngp", "--versus", versus});
+  ASSERT_EQ(outcome.code, kDone) << outcome.err;
+  expect(right, 1);
+  const auto json = nlohmann::json::parse(read_text(at("k.json")));
+  EXPECT_EQ(json["infinite"], true);
+  EXPECT_EQ(json["get"], "nngp");
+  EXPECT_EQ(json["parameterization"], "ntk");
+  EXPECT_EQ(with({"--get", "both"}).code, kWrongUsage);
+  EXPECT_EQ(with({"--diagonal"}).code, kWrongUsage);
+  EXPECT_EQ(with({"--reduce", "full"}).code, kWrongUsage);
+}
+
 TEST_F(Command, KernelVersusDiagonalAndPerParameterAgreeWithTheWhole) {
   const std::string x = array("x.npy", Shape{6, 2, 5, 5}, 1);
   const std::string model = "conv(3,3) relu gap dense(2)";

@@ -1,0 +1,145 @@
+#include <fmt/format.h>
+#include <fmt/ostream.h>
+
+#include <chrono>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <ostream>
+#include <vector>
+
+#include "cli/commands.hpp"
+#include "cli/inputs.hpp"
+#include "cli/progress.hpp"
+#include "cli/text.hpp"
+#include "engine/blas.hpp"
+#include "engine/cpu.hpp"
+#include "engine/error.hpp"
+#include "engine/npy.hpp"
+#include "ntk/infinite/infinite.hpp"
+
+namespace gradgram::cli {
+namespace {
+
+using nlohmann::ordered_json;
+
+std::vector<std::size_t> list(const Shape& shape) {
+  return {shape.extents().begin(), shape.extents().end()};
+}
+
+/// What belongs to a finite network's kernel only.
+void refuse_finite_options(const Options& options) {
+  const auto refuse = [](bool given, const char* option) {
+    if (given) {
+      throw ArgumentError(fmt::format(
+          "--infinite: cannot be combined with {}, which is about a finite network's kernel", option));
+    }
+  };
+  refuse(!options.weights.empty(), "--weights");
+  refuse(!options.reduce.empty(), "--reduce");
+  refuse(options.diagonal, "--diagonal");
+  refuse(options.per_parameter, "--per-parameter");
+  refuse(!options.labels.empty(), "--labels");
+  refuse(!options.versus_labels.empty(), "--versus-labels");
+}
+
+template <class T>
+void run(const Context& context) {
+  const Options& options = context.options;
+  refuse_finite_options(options);
+  const bool nngp = options.get == "nngp";
+  const std::filesystem::path out = options.out;
+  require_writable(out);
+  if (out.extension() != ".npy") {
+    throw ArgumentError(fmt::format("--out: '{}' must end in .npy", options.out));
+  }
+  const std::size_t memory = memory_budget(options);
+  const Workers workers(options.threads);
+  const auto begin = std::chrono::steady_clock::now();
+
+  const datasets::Dataset data = open_data(options);
+  models::ParseOptions parse_options;
+  parse_options.outputs = outputs_for(options, data);
+  const models::Model model = models::parse(options.model, data.example_shape(), parse_options);
+  models::NetworkOptions variances;
+  variances.parameterization = models::Parameterization::Ntk;
+  variances.weight_variance = options.weight_variance;
+  variances.bias_variance = options.bias_variance;
+  ProgressMeter meter(context.err, options.quiet);
+  ntk::InfiniteOptions what;
+  what.nngp = nngp;
+  what.ntk = !nngp;
+  what.memory = memory;
+  what.progress = meter.phase("kernel");
+  what.stop = context.stop;
+  const Tensor<T> x = data.template inputs_as<T>();
+
+  ordered_json json = describe_run(options, workers.count(), memory);
+  json["model"] = model.to_text();
+  json["input_shape"] = list(model.input());
+  json["infinite"] = true;
+  json["get"] = nngp ? "nngp" : "ntk";
+  json["parameterization"] = "ntk";
+  json["weight_variance"] = options.weight_variance;
+  json["bias_variance"] = options.bias_variance;
+  json["data"] = describe(options, data);
+  json["n"] = data.size();
+  ntk::InfiniteKernels<T> kernels;
+  std::size_t columns = data.size();
+  if (options.versus.empty()) {
+    kernels = ntk::infinite_kernel<T>(model, variances, x.view(), what, workers);
+  } else {
+    const datasets::Dataset versus = open_versus(options, data.example_shape());
+    const Tensor<T> versus_x = versus.template inputs_as<T>();
+    kernels = ntk::infinite_kernel<T>(model, variances, x.view(), versus_x.view(), what, workers);
+    columns = versus.size();
+    json["versus"] = {{"name", options.versus},
+                      {"source", versus.source},
+                      {"examples", versus.size()},
+                      {"inputs_crc32", checksum(versus.inputs.view())}};
+  }
+  meter.close();
+  const Tensor<T>& kernel = nngp ? kernels.nngp : kernels.ntk;
+  write_npy<T>(out, kernel.view());
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  json["n_versus"] = columns;
+  json["shape"] = list(kernel.shape());
+  json["seconds"] = seconds;
+  const std::filesystem::path sidecar = beside(out, ".json");
+  write_json(sidecar, json);
+
+  if (options.json) {
+    context.out << json.dump(2) << '\n';
+    return;
+  }
+  fmt::print(context.out, "Infinite-width {} of {}\n", nngp ? "NNGP covariance" : "tangent kernel",
+             model.to_text());
+  const std::vector<std::vector<std::string>> rows = {
+      {"data",
+       fmt::format("{} examples {} of {}", grouped(data.size()), extents(data.example_shape()), data.source)},
+      {"prepared", preparation_text(options)},
+      {"parameterization", fmt::format("ntk, weight variance {}, bias variance {}", options.weight_variance,
+                                       options.bias_variance)},
+      {"precision", options.dtype},
+      {"machine",
+       fmt::format("{}, {} thread{}, BLIS kernels {}, budget {}", isa_name(active_isa()), workers.count(),
+                   workers.count() == 1 ? "" : "s", blas::kernel_set(), budget_text(memory))},
+      {"time", seconds_text(seconds)}};
+  context.out << table(rows, {false, false});
+  fmt::print(context.out, "Wrote {} {} and {}\n", out.string(), kernel.shape().to_string(), sidecar.string());
+}
+
+}  // namespace
+
+void run_infinite_kernel(const Context& context) {
+  const std::string& get = context.options.get;
+  if (!get.empty() && get != "ntk" && get != "nngp") {
+    throw ArgumentError(fmt::format("--get: '{}' is unknown; expected ntk or nngp", get));
+  }
+  if (context.options.dtype == "f64") {
+    run<double>(context);
+  } else {
+    run<float>(context);
+  }
+}
+
+}  // namespace gradgram::cli

@@ -8,6 +8,7 @@
 #include "cli/commands.hpp"
 #include "cli/inputs.hpp"
 #include "engine/error.hpp"
+#include "ntk/kernel_file.hpp"
 
 namespace gradgram::cli {
 namespace {
@@ -56,6 +57,8 @@ int cli_main(std::span<const std::string> arguments, std::ostream& out, std::ost
     return kDone;
   } catch (const ArgumentError& error) {
     return fail(kWrongUsage, error.what());
+  } catch (const ntk::StoppedResumable& error) {
+    return fail(kFailed, std::string(error.what()) + " (--restart begins anew)");
   } catch (const Cancelled&) {
     return fail(kFailed, "stopped; nothing was written");
   } catch (const std::bad_alloc&) {

@@ -15,6 +15,7 @@
 #include "engine/error.hpp"
 #include "engine/npy.hpp"
 #include "ntk/kernel.hpp"
+#include "ntk/kernel_file.hpp"
 #include "ntk/precision.hpp"
 
 namespace gradgram::cli {
@@ -118,6 +119,7 @@ void run(const Context& context) {
   json["diagonal"] = options.diagonal;
   json["n"] = data.size();
   Shape shape;
+  std::string went_on;
   const std::filesystem::path per_parameter =
       out.parent_path() / (out.stem().string() + ".per-parameter.npz");
   if (options.diagonal) {
@@ -126,38 +128,65 @@ void run(const Context& context) {
     write_in<T>(out, diagonal);
     shape = diagonal.shape();
   } else {
-    ntk::KernelMatrix<T> kernel;
     std::size_t columns = data.size();
-    if (options.versus.empty()) {
-      kernel = ntk::kernel<T>(network, x.view(), kernel_options, workers);
-    } else {
+    Tensor<T> versus_x;
+    if (!options.versus.empty()) {
       const datasets::Dataset versus = open_versus(options, data.example_shape());
       if (kernel_options.reduce == ntk::Reduce::TrueClass) {
         versus_labels = labels_of(options.versus_labels, versus, "--versus-labels");
         kernel_options.versus_labels = versus_labels;
       }
-      const Tensor<T> versus_x = versus.template inputs_as<T>();
-      kernel = ntk::kernel<T>(network, x.view(), versus_x.view(), kernel_options, workers);
+      versus_x = versus.template inputs_as<T>();
       columns = versus.size();
       json["versus"] = {{"name", options.versus},
                         {"source", versus.source},
                         {"examples", versus.size()},
                         {"inputs_crc32", checksum(versus.inputs.view())}};
     }
-    meter.close();
     json["n_versus"] = columns;
-    json["block_examples"] = kernel.block_examples;
-    json["planned_bytes"] = kernel.planned_bytes;
-    shape = kernel.values.shape();
     if (options.per_parameter) {
+      const ntk::KernelMatrix<T> kernel =
+          options.versus.empty()
+              ? ntk::kernel<T>(network, x.view(), kernel_options, workers)
+              : ntk::kernel<T>(network, x.view(), versus_x.view(), kernel_options, workers);
+      meter.close();
+      json["block_examples"] = kernel.block_examples;
+      json["planned_bytes"] = kernel.planned_bytes;
+      shape = kernel.values.shape();
       std::vector<NamedTensor<T>> arrays;
       for (std::size_t i = 0; i < kernel.per_parameter.size(); ++i) {
         arrays.push_back({kernel.parameter_names[i], kernel.per_parameter[i].view()});
       }
       write_npz<T>(per_parameter, arrays);
       json["per_parameter"] = per_parameter.filename().string();
+      write_npy<T>(out, kernel.values.view());
+    } else {
+      ntk::KernelDestination destination;
+      destination.path = out;
+      destination.provenance = {{"model", network.model().to_text()},
+                                {"parameterization", parameterization_text(options)}};
+      destination.restart = options.restart;
+      destination.verify_progress = meter.phase("verifying");
+      const ntk::KernelFile kernel =
+          options.versus.empty()
+              ? ntk::kernel_to_file<T>(network, x.view(), kernel_options, destination, workers)
+              : ntk::kernel_to_file<T>(network, x.view(), versus_x.view(), kernel_options, destination,
+                                       workers);
+      meter.close();
+      json["block_examples"] = kernel.block_examples;
+      json["planned_bytes"] = kernel.planned_bytes;
+      json["tiles"] = kernel.tiles;
+      json["tiles_of_earlier_runs"] = kernel.found;
+      json["tiles_found_damaged"] = kernel.damaged;
+      shape = kernel.shape;
+      if (kernel.found + kernel.damaged != 0) {
+        went_on = fmt::format(
+            "{} of {} tiles were there from an earlier run{}", grouped(kernel.found), grouped(kernel.tiles),
+            kernel.damaged == 0
+                ? ""
+                : fmt::format(", {} were damaged and computed again", grouped(kernel.damaged)));
+      }
     }
-    write_npy<T>(out, kernel.values.view());
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   json["shape"] = std::vector<std::size_t>(shape.extents().begin(), shape.extents().end());
@@ -186,6 +215,7 @@ void run(const Context& context) {
        fmt::format("{}, {} thread{}, BLIS kernels {}, budget {}", isa_name(active_isa()), workers.count(),
                    workers.count() == 1 ? "" : "s", blas::kernel_set(), budget_text(memory))},
       {"time", seconds_text(seconds)}};
+  if (!went_on.empty()) rows.push_back({"went on", went_on});
   context.out << table(rows, {false, false});
   fmt::print(context.out, "Wrote {} {} and {}{}\n", out.string(), shape.to_string(), sidecar.string(),
              options.per_parameter ? " and " + per_parameter.string() : "");

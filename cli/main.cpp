@@ -27,6 +27,8 @@ int main(int count, char** words) {
     if (sigwait(&interrupts, &signal) == 0) _exit(130);
   }).detach();
 
+  // A limit on the size of files shows as an error of the write that meets it.
+  std::signal(SIGXFSZ, SIG_IGN);
   const std::vector<std::string> arguments(words + 1, words + count);
   return gradgram::cli::cli_main(arguments, std::cout, std::cerr, stop.get_token());
 }

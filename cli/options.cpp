@@ -279,12 +279,19 @@ struct Parser {
         ->type_name("FILE")
         ->default_str("those of the data")
         ->group(group);
-    sub.add_flag("--per-parameter", options.per_parameter,
-                 "Also write OUT.per-parameter.npz: one kernel for each weight and bias")
+    sub.add_flag(
+           "--per-parameter", options.per_parameter,
+           "Also write OUT.per-parameter.npz: one kernel for each weight and bias; all are then held in "
+           "memory and nothing is kept when the run is stopped")
         ->group(group);
-    sub.add_option("--out", options.out, "The .npy file to write")
+    sub.add_option("--out", options.out,
+                   "The .npy file to write. It is written tile by tile, may be larger than memory, and until "
+                   "it is whole it is called FILE.partial, with FILE.journal beside; a run that was stopped "
+                   "or killed goes on when the same command is given again")
         ->type_name("FILE")
         ->required()
+        ->group("Result");
+    sub.add_flag("--restart", options.restart, "Begin anew although FILE.partial could be continued")
         ->group("Result");
     common(sub, true);
   }

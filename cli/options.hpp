@@ -49,6 +49,7 @@ struct Options {
   bool per_parameter = false;
   bool infinite = false;
   std::string get;  ///< with infinite: ntk or nngp; empty is ntk
+  bool restart = false;
 
   std::string kernel_file;
   std::size_t top = 0;

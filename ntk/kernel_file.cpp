@@ -645,7 +645,6 @@ KernelFile to_file(const Module<T>& module, TensorView<const T> x, const TensorV
   }
   file.write_at(header.data(), header.size(), 0);
   FileStore<T> store(plan, std::move(file), header.size(), journal, workers.count());
-  litter.release();
   result.tiles = store.tiles();
   const auto state = [&] {
     return fmt::format("{} of {} tiles are in {}; the same call goes on from there", store.done(),
@@ -656,10 +655,18 @@ KernelFile to_file(const Module<T>& module, TensorView<const T> x, const TensorV
     result.found = store.done();
     planned_tiles(module, x, versus, options, plan, workers, store);
     store.file().sync();
-  } catch (const Cancelled&) {
-    throw StoppedResumable("stopped; " + state());
-  } catch (const IoError& error) {
-    throw IoError(std::string(error.what()) + "; " + state());
+    litter.release();
+  } catch (...) {
+    // A file in which no tile is finished is worth nothing.
+    if (store.done() == 0) throw;
+    litter.release();
+    try {
+      throw;
+    } catch (const Cancelled&) {
+      throw StoppedResumable("stopped; " + state());
+    } catch (const IoError& error) {
+      throw IoError(std::string(error.what()) + "; " + state());
+    }
   }
   if (::rename(partial.c_str(), target.c_str()) != 0) throw failure("rename", partial, errno);
   ::unlink(journal.path().c_str());

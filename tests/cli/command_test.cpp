@@ -6,7 +6,9 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <stop_token>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cli/cli.hpp"
@@ -337,6 +339,45 @@ TEST_F(Command, AStopEndsTheWorkAndWritesNothing) {
                             stop.get_token());
   EXPECT_EQ(study.code, kFailed);
   EXPECT_EQ(names(), std::vector<std::string>{"x.npy"});
+}
+
+TEST_F(Command, AStoppedKernelGoesOnWithTheSameCommand) {
+  const std::string x = array("x.npy", Shape{1500, 40}, 1);
+  const auto command = [&](const std::string& out, const std::string& seed) {
+    return std::vector<std::string>{"kernel",  "--model", "dense(1024) relu dense(1024) relu dense(1)",
+                                    "--data",  x,         "--out",
+                                    at(out),   "--seed",  seed,
+                                    "--quiet", "--json"};
+  };
+  std::stop_source stop;
+  // Some records beyond the facts.
+  std::jthread watcher([&](const std::stop_token& ended) {
+    std::uintmax_t first = 0;
+    while (!ended.stop_requested() && !stop.stop_requested()) {
+      std::error_code error;
+      const auto size = fs::file_size(at("k.npy.journal"), error);
+      if (!error && size > 100 && first == 0) first = size;
+      if (!error && first != 0 && size >= first + 32) stop.request_stop();
+    }
+  });
+  const Outcome stopped = run(command("k.npy", "1"), stop.get_token());
+  watcher.request_stop();
+  watcher.join();
+  ASSERT_EQ(stopped.code, kFailed) << stopped.err;
+  EXPECT_NE(stopped.err.find("goes on from there"), std::string::npos) << stopped.err;
+  EXPECT_EQ(names(), (std::vector<std::string>{"k.npy.journal", "k.npy.partial", "x.npy"}));
+
+  const Outcome other = run(command("k.npy", "2"));
+  EXPECT_EQ(other.code, kWrongUsage);
+  EXPECT_NE(other.err.find("weights (checksum) was "), std::string::npos) << other.err;
+
+  const Outcome rest = run(command("k.npy", "1"));
+  ASSERT_EQ(rest.code, kDone) << rest.err;
+  const auto json = nlohmann::json::parse(rest.out);
+  EXPECT_GE(json["tiles_of_earlier_runs"].get<int>(), 1);
+  EXPECT_LT(json["tiles_of_earlier_runs"].get<int>(), json["tiles"].get<int>());
+  ASSERT_EQ(run(command("whole.npy", "1")).code, kDone);
+  EXPECT_TRUE(read_text(at("k.npy")) == read_text(at("whole.npy")));
 }
 
 /// K = u u^T + 3 v v^T with orthonormal u, v: eigenvalues 3, 1, 0, 0.

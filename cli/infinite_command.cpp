@@ -38,6 +38,7 @@ void refuse_finite_options(const Options& options) {
   refuse(!options.reduce.empty(), "--reduce");
   refuse(options.diagonal, "--diagonal");
   refuse(options.per_parameter, "--per-parameter");
+  refuse(options.restart, "--restart");
   refuse(!options.labels.empty(), "--labels");
   refuse(!options.versus_labels.empty(), "--versus-labels");
 }

@@ -89,6 +89,7 @@ void tile(benchmark::State& state) {
   ntk::PlanRequest request;
   request.rows = request.columns = 2 * side;
   request.memory = std::size_t{1} << 32;
+  request.ways = {{"w", ntk::Way::Materialize}};
   ntk::Plan plan = ntk::plan_kernel(profile, request);
   plan.tile = side;
   const ntk::Factors<float> factors(plan, 2 * side);

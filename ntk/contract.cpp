@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "engine/cpu.hpp"
+#include "ntk/position_gram.hpp"
 
 namespace gradgram::ntk {
 namespace {
@@ -30,6 +31,7 @@ class Contraction {
       : rows_(rows), columns_(columns), stride_(gram_padded(columns, sizeof(T))), lower_(lower) {}
 
   std::size_t size() const { return gram_padded(rows_, sizeof(T)) * stride_; }
+  std::size_t stride() const { return stride_; }
   Tile tile(const double* values) const { return {values, rows_, columns_, stride_}; }
 
   void zero(double* tile) const { std::fill_n(tile, size(), 0.0); }
@@ -117,11 +119,13 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
   const auto room = [&](const Contraction<T>& shape) {
     return scratch.tensor<double>({shape.size()}).data();
   };
-  const bool outer = plan.has_outer();
+  const bool factored = plan.has(Way::Outer) || plan.has(Way::PositionGram);
   double* const total = room(outputs);
   double* const part = plan.request.per_parameter ? room(outputs) : nullptr;
-  double* const in = outer ? room(inputs) : nullptr;
-  double* const out = outer ? room(outputs) : nullptr;
+  // Products of inputs and of cotangents; of a position Gram its sums with taps and without.
+  double* const in = plan.has(Way::Outer) ? room(inputs) : nullptr;
+  double* const out = factored ? room(outputs) : nullptr;
+  double* const taps = plan.has(Way::PositionGram) ? room(outputs) : nullptr;
   const auto pack = [&](std::size_t examples) {
     return scratch.tensor<T>({gram_padded(examples * group, sizeof(T)), simd::kGramDepth<T>}).data();
   };
@@ -153,14 +157,39 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
 
   for (std::size_t u = 0; u < plan.uses.size(); ++u) {
     const PlannedUse& use = plan.uses[u];
-    if (use.way != Way::Outer) continue;
+    if (use.way == Way::Materialize) continue;
     const auto& a = rows.outer(u);
     const auto& b = columns.outer(u);
+    const double weight = use.weight_scale * use.weight_scale;
+    const double bias = use.bias == kNoParameter ? 0.0 : use.bias_scale * use.bias_scale;
+    if (use.way == Way::PositionGram) {
+      outputs.zero(taps);
+      outputs.zero(out);
+      const auto side_of = [](const auto& factors, std::size_t example, std::size_t count) {
+        return
+            typename PositionGram<T>::Side{factors.inputs.row(example), factors.inputs.stride,
+                                           factors.cotangents.row(example), factors.cotangents.stride, count};
+      };
+      PositionGram<T>(use.position_geometry())
+          .contract(side_of(a, range.row, range.rows), side_of(b, range.column, range.columns), group, seeds,
+                    range.diagonal, {taps, out, outputs.stride()}, scratch);
+      if (!plan.request.per_parameter) {
+        outputs.add(taps, weight, total);
+        if (use.bias != kNoParameter) outputs.add(out, bias, total);
+        continue;
+      }
+      outputs.zero(part);
+      outputs.add(taps, weight, part);
+      finish_part(use.weight);
+      if (use.bias == kNoParameter) continue;
+      outputs.zero(part);
+      outputs.add(out, bias, part);
+      finish_part(use.bias);
+      continue;
+    }
     inputs.multiply(side(a.inputs, range.row), side(b.inputs, range.column), use.d_in, false, packed, in);
     outputs.multiply(side(a.cotangents, range.row), side(b.cotangents, range.column), seeds * use.d_out,
                      false, packed, out);
-    const double weight = use.weight_scale * use.weight_scale;
-    const double bias = use.bias == kNoParameter ? 0.0 : use.bias_scale * use.bias_scale;
     if (!plan.request.per_parameter) {
       outputs.add_hadamard(out, inputs, in, group, weight, bias, total);
       continue;

@@ -43,9 +43,9 @@ Factors<T>::Factors(const Plan& plan, std::size_t capacity) : memory_(kAlignment
   outer_.resize(plan.uses.size());
   for (std::size_t u = 0; u < plan.uses.size(); ++u) {
     const PlannedUse& use = plan.uses[u];
-    if (use.way != Way::Outer) continue;
-    outer_[u].inputs = make_matrix<T>(memory_, capacity, 1, 1, use.d_in);
-    outer_[u].cotangents = make_matrix<T>(memory_, capacity, rows, seeds, use.d_out);
+    if (use.way == Way::Materialize) continue;
+    outer_[u].inputs = make_matrix<T>(memory_, capacity, 1, 1, use.input_size());
+    outer_[u].cotangents = make_matrix<T>(memory_, capacity, rows, seeds, use.cotangent_size());
   }
   if (plan.row_width != 0) rows_ = make_matrix<T>(memory_, capacity, rows, seeds, plan.row_width);
 }
@@ -94,6 +94,21 @@ void FactorSink<T>::finish() const {
 }
 
 template <class T>
+void FactorSink<T>::keep(std::size_t number, std::size_t examples, const T* inputs, const T* cotangents) {
+  const auto& outer = factors_.outer(number);
+  const std::size_t input_size = plan_.uses[number].input_size();
+  const std::size_t cotangent_size = plan_.uses[number].cotangent_size();
+  for (std::size_t e = 0; e < examples; ++e) {
+    // The inputs do not depend on the seed.
+    if (seed_ == 0) {
+      std::memcpy(outer.inputs.row(first_ + e), inputs + e * input_size, input_size * sizeof(T));
+    }
+    std::memcpy(outer.cotangents.at(first_ + e, seed_), cotangents + e * cotangent_size,
+                cotangent_size * sizeof(T));
+  }
+}
+
+template <class T>
 void FactorSink<T>::use(const DenseUse<T>& use, Arena&) {
   const std::size_t number = ordinal_;
   const std::size_t examples = use.inputs.shape()[0];
@@ -101,16 +116,8 @@ void FactorSink<T>::use(const DenseUse<T>& use, Arena&) {
   const std::size_t d_in = use.inputs.shape()[2];
   const std::size_t d_out = use.cotangents.shape()[2];
   const PlannedUse& planned = next(false, use.weight, use.bias, d_out);
-  if (planned.way == Way::Outer) {
-    const auto& outer = factors_.outer(number);
-    for (std::size_t e = 0; e < examples; ++e) {
-      // The inputs do not depend on the seed.
-      if (seed_ == 0) {
-        std::memcpy(outer.inputs.row(first_ + e), use.inputs.data() + e * d_in, d_in * sizeof(T));
-      }
-      std::memcpy(outer.cotangents.at(first_ + e, seed_), use.cotangents.data() + e * d_out,
-                  d_out * sizeof(T));
-    }
+  if (planned.way != Way::Materialize) {
+    keep(number, examples, use.inputs.data(), use.cotangents.data());
     return;
   }
   for (std::size_t e = 0; e < examples; ++e) {
@@ -128,8 +135,13 @@ void FactorSink<T>::use(const DenseUse<T>& use, Arena&) {
 template <class T>
 void FactorSink<T>::use(const ConvUse<T>& use, Arena& scratch) {
   const ConvGeometry& geometry = use.geometry;
+  const std::size_t number = ordinal_;
   const PlannedUse& planned = next(true, use.weight, use.bias, geometry.c_out);
   const std::size_t examples = use.inputs.shape()[0];
+  if (planned.way != Way::Materialize) {
+    keep(number, examples, use.inputs.data(), use.cotangents.data());
+    return;
+  }
   const std::size_t image = geometry.in_pixels() * geometry.c_in;
   const std::size_t cotangent = geometry.out_pixels() * geometry.c_out;
   const bool has_bias = use.bias != kNoParameter;

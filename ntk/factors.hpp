@@ -27,16 +27,17 @@ struct FactorMatrix {
 };
 
 /// The gradients of a block of examples, as factors: inputs A and output cotangents B of every use that is
-/// contracted the outer way, materialized rows for the rest. Memory is taken once for `capacity` examples and
-/// refilled.
+/// contracted the outer or the position Gram way, materialized rows for the rest. Memory is taken once for
+/// `capacity` examples and refilled.
 template <class T>
 class Factors {
  public:
   Factors(const Plan& plan, std::size_t capacity);
 
   struct Outer {
-    FactorMatrix<T> inputs;      ///< [examples, d_in]: the same for every seed
-    FactorMatrix<T> cotangents;  ///< [examples, seeds * d_out] or [examples * seeds, d_out]
+    FactorMatrix<T>
+        inputs;  ///< [examples, positions * d_in] (a convolution: its image): the same for every seed
+    FactorMatrix<T> cotangents;  ///< [examples, seeds * positions * d_out], or seeds as rows
   };
   /// By number of the use; empty matrices for materialized uses.
   const Outer& outer(std::size_t use) const { return outer_[use]; }
@@ -64,6 +65,7 @@ class FactorSink final : public Sink<T> {
   void finish() const;
 
  private:
+  void keep(std::size_t number, std::size_t examples, const T* inputs, const T* cotangents);
   const PlannedUse& next(bool convolution, std::size_t weight, std::size_t bias, std::size_t d_out);
 
   const Plan& plan_;

@@ -287,6 +287,7 @@ Plan plan_for(const Module<T>& module, TensorView<const T> x, const TensorView<c
   request.result_in_file = result_in_file;
   request.memory = options.memory == 0 ? cpu_info().memory_bytes / 2 : options.memory;
   request.workers = workers;
+  request.ways = options.ways;
   return plan_kernel(profile<T>(module, x.slice(0, 1)), request);
 }
 

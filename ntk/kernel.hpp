@@ -6,11 +6,13 @@
 #include <stop_token>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "engine/module.hpp"
 #include "engine/parallel.hpp"
 #include "engine/tensor.hpp"
+#include "ntk/way.hpp"
 
 namespace gradgram::ntk {
 
@@ -31,6 +33,9 @@ struct KernelOptions {
   std::span<const std::int32_t> labels;         ///< of Reduce::TrueClass, for x
   std::span<const std::int32_t> versus_labels;  ///< of Reduce::TrueClass, for x'
   bool per_parameter = false;                   ///< also one kernel for each parameter tensor
+  /// Ways to contract that are not left to the plan's prices: name of a weight tensor and its way. Throws
+  /// ArgumentError where one cannot be. Not for diagonal().
+  std::vector<std::pair<std::string, Way>> ways;
   std::size_t memory =
       0;  ///< bytes that data, weights, result and working memory may take; 0 = half of the machine's
   Progress progress;

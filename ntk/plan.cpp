@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "engine/error.hpp"
 #include "engine/ops.hpp"
+#include "ntk/position_gram.hpp"
 #include "ntk/precision.hpp"
 
 namespace gradgram::ntk {
@@ -64,33 +66,111 @@ class ProfileSink final : public Sink<T> {
   std::vector<PlannedUse>& uses_;
 };
 
-/// Chooses the way of every use. A cost model that weighs more ways belongs here.
-void choose_ways(std::vector<PlannedUse>& uses, std::size_t parameters) {
+std::size_t multiply(std::size_t a, std::size_t b) {
+  return checked_multiply(a, b, "kernel: bytes");
+}
+
+/// The first uses of parameters; shared ones cannot be told apart afterwards.
+void number_uses(std::vector<PlannedUse>& uses, std::size_t parameters) {
   std::vector<std::size_t> count(parameters, 0);
   for (PlannedUse& use : uses) {
     use.weight_first = count[use.weight]++ == 0;
     if (use.bias != kNoParameter) use.bias_first = count[use.bias]++ == 0;
   }
-  for (PlannedUse& use : uses) {
-    // The outer way knows one use with one position. Shared parameters are materialized: the sum of the
-    // gradients over the uses holds the cross terms by construction.
-    const bool shared = count[use.weight] > 1 || (use.bias != kNoParameter && count[use.bias] > 1);
-    use.way = !use.convolution && use.positions == 1 && !shared ? Way::Outer : Way::Materialize;
-  }
 }
 
-std::size_t multiply(std::size_t a, std::size_t b) {
-  return checked_multiply(a, b, "kernel: bytes");
+/// An addition in f64 of the sum over taps costs about as much as this many multiply-adds of a product.
+constexpr double kTapCost = 8;
+/// Working memory of the position Gram way, per worker, beyond which it is not chosen by price.
+constexpr std::size_t kPositionBytes = std::size_t{64} << 20;
+
+std::size_t position_bytes(const PlannedUse& use, const PlanRequest& request, std::size_t element_bytes) {
+  const std::size_t group = request.full ? request.seeds : 1;
+  const std::size_t seeds = request.full ? 1 : request.seeds;
+  return element_bytes == sizeof(float)
+             ? PositionGram<float>::scratch_bytes(use.position_geometry(), group, seeds)
+             : PositionGram<double>::scratch_bytes(use.position_geometry(), group, seeds);
+}
+
+/// Pairs that share the forming of an example's gradient. A constant, so that a part of a kernel is computed
+/// the way of the whole and has its bits.
+constexpr double kPairs = 1000;
+
+/// Multiply-adds for one pair of examples, the forming of gradients shared out over an example's pairs.
+double materialize_cost(const PlannedUse& use, const PlanRequest& request) {
+  const double weights = static_cast<double>(use.d_in) * static_cast<double>(use.d_out);
+  const double seeds = static_cast<double>(request.seeds);
+  const double forming = seeds * static_cast<double>(use.positions) * weights / kPairs;
+  return (request.full ? seeds * seeds : seeds) * weights + forming;
+}
+
+double position_cost(const PlannedUse& use, const PlanRequest& request) {
+  const ConvGeometry g = use.position_geometry();
+  const auto square = [](std::size_t pixels) {
+    return static_cast<double>(pixels) * static_cast<double>(pixels);
+  };
+  const double seeds = static_cast<double>(request.seeds);
+  const double taps = static_cast<double>(g.kernel_h + g.kernel_w + 2) *
+                      square(std::max(g.in_pixels(), g.out_pixels())) * kTapCost;
+  return square(g.in_pixels()) * static_cast<double>(g.c_in) + taps +
+         (request.full ? seeds * seeds : seeds) * square(g.out_pixels()) * static_cast<double>(g.c_out);
+}
+
+/// Chooses the way of every use.
+void choose_ways(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse>& uses) {
+  std::vector<std::size_t> count(profile.parameter_sizes.size(), 0);
+  for (const PlannedUse& use : uses) {
+    ++count[use.weight];
+    if (use.bias != kNoParameter) ++count[use.bias];
+  }
+  const auto shared = [&](const PlannedUse& use) {
+    return count[use.weight] > 1 || (use.bias != kNoParameter && count[use.bias] > 1);
+  };
+  for (PlannedUse& use : uses) {
+    // Shared parameters are materialized: the sum of the gradients over the uses holds the cross terms by
+    // construction.
+    if (shared(use)) {
+      use.way = Way::Materialize;
+    } else if (!use.convolution && use.positions == 1) {
+      use.way = Way::Outer;
+    } else {
+      use.way = position_cost(use, request) < materialize_cost(use, request) &&
+                        position_bytes(use, request, profile.element_bytes) <= kPositionBytes
+                    ? Way::PositionGram
+                    : Way::Materialize;
+    }
+  }
+  for (const auto& [name, way] : request.ways) {
+    const auto parameter = static_cast<std::size_t>(
+        std::find(profile.parameter_names.begin(), profile.parameter_names.end(), name) -
+        profile.parameter_names.begin());
+    bool found = false;
+    for (PlannedUse& use : uses) {
+      if (use.weight != parameter) continue;
+      found = true;
+      if (way != Way::Materialize && shared(use)) {
+        throw ArgumentError("kernel: the way of " + name +
+                            " must be Materialize: it is used several times, or its bias is");
+      }
+      if (way == Way::Outer && (use.convolution || use.positions != 1)) {
+        throw ArgumentError("kernel: the way of " + name + " cannot be Outer: it is used at " +
+                            std::to_string(use.positions) + " positions");
+      }
+      use.way = way;
+    }
+    if (!found) throw ArgumentError("kernel: a way is given for " + name + ", which is no weight");
+  }
 }
 
 /// Factor bytes of one example: the strides of Factors<T>.
 std::size_t factor_bytes(const Plan& plan) {
   std::size_t elements = 0;
   for (const PlannedUse& use : plan.uses) {
-    if (use.way != Way::Outer) continue;
-    elements += padded_stride(use.d_in, plan.element_bytes);
-    elements += multiply(plan.rows_per_example(),
-                         padded_stride(multiply(plan.seeds_per_row(), use.d_out), plan.element_bytes));
+    if (use.way == Way::Materialize) continue;
+    elements += padded_stride(use.input_size(), plan.element_bytes);
+    elements +=
+        multiply(plan.rows_per_example(),
+                 padded_stride(multiply(plan.seeds_per_row(), use.cotangent_size()), plan.element_bytes));
   }
   if (plan.row_width != 0) {
     elements += multiply(plan.rows_per_example(),
@@ -149,23 +229,45 @@ ModuleProfile profile(const Module<T>& module, TensorView<const T> example) {
     tape.reverse(output, seed, sink);
   }
   result.tape_bytes = arena.capacity();
-  choose_ways(result.uses, parameters.count());
+  number_uses(result.uses, parameters.count());
   return result;
 }
 
 template ModuleProfile profile(const Module<float>&, TensorView<const float>);
 template ModuleProfile profile(const Module<double>&, TensorView<const double>);
 
-bool Plan::has_outer() const {
-  return std::any_of(uses.begin(), uses.end(), [](const PlannedUse& use) { return use.way == Way::Outer; });
+ConvGeometry PlannedUse::position_geometry() const {
+  if (convolution) return geometry;
+  ConvGeometry g;
+  g.in_h = g.out_h = g.kernel_h = g.kernel_w = 1;
+  g.in_w = g.out_w = positions;
+  g.c_in = d_in;
+  g.c_out = d_out;
+  return g;
+}
+
+std::size_t PlannedUse::input_size() const {
+  return convolution ? geometry.in_pixels() * geometry.c_in : positions * d_in;
+}
+
+bool Plan::has(Way way) const {
+  return std::any_of(uses.begin(), uses.end(), [way](const PlannedUse& use) { return use.way == way; });
 }
 
 std::size_t Plan::tile_bytes() const {
   const std::size_t side = gram_padded(multiply(tile, rows_per_example()), element_bytes);
-  // Sums in f64: of everything, of one parameter, and the two factors of the outer way.
-  const std::size_t sums = 1 + (request.per_parameter ? 1 : 0) + (has_outer() ? 2 : 0);
+  // Sums in f64: of everything, of one parameter, and those of the ways that form nothing.
+  const bool factored = has(Way::Outer) || has(Way::PositionGram);
+  const std::size_t sums = 1 + (request.per_parameter ? 1 : 0) + (has(Way::Outer) ? 1 : 0) +
+                           (has(Way::PositionGram) ? 1 : 0) + (factored ? 1 : 0);
+  std::size_t position = 0;
+  for (const PlannedUse& use : uses) {
+    if (use.way == Way::PositionGram) {
+      position = std::max(position, position_bytes(use, request, element_bytes));
+    }
+  }
   return multiply(multiply(side, side), sums * sizeof(double)) + multiply(side, 2 * simd::kGramDepth<char>) +
-         6 * kAlignment;
+         8 * kAlignment + position;
 }
 
 std::size_t Plan::arena_bytes() const {
@@ -192,6 +294,7 @@ Plan layout(const ModuleProfile& profile, const PlanRequest& request) {
   Plan plan;
   plan.request = request;
   plan.uses = profile.uses;
+  choose_ways(profile, request, plan.uses);
   plan.parameter_sizes = profile.parameter_sizes;
   plan.element_bytes = profile.element_bytes;
   plan.tape_bytes = profile.tape_bytes;
@@ -289,7 +392,15 @@ Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request) {
 }
 
 Plan plan_diagonal(const ModuleProfile& profile, const PlanRequest& request) {
-  Plan plan = layout(profile, request);
+  // An example meets itself alone: the position Gram way would fill a block of them for nothing.
+  PlanRequest alone = request;
+  alone.ways.clear();
+  for (const PlannedUse& use : profile.uses) {
+    if (use.convolution || use.positions > 1) {
+      alone.ways.emplace_back(profile.parameter_names[use.weight], Way::Materialize);
+    }
+  }
+  Plan plan = layout(profile, alone);
   plan.result_bytes = multiply(request.rows, sizeof(double));
   if (request.full) plan.result_bytes = multiply(plan.result_bytes, multiply(request.seeds, request.seeds));
   // A norm needs the gradient of one use or, for shared parameters, of all their uses: a row of every

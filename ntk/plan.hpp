@@ -2,21 +2,17 @@
 
 #include <cstddef>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/convolution.hpp"
 #include "engine/module.hpp"
 #include "engine/sink.hpp"
+#include "ntk/way.hpp"
 
 /// How a kernel is going to be computed: which way each parameter use is contracted, and how the examples are
 /// blocked so that everything fits into the memory budget. Decided before any work starts.
 namespace gradgram::ntk {
-
-/// How the gradients of one parameter use meet those of another example.
-enum class Way {
-  Materialize,  ///< the gradient is formed as a row; rows meet in a GEMM: d_in d_out multiply-adds a pair
-  Outer,        ///< one position: (a . a') (b . b'): d_in + d_out multiply-adds a pair, nothing is formed
-};
 
 /// One use of a weight (and a bias) as a reverse pass reports it, and what was decided about it.
 struct PlannedUse {
@@ -31,6 +27,12 @@ struct PlannedUse {
   Way way = Way::Materialize;
   /// Whether this is the first use of the parameter in a reverse pass: it overwrites, later ones add.
   bool weight_first = true, bias_first = true;
+
+  /// A dense layer at L positions is a 1 x 1 convolution of 1 x L pixels.
+  ConvGeometry position_geometry() const;
+  /// Elements of its inputs and its output cotangents, of one example and seed.
+  std::size_t input_size() const;
+  std::size_t cotangent_size() const { return positions * d_out; }
 };
 
 /// What a module asks for, learned from one forward and one reverse pass of one example.
@@ -60,6 +62,8 @@ struct PlanRequest {
   bool result_in_file = false;
   std::size_t memory = 0;
   std::size_t workers = 1;
+  /// Ways that are not chosen by price: name of a weight and its way.
+  std::vector<std::pair<std::string, Way>> ways;
 };
 
 /// The decisions. Any values of the four block sizes give the same bits; they decide time and memory alone.
@@ -91,15 +95,16 @@ struct Plan {
   /// Everything, including what BLAS keeps for packing.
   std::size_t total_bytes() const;
 
-  /// Whether any use is contracted the outer way.
-  bool has_outer() const;
+  /// Whether any use is contracted this way.
+  bool has(Way way) const;
   /// Rows that one example adds to a product: its seeds when they stay apart, otherwise one.
   std::size_t rows_per_example() const { return request.full ? request.seeds : 1; }
   /// Seeds that lie side by side in such a row.
   std::size_t seeds_per_row() const { return request.full ? 1 : request.seeds; }
 };
 
-/// Throws BudgetError with the least budget that would do.
+/// Throws BudgetError with the least budget that would do, ArgumentError when a forced way names no weight or
+/// one that cannot be contracted so.
 Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request);
 /// The same for the diagonal of a symmetric request: `resident` is the examples whose factors all workers
 /// together hold (none unless the seeds stay apart), a tile is one example.

@@ -104,8 +104,26 @@ bool same_bits(TensorView<const T> a, TensorView<const T> b) {
   return a.shape() == b.shape() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
 }
 
+using Ways = std::vector<std::pair<std::string, Way>>;
+
+/// `way` for every weight that can be contracted so.
 template <class T>
-void against_reference(const Case& c) {
+Ways forced(const Module<T>& module, const Case& c, Way way) {
+  const auto x = kernel_cases::inputs_of<T>(c.input, 1, 1);
+  const Plan plan = plan_for<T>(module, x.view(), nullptr, {}, 1);
+  std::vector<std::size_t> count(module.parameters().count(), 0);
+  for (const PlannedUse& use : plan.uses) ++count[use.weight];
+  Ways ways;
+  for (const PlannedUse& use : plan.uses) {
+    if (count[use.weight] > 1) continue;
+    if (way == Way::Outer && (use.convolution || use.positions > 1)) continue;
+    ways.emplace_back(module.parameters().name(use.weight), way);
+  }
+  return ways;
+}
+
+template <class T>
+void against_reference(const Case& c, Way way) {
   const Workers workers(2);
   const auto module = kernel_cases::module_of<T>(c);
   const std::size_t outputs = module->outputs();
@@ -124,6 +142,7 @@ void against_reference(const Case& c) {
       options.labels = labels;
       options.versus_labels = versus_labels;
       options.memory = std::size_t{1} << 30;
+      options.ways = forced(*module, c, way);
       const Oracle a(c, *module, x.view(), reduce, labels);
       const Oracle b(c, *module, versus.view(), reduce, versus_labels);
       const double bound = tolerance<T>(a);
@@ -153,12 +172,65 @@ void against_reference(const Case& c) {
   }
 }
 
-TEST(Kernel, MatchesThePlainReferenceInF64) {
-  for (const Case& c : kernel_cases::all()) against_reference<double>(c);
+constexpr Way kWays[] = {Way::Materialize, Way::Outer, Way::PositionGram};
+
+TEST(Kernel, EveryWayMatchesThePlainReferenceInF64) {
+  for (const Way way : kWays) {
+    SCOPED_TRACE(static_cast<int>(way));
+    for (const Case& c : kernel_cases::all()) against_reference<double>(c, way);
+  }
 }
 
-TEST(Kernel, MatchesThePlainReferenceInF32WithinTheStatedError) {
-  for (const Case& c : kernel_cases::all()) against_reference<float>(c);
+TEST(Kernel, EveryWayMatchesThePlainReferenceInF32WithinTheStatedError) {
+  for (const Way way : kWays) {
+    SCOPED_TRACE(static_cast<int>(way));
+    for (const Case& c : kernel_cases::all()) against_reference<float>(c, way);
+  }
+}
+
+TEST(Kernel, RefusesAWayThatDoesNotFit) {
+  const Case cnn = kernel_cases::all()[2];
+  const auto module = kernel_cases::module_of<float>(cnn);
+  const auto x = kernel_cases::inputs_of<float>(cnn.input, 3, 1);
+  const Workers workers(1);
+  KernelOptions options;
+  options.ways = {{module->parameters().name(0), Way::Outer}};
+  EXPECT_THROW(kernel<float>(*module, x, options, workers), ArgumentError);
+  options.ways = {{module->parameters().name(1), Way::Materialize}};
+  EXPECT_THROW(kernel<float>(*module, x, options, workers), ArgumentError);
+  options.ways = {{"nobody", Way::Materialize}};
+  EXPECT_THROW(kernel<float>(*module, x, options, workers), ArgumentError);
+  const Case shared = kernel_cases::all()[5];
+  const auto twice = kernel_cases::module_of<float>(shared);
+  const auto y = kernel_cases::inputs_of<float>(shared.input, 3, 1);
+  options.ways = {{"conv.weight", Way::PositionGram}};
+  EXPECT_THROW(kernel<float>(*twice, y, options, workers), ArgumentError);
+  options.ways = {{"conv.weight", Way::Materialize}};
+  EXPECT_NO_THROW(kernel<float>(*twice, y, options, workers));
+}
+
+TEST(Kernel, LateConvolutionsAreContractedByPositions) {
+  const Case c{
+      "late", "conv(96,3) relu conv(96,3) gap dense(1)", {4, 4, 96}, models::Parameterization::Ntk, {}};
+  const auto module = kernel_cases::module_of<float>(c);
+  const auto x = kernel_cases::inputs_of<float>(c.input, 50, 1);
+  const Plan plan = plan_for<float>(*module, x.view(), nullptr, {}, 1);
+  EXPECT_TRUE(plan.has(Way::PositionGram));
+  const Case early{"early", "conv(8,3) relu gap dense(1)", {16, 16, 3}, models::Parameterization::Ntk, {}};
+  const auto other = kernel_cases::module_of<float>(early);
+  const auto y = kernel_cases::inputs_of<float>(early.input, 50, 1);
+  EXPECT_FALSE(plan_for<float>(*other, y.view(), nullptr, {}, 1).has(Way::PositionGram));
+
+  KernelOptions options;
+  const auto chosen = kernel<float>(*module, x, options, Workers(2));
+  options.ways = forced(*module, c, Way::Materialize);
+  const auto formed = kernel<float>(*module, x, options, Workers(2));
+  for (std::size_t i = 0; i < 50; ++i) {
+    for (std::size_t j = 0; j < 50; ++j) {
+      const double scale = std::sqrt(static_cast<double>(formed.values(i, i)) * formed.values(j, j));
+      EXPECT_LE(std::abs(chosen.values(i, j) - formed.values(i, j)), entry_error<float>() * scale);
+    }
+  }
 }
 
 TEST(Kernel, SharedWeightsAreNotTheSumOfTheirUses) {
@@ -189,7 +261,7 @@ TEST(Kernel, SharedWeightsAreNotTheSumOfTheirUses) {
 
 /// Every block size, thread count and budget gives the same bits.
 template <class T>
-void same_bits_however_blocked(const Case& c, Reduce reduce, std::size_t n) {
+void same_bits_however_blocked(const Case& c, Reduce reduce, std::size_t n, Way way = Way::Outer) {
   SCOPED_TRACE(c.name + ", " + reduce_name(reduce, 0) + ", n = " + std::to_string(n));
   const auto module = kernel_cases::module_of<T>(c);
   const auto x = kernel_cases::inputs_of<T>(c.input, n, 1);
@@ -201,6 +273,7 @@ void same_bits_however_blocked(const Case& c, Reduce reduce, std::size_t n) {
   options.labels = labels;
   options.versus_labels = versus_labels;
   options.memory = std::size_t{1} << 30;
+  options.ways = forced(*module, c, way);
   const Workers one(1);
   const TensorView<const T> v = versus;
   const auto square = kernel<T>(*module, x, options, one);
@@ -256,7 +329,13 @@ TEST(Kernel, SameBitsForAnyThreadsBlocksAndTiles) {
     same_bits_however_blocked<float>(c, Reduce::TraceMean, 61);
     same_bits_however_blocked<double>(c, Reduce::TraceMean, 13);
   }
-  // More rows than one strip of a diagonal tile.
+  for (const std::size_t which : {2, 6}) {
+    const Case c = kernel_cases::all()[which];
+    same_bits_however_blocked<float>(c, Reduce::TraceMean, 29, Way::PositionGram);
+    same_bits_however_blocked<double>(c, Reduce::Full, 5, Way::PositionGram);
+  }
+  same_bits_however_blocked<float>(kernel_cases::all()[3], Reduce::TraceSum, 53, Way::PositionGram);
+  // More rows than one group of packed ones.
   same_bits_however_blocked<float>(kernel_cases::all()[0], Reduce::TraceMean, 293);
   same_bits_however_blocked<float>(kernel_cases::all()[1], Reduce::Full, 61);
   const Case cnn = kernel_cases::all()[2];

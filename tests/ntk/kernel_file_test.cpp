@@ -590,7 +590,10 @@ TEST(KernelFileChild, DISABLED_Resident) {
   const std::size_t peak = status_bytes("VmHWM");
   ASSERT_GT(before, 0u);
   EXPECT_LE(file.planned_bytes, job.options.memory);
-  EXPECT_LE(peak, before + job.options.memory);
+  // What BLIS and the allocator keep for themselves comes and goes with the threads' luck: the 100 MB of the
+  // result would show all the same.
+  const std::size_t libraries = std::size_t{32} << 20;
+  EXPECT_LE(peak, before + job.options.memory + libraries);
   EXPECT_EQ(fs::file_size(job.destination.path), 128 + 5000u * 5000u * 4u);
 }
 

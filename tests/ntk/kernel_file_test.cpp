@@ -45,6 +45,9 @@ std::atomic<bool> fail_next{false};
   if (pointer == nullptr) throw std::bad_alloc();
   return pointer;
 }
+[[gnu::noinline]] void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
+  return fail_next.exchange(false) ? nullptr : std::malloc(std::max<std::size_t>(bytes, 1));
+}
 [[gnu::noinline]] void operator delete(void* pointer) noexcept {
   std::free(pointer);
 }

@@ -8,7 +8,7 @@ namespace gradgram {
 struct Arena::Chunk {
   struct Free {
     void operator()(std::byte* pointer) const noexcept {
-      ::operator delete(pointer, std::align_val_t{kAlignment});
+      ::operator delete (pointer, std::align_val_t{kAlignment});
     }
   };
   std::unique_ptr<std::byte, Free> bytes;
@@ -33,8 +33,7 @@ void* Arena::allocate(std::size_t bytes) {
   }
   Chunk chunk;
   chunk.capacity = std::max(bytes, chunk_bytes_);
-  chunk.bytes.reset(
-      static_cast<std::byte*>(::operator new(chunk.capacity, std::align_val_t{kAlignment})));
+  chunk.bytes.reset(static_cast<std::byte*>(::operator new (chunk.capacity, std::align_val_t{kAlignment})));
   chunk.used = bytes;
   chunks_.push_back(std::move(chunk));
   current_ = chunks_.size() - 1;

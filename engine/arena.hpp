@@ -8,8 +8,9 @@
 
 namespace gradgram {
 
-/// A bump allocator for everything that lives as long as one block of examples: activations, cotangents, scratch.
-/// One arena per worker, never shared. Memory is reused after rewind() and returned only by the destructor.
+/// A bump allocator for everything that lives as long as one block of examples: activations, cotangents,
+/// scratch. One arena per worker, never shared. Memory is reused after rewind() and returned only by the
+/// destructor.
 class Arena {
  public:
   /// `chunk_bytes` is the least that one request to the system takes.

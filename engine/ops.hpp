@@ -9,9 +9,9 @@
 #include "engine/simd/kernels.hpp"
 #include "engine/tape.hpp"
 
-/// The differentiable operations. Each records value, jvp and vjp; those with parameters hand their factors to the sink.
-/// All act on a block of examples [n, ...]; each example's result depends on that example alone and has the same bits
-/// whatever block it is in. All throw ShapeError on extents that do not match.
+/// The differentiable operations. Each records value, jvp and vjp; those with parameters hand their factors
+/// to the sink. All act on a block of examples [n, ...]; each example's result depends on that example alone
+/// and has the same bits whatever block it is in. All throw ShapeError on extents that do not match.
 namespace gradgram::ops {
 
 /// How an affine op uses its parameters: indices into a ParameterSet and the factors in front of them.
@@ -29,8 +29,8 @@ struct Affine {
 template <class T>
 Var dense(Tape<T>& tape, Var x, const Affine<T>& affine);
 
-/// x [n, in_h, in_w, c_in] -> [n, out_h, out_w, c_out]; W [kernel_h, kernel_w, c_in, c_out]; cross-correlation, as in
-/// every deep-learning library. Direct, no im2col: 2 n out_pixels patch c_out FLOP.
+/// x [n, in_h, in_w, c_in] -> [n, out_h, out_w, c_out]; W [kernel_h, kernel_w, c_in, c_out];
+/// cross-correlation, as in every deep-learning library. Direct, no im2col: 2 n out_pixels patch c_out FLOP.
 template <class T>
 Var conv2d(Tape<T>& tape, Var x, const ConvGeometry& geometry, const Affine<T>& affine);
 
@@ -38,8 +38,8 @@ Var conv2d(Tape<T>& tape, Var x, const ConvGeometry& geometry, const Affine<T>& 
 template <class T>
 Var activation(Tape<T>& tape, Var x, simd::Activation kind, T slope = T(0.01));
 
-/// Windows over [n, h, w, c]. Max: padding never wins, ties go to the first in row order. Average: divides by the full
-/// window, padding zeros counted (PyTorch's count_include_pad).
+/// Windows over [n, h, w, c]. Max: padding never wins, ties go to the first in row order. Average: divides by
+/// the full window, padding zeros counted (PyTorch's count_include_pad).
 template <class T>
 Var max_pool(Tape<T>& tape, Var x, const ConvGeometry& geometry);
 template <class T>
@@ -65,17 +65,19 @@ template <class T>
 Var log_softmax(Tape<T>& tape, Var x);
 
 /// Per-example losses [n]. Mean squared error: (1/O) sum_k (x_k - target_k)^2, targets [n, O].
-/// Cross-entropy: -log softmax(x)_label, labels in [0, O); ArgumentError otherwise. Targets must outlive the tape.
+/// Cross-entropy: -log softmax(x)_label, labels in [0, O); ArgumentError otherwise. Targets must outlive the
+/// tape.
 template <class T>
 Var mean_squared_error(Tape<T>& tape, Var x, TensorView<const T> targets);
 template <class T>
 Var cross_entropy(Tape<T>& tape, Var x, std::span<const std::int32_t> labels);
 
-/// weight_gradient [kernel_h, kernel_w, c_in, c_out] (= or, with accumulate, +=) scale * sum over output pixels of
-/// patch x cotangent, for one image; bias_gradient [c_out] (may be null) the same with bias_scale. The one place that
-/// forms a convolution's per-example gradient.
+/// weight_gradient [kernel_h, kernel_w, c_in, c_out] (= or, with accumulate, +=) scale * sum over output
+/// pixels of patch x cotangent, for one image; bias_gradient [c_out] (may be null) the same with bias_scale.
+/// The one place that forms a convolution's per-example gradient.
 template <class T>
-void conv_weight_gradient(const ConvGeometry& geometry, const T* image, const T* cotangent, T scale, T bias_scale,
-                          bool accumulate, T* weight_gradient, T* bias_gradient, Arena& scratch);
+void conv_weight_gradient(const ConvGeometry& geometry, const T* image, const T* cotangent, T scale,
+                          T bias_scale, bool accumulate, T* weight_gradient, T* bias_gradient,
+                          Arena& scratch);
 
 }  // namespace gradgram::ops

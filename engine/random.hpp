@@ -5,8 +5,8 @@
 
 namespace gradgram {
 
-/// Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011). Equal (seed, stream) give equal numbers
-/// on every machine, compiler and thread count; streams are independent. Cheap to copy.
+/// Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011). Equal (seed, stream) give equal
+/// numbers on every machine, compiler and thread count; streams are independent. Cheap to copy.
 class Random {
  public:
   explicit Random(std::uint64_t seed, std::uint64_t stream = 0) noexcept : seed_(seed), stream_(stream) {}
@@ -17,8 +17,8 @@ class Random {
   double uniform() noexcept;
   /// Uniform integer in [0, bound), without bias; bound > 0.
   std::uint64_t below(std::uint64_t bound) noexcept;
-  /// Standard normal by the inverse distribution function (Wichura, AS 241, 1e-16), in arithmetic that is exact
-  /// to the bit on every IEEE machine: no library call whose rounding may differ.
+  /// Standard normal by the inverse distribution function (Wichura, AS 241, 1e-16), in arithmetic that is
+  /// exact to the bit on every IEEE machine: no library call whose rounding may differ.
   double normal() noexcept;
 
  private:

@@ -11,9 +11,10 @@ namespace gradgram {
 
 inline constexpr std::size_t kNoParameter = std::numeric_limits<std::size_t>::max();
 
-/// What the reverse pass hands over at one use of a weight (and its bias) by an affine map at L positions: the gradient
-/// of example i with respect to the weight is weight_scale * sum_p cotangents[i, p] inputs[i, p]^T  ([d_out, d_in]),
-/// with respect to the bias bias_scale * sum_p cotangents[i, p].  It is not formed here: the sink decides.
+/// What the reverse pass hands over at one use of a weight (and its bias) by an affine map at L positions:
+/// the gradient of example i with respect to the weight is weight_scale * sum_p cotangents[i, p] inputs[i,
+/// p]^T  ([d_out, d_in]), with respect to the bias bias_scale * sum_p cotangents[i, p].  It is not formed
+/// here: the sink decides.
 template <class T>
 struct DenseUse {
   std::size_t weight;  ///< parameter index
@@ -24,8 +25,8 @@ struct DenseUse {
   TensorView<const T> cotangents;  ///< B [examples, positions, d_out]
 };
 
-/// The same for a convolution: the positions are the output pixels, the inputs are the patches of the images, which are
-/// not unfolded.
+/// The same for a convolution: the positions are the output pixels, the inputs are the patches of the images,
+/// which are not unfolded.
 template <class T>
 struct ConvUse {
   std::size_t weight;
@@ -37,9 +38,9 @@ struct ConvUse {
   TensorView<const T> cotangents;  ///< [examples, out_h, out_w, c_out]
 };
 
-/// Receives every parameter use of a reverse pass, in reverse order of the forward pass. The views are valid during the
-/// call only. A parameter used several times arrives several times; the sum over its uses is its gradient. `scratch` may
-/// be used freely within the call.
+/// Receives every parameter use of a reverse pass, in reverse order of the forward pass. The views are valid
+/// during the call only. A parameter used several times arrives several times; the sum over its uses is its
+/// gradient. `scratch` may be used freely within the call.
 template <class T>
 class Sink {
  public:

@@ -26,8 +26,8 @@ class TensorView {
   TensorView(T* data, Shape shape) : data_(data), shape_(shape) {}
   /// A view of mutable numbers serves where a view of const numbers is asked for.
   template <class U>
-    requires(std::is_const_v<T> && std::is_same_v<U, std::remove_const_t<T>>)
-  TensorView(TensorView<U> other) : data_(other.data()), shape_(other.shape()) {}
+  requires(std::is_const_v<T>&& std::is_same_v<U, std::remove_const_t<T>>) TensorView(TensorView<U> other)
+      : data_(other.data()), shape_(other.shape()) {}
 
   T* data() const noexcept { return data_; }
   const Shape& shape() const noexcept { return shape_; }
@@ -82,7 +82,8 @@ class TensorView {
   Shape shape_;
 };
 
-/// An owned, zero-initialized, 64-byte aligned, row-major block of float or double. Move-only; clone() copies.
+/// An owned, zero-initialized, 64-byte aligned, row-major block of float or double. Move-only; clone()
+/// copies.
 template <class T>
 class Tensor {
   static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>);
@@ -93,7 +94,8 @@ class Tensor {
   explicit Tensor(Shape shape) : shape_(shape) {
     const std::size_t bytes = checked_multiply(shape.size(), sizeof(T), "tensor");
     // Zero extents still get an address, so that data() is never null for a constructed tensor.
-    data_.reset(static_cast<T*>(::operator new(bytes == 0 ? kAlignment : bytes, std::align_val_t{kAlignment})));
+    data_.reset(
+        static_cast<T*>(::operator new (bytes == 0 ? kAlignment : bytes, std::align_val_t{kAlignment})));
     std::memset(data_.get(), 0, bytes);
   }
   /// Copies `values`; throws ShapeError when their number is not shape.size().
@@ -127,7 +129,7 @@ class Tensor {
 
  private:
   struct Free {
-    void operator()(T* pointer) const noexcept { ::operator delete(pointer, std::align_val_t{kAlignment}); }
+    void operator()(T* pointer) const noexcept { ::operator delete (pointer, std::align_val_t{kAlignment}); }
   };
   std::unique_ptr<T, Free> data_;
   Shape shape_;

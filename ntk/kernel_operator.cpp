@@ -25,7 +25,6 @@ constexpr std::size_t kMaxPanelOfVectors = 1024;
 // These decide time and memory alone.
 constexpr std::size_t kMaxColumns = 16;
 constexpr std::size_t kRange = std::size_t{1} << 14;  // parameters that one piece of a reduction owns
-constexpr std::size_t kBlasBytes = std::size_t{8} << 20;
 
 std::size_t ceiling(std::size_t a, std::size_t b) {
   return (a + b - 1) / b;

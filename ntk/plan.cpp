@@ -21,8 +21,6 @@ constexpr std::size_t kTileRows = 336;
 /// Tiles at the least, so that the last one to finish does not leave other workers idle for long. Not a
 /// number per worker: tiles in a file must be the same for any.
 constexpr std::size_t kLeastTiles = 16;
-/// What BLIS keeps per thread for its packed panels.
-constexpr std::size_t kBlasBytes = std::size_t{8} << 20;
 
 /// Notes every use, and forms convolution gradients once so that the scratch they need is seen in the arena.
 template <class T>

@@ -14,6 +14,9 @@
 /// blocked so that everything fits into the memory budget. Decided before any work starts.
 namespace gradgram::ntk {
 
+/// What BLIS keeps per thread for its packed panels: part of every budget.
+inline constexpr std::size_t kBlasBytes = std::size_t{8} << 20;
+
 /// One use of a weight (and a bias) as a reverse pass reports it, and what was decided about it.
 struct PlannedUse {
   bool convolution = false;

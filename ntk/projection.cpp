@@ -20,7 +20,6 @@ namespace {
 constexpr std::size_t kMaxBlock = 16;     // examples whose rows are held at once: the hash is shared by them
 constexpr std::size_t kHashPiece = 2048;  // components hashed at once
 constexpr std::size_t kTile = 256;
-constexpr std::size_t kBlasBytes = std::size_t{8} << 20;
 
 /// The finalizer of SplitMix64 (Steele, Lea, Flood 2014): every bit of the result depends on every bit of x.
 std::uint64_t mix(std::uint64_t x) {

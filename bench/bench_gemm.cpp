@@ -42,6 +42,8 @@ void shapes(benchmark::internal::Benchmark* benchmark) {
   benchmark->ArgNames({"m", "n", "k"});
   benchmark->Args({512, 512, 512})->Args({1024, 1024, 1024})->Args({2000, 2000, 384})->Args({64, 512, 4096});
   benchmark->Args({1, 512, 784})->Args({64, 10, 512})->Args({1024, 64, 576});
+  // A wide layer on tape blocks of several sizes: its weights are packed for each.
+  benchmark->Args({128, 4096, 4096})->Args({512, 4096, 4096})->Args({1000, 4096, 4096});
   benchmark->MinTime(0.2);
 }
 

@@ -170,32 +170,27 @@ Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList&
   return sides;
 }
 
+/// Everything that belongs to examples, prepared once, and the blocks between them.
 template <class T>
 class Builder {
  public:
+  /// `held`: whether the budget pays for the whole matrix as well.
   Builder(const models::Model& model, const models::NetworkOptions& options, TensorView<const T> x,
-          const TensorView<const T>* versus, const InfiniteOptions& what, const Workers& workers)
+          const TensorView<const T>* versus, const InfiniteOptions& what, const Workers& workers, bool held)
       : program_(compile(model, options, what.ntk)),
-        x_(x),
-        versus_(versus == nullptr ? x : *versus),
+        rows_(x.shape().rank() == 0 ? 0 : x.shape()[0]),
         same_(versus == nullptr),
         what_(what),
         workers_(workers) {
-    check_shape("x", x_);
-    if (!same_) check_shape("versus", versus_);
+    check_shape("x", x);
+    if (!same_) check_shape("versus", *versus);
+    columns_ = same_ ? rows_ : versus->shape()[0];
     if (!what.nngp && !what.ntk) throw ArgumentError("infinite_kernel: neither nngp nor ntk is asked for");
-  }
+    check_budget(held ? checked_multiply(rows_, columns_, "infinite_kernel: entries") : 0);
+    if (rows_ == 0 || columns_ == 0) return;
 
-  InfiniteKernels<T> build() {
-    const std::size_t n = x_.shape()[0];
-    const std::size_t m = versus_.shape()[0];
-    check_budget(n, m);
-    if (what_.nngp) result_.nngp = Tensor<T>(Shape{n, m});
-    if (what_.ntk) result_.ntk = Tensor<T>(Shape{n, m});
-    if (n == 0 || m == 0) return std::move(result_);
-
-    const std::vector<double> left = input_variances<T>(program_, x_, "x");
-    const std::vector<double> right = same_ ? left : input_variances<T>(program_, versus_, "versus");
+    const std::vector<double> left = input_variances<T>(program_, x, "x");
+    const std::vector<double> right = same_ ? left : input_variances<T>(program_, *versus, "versus");
     double largest = 0;
     double smallest = 0;
     for (const std::vector<double>* side : {&left, &right}) {
@@ -208,41 +203,101 @@ class Builder {
     scales_ = choose_scales(program_, largest, smallest, tolerance, series_);
     const bool transposed = program_.reach != Reach::Vector;
     left_sides_ =
-        std::make_unique<Sides<T>>(prepare<T>(program_, scales_, series_, x_, left, workers_, what_.stop));
-    left_inputs_ = std::make_unique<Inputs<T>>(program_, x_, scales_.variance[0], transposed && same_);
+        std::make_unique<Sides<T>>(prepare<T>(program_, scales_, series_, x, left, workers_, what_.stop));
+    left_inputs_ = std::make_unique<Inputs<T>>(program_, x, scales_.variance[0], transposed && same_);
     if (!same_) {
       right_sides_ = std::make_unique<Sides<T>>(
-          prepare<T>(program_, scales_, series_, versus_, right, workers_, what_.stop));
-      right_inputs_ = std::make_unique<Inputs<T>>(program_, versus_, scales_.variance[0], transposed);
+          prepare<T>(program_, scales_, series_, *versus, right, workers_, what_.stop));
+      right_inputs_ = std::make_unique<Inputs<T>>(program_, *versus, scales_.variance[0], transposed);
     }
     for (std::size_t w = 0; w < workers_.count(); ++w) {
       propagators_.push_back(std::make_unique<Propagator<T>>(program_, scales_, series_, what_.ntk));
     }
-    products_.resize(workers_.count());
-    switch (program_.reach) {
-      case Reach::Vector:
-        tiles(kVectorTile, kVectorTile,
-              [this](const Tile& tile, std::size_t worker) { vectors(tile, worker); });
-        break;
-      case Reach::Diagonal:
-        tiles(kDiagonalRows, kDiagonalColumns,
-              [this](const Tile& tile, std::size_t worker) { diagonals(tile, worker); });
-        break;
-      case Reach::Full:
-        tiles(1, kFullColumns, [this](const Tile& tile, std::size_t worker) { pairs(tile, worker); });
-        break;
+    scratch_.resize(workers_.count());
+    for (Scratch& scratch : scratch_) {
+      const Tile tile = largest_tile();
+      if (program_.reach == Reach::Vector) scratch.products = Tensor<T>(Shape{kVectorTile, kVectorTile});
+      if (what_.nngp) scratch.nngp = Tensor<T>(Shape{tile.rows, tile.columns});
+      if (what_.ntk) scratch.ntk = Tensor<T>(Shape{tile.rows, tile.columns});
     }
-    if (same_) {
-      if (what_.nngp) mirror(result_.nngp);
-      if (what_.ntk) mirror(result_.ntk);
+  }
+
+  std::size_t rows() const noexcept { return rows_; }
+  std::size_t columns() const noexcept { return columns_; }
+  bool symmetric() const noexcept { return same_; }
+
+  /// One task owns one tile of a grid that belongs to the whole matrix, so that an entry's bits do not depend
+  /// on the block it is asked in. Of a symmetric matrix only the lower triangle is computed; a task writes
+  /// its entries' mirror images as well.
+  template <class Out>
+  void block(IndexRange rows, IndexRange columns, const InfiniteBlock<Out>& out, const Progress& progress) {
+    check_range("rows", rows, rows_);
+    check_range("columns", columns, columns_);
+    if (rows.begin == rows.end || columns.begin == columns.end) return;
+    const Tile unit = largest_tile();
+    std::vector<Tile> list;
+    const auto reach = [&](IndexRange r, IndexRange c) {
+      for (std::size_t row = r.begin / unit.rows * unit.rows; row < r.end; row += unit.rows) {
+        for (std::size_t column = c.begin / unit.columns * unit.columns; column < c.end;
+             column += unit.columns) {
+          const Tile tile{row, std::min(unit.rows, rows_ - row), column,
+                          std::min(unit.columns, columns_ - column)};
+          if (same_ && tile.column > tile.row + tile.rows - 1) break;
+          list.push_back(tile);
+        }
+      }
+    };
+    reach(rows, columns);
+    if (same_ && !(rows.begin == columns.begin && rows.end == columns.end)) {
+      reach(columns, rows);
+      const auto key = [](const Tile& tile) { return std::pair(tile.row, tile.column); };
+      std::ranges::sort(list, {}, key);
+      const auto rest = std::ranges::unique(list, {}, key);
+      list.erase(rest.begin(), rest.end());
     }
-    return std::move(result_);
+    workers_.run(
+        list.size(),
+        [&](std::size_t index, std::size_t worker) {
+          const Tile& tile = list[index];
+          const auto wanted = [&](std::size_t i, std::size_t j) { return rows.holds(i) && columns.holds(j); };
+          switch (program_.reach) {
+            case Reach::Vector:
+              vectors(tile, worker);
+              break;
+            case Reach::Diagonal:
+              diagonals(tile, worker);
+              break;
+            case Reach::Full:
+              pairs(tile, worker,
+                    [&](std::size_t i, std::size_t j) { return wanted(i, j) || (same_ && wanted(j, i)); });
+              break;
+          }
+          if (what_.nngp) deliver(scratch_[worker].nngp, tile, rows, columns, out.nngp, out.stride);
+          if (what_.ntk) deliver(scratch_[worker].ntk, tile, rows, columns, out.ntk, out.stride);
+        },
+        progress, what_.stop);
   }
 
  private:
   struct Tile {
     std::size_t row = 0, rows = 0, column = 0, columns = 0;
   };
+  /// Of one worker.
+  struct Scratch {
+    Tensor<T> products, nngp, ntk;
+  };
+
+  Tile largest_tile() const {
+    switch (program_.reach) {
+      case Reach::Vector:
+        return {0, kVectorTile, 0, kVectorTile};
+      case Reach::Diagonal:
+        return {0, kDiagonalRows, 0, kDiagonalColumns};
+      case Reach::Full:
+        return {0, 1, 0, kFullColumns};
+    }
+    return {};
+  }
 
   void check_shape(const char* name, TensorView<const T> inputs) const {
     const Shape& shape = inputs.shape();
@@ -252,11 +307,19 @@ class Builder {
     }
   }
 
-  void check_budget(std::size_t n, std::size_t m) const {
+  static void check_range(const char* name, IndexRange range, std::size_t count) {
+    if (range.begin > range.end || range.end > count) {
+      throw ArgumentError("InfiniteKernel::block: " + std::string(name) + ": found [" +
+                          std::to_string(range.begin) + ", " + std::to_string(range.end) + ") of " +
+                          std::to_string(count));
+    }
+  }
+
+  void check_budget(std::size_t held_entries) const {
     const std::size_t budget = what_.memory == 0 ? cpu_info().memory_bytes / 2 : what_.memory;
     const char* what = "infinite_kernel: bytes";
-    const std::size_t examples = same_ ? n : checked_add(n, m, what);
-    std::size_t bytes = checked_multiply(checked_multiply(n, m, what), sizeof(T), what);
+    const std::size_t examples = same_ ? rows_ : checked_add(rows_, columns_, what);
+    std::size_t bytes = checked_multiply(held_entries, sizeof(T), what);
     if (what_.nngp && what_.ntk) bytes = checked_multiply(2, bytes, what);
     bytes = checked_add(bytes, Sides<T>::bytes(program_, examples), what);
     const std::size_t inputs = checked_multiply(examples, program_.input.size() * sizeof(T), what);
@@ -266,8 +329,10 @@ class Builder {
     const std::size_t pixels = *std::ranges::max_element(program_.pixels);
     if (program_.reach == Reach::Diagonal) block = pixels * kDiagonalRows * kDiagonalColumns;
     if (program_.reach == Reach::Full) block = 2 * checked_multiply(pixels, padded<T>(pixels), what);
-    const std::size_t scratch =
-        checked_multiply(2 * (program_.depth + 2), checked_multiply(block, sizeof(double), what), what);
+    const std::size_t tile = largest_tile().rows * largest_tile().columns;
+    const std::size_t scratch = checked_add(
+        checked_multiply(2 * (program_.depth + 2), checked_multiply(block, sizeof(double), what), what),
+        3 * tile * sizeof(T), what);
     bytes = checked_add(bytes, checked_multiply(scratch, workers_.count(), what), what);
     if (bytes > budget) {
       throw BudgetError("infinite_kernel: needs about " + std::to_string(bytes) + " bytes, the budget is " +
@@ -278,24 +343,6 @@ class Builder {
   const Sides<T>& right_sides() const { return same_ ? *left_sides_ : *right_sides_; }
   const Inputs<T>& right_inputs() const { return same_ ? *left_inputs_ : *right_inputs_; }
 
-  /// One task owns one tile. Of a symmetric matrix only tiles that reach the lower triangle.
-  template <class Work>
-  void tiles(std::size_t rows, std::size_t columns, const Work& work) {
-    const std::size_t n = x_.shape()[0];
-    const std::size_t m = versus_.shape()[0];
-    std::vector<Tile> list;
-    for (std::size_t row = 0; row < n; row += rows) {
-      for (std::size_t column = 0; column < m; column += columns) {
-        const Tile tile{row, std::min(rows, n - row), column, std::min(columns, m - column)};
-        if (same_ && tile.column > tile.row + tile.rows - 1) break;
-        list.push_back(tile);
-      }
-    }
-    workers_.run(
-        list.size(), [&](std::size_t index, std::size_t worker) { work(list[index], worker); },
-        what_.progress, what_.stop);
-  }
-
   BlockPlace<T> place(std::size_t row, std::size_t column) const {
     return {left_sides_.get(), &right_sides(), row, column, same_};
   }
@@ -304,8 +351,7 @@ class Builder {
     const std::size_t d = program_.channels;
     const T* const left = left_inputs_->rows() + tile.row * d;
     const T* const right = right_inputs().rows() + tile.column * d;
-    Tensor<T>& products = products_[worker];
-    if (products.size() == 0) products = Tensor<T>(Shape{kVectorTile, kVectorTile});
+    Tensor<T>& products = scratch_[worker].products;
     blas::gemm(blas::Transpose::No, blas::Transpose::Yes, tile.rows, tile.columns, d,
                T(1) / static_cast<T>(d), left, d, right, d, T(0), products.data(), kVectorTile);
     for (std::size_t row = 0; row < tile.rows; row += kVectorRows) {
@@ -333,7 +379,7 @@ class Builder {
           }
         }
       }
-      run_and_store({tile.row + row, rows, tile.column, columns}, worker);
+      run_and_store({tile.row + row, rows, tile.column, columns}, tile, worker);
     }
   }
 
@@ -359,16 +405,17 @@ class Builder {
             T(0.5) / static_cast<T>(channels), state.delta(p) + r * state.stride(), tile.columns);
       }
     }
-    run_and_store(tile, worker);
+    run_and_store(tile, tile, worker);
   }
 
-  void pairs(const Tile& tile, std::size_t worker) {
+  template <class Wanted>
+  void pairs(const Tile& tile, std::size_t worker, const Wanted& wanted) {
     const std::size_t pixels = program_.pixels[0];
     const std::size_t channels = program_.channels;
     const Inputs<T>& right = right_inputs();
     const std::size_t row = tile.row;
     for (std::size_t column = tile.column; column < tile.column + tile.columns; ++column) {
-      if (same_ && column > row) break;
+      if ((same_ && column > row) || !wanted(row, column)) continue;
       PairState<T>& state = propagators_[worker]->start(1, pixels, pixels);
       for (std::size_t p = 0; p < pixels; ++p) {
         covariance_kernels<T>().squared_differences(
@@ -376,71 +423,94 @@ class Builder {
             right.columns() + column * channels * right.stride(), right.stride(), channels,
             T(0.5) / static_cast<T>(channels), state.delta() + p * state.stride(), pixels);
       }
-      run_and_store({row, 1, column, 1}, worker);
+      run_and_store({row, 1, column, 1}, tile, worker);
     }
   }
 
-  void run_and_store(const Tile& tile, std::size_t worker) {
+  /// Follows the pairs of `part` to the end and keeps their kernels in the scratch of the tile.
+  void run_and_store(const Tile& part, const Tile& tile, std::size_t worker) {
     Propagator<T>& propagator = *propagators_[worker];
-    propagator.run(place(tile.row, tile.column), 0, program_.steps.size());
-    PairState<T>& state = propagator.state();
+    propagator.run(place(part.row, part.column), 0, program_.steps.size());
+    store(propagator.state(), part, tile, worker);
+  }
+
+  void store(PairState<T>& state, const Tile& part, const Tile& tile, std::size_t worker) {
     const std::size_t last = program_.steps.empty() ? 0 : program_.steps.back().out;
-    const T* const left = left_sides_->variance(last, 0, tile.row);
-    const T* const right = right_sides().variance(last, 0, tile.column);
+    const T* const left = left_sides_->variance(last, 0, part.row);
+    const T* const right = right_sides().variance(last, 0, part.column);
     const double covariance_unit = std::ldexp(1.0, scales_.variance[last]);
     const double theta_unit = std::ldexp(1.0, scales_.theta[last]);
-    for (std::size_t r = 0; r < tile.rows; ++r) {
-      for (std::size_t c = 0; c < tile.columns; ++c) {
-        const std::size_t i = tile.row + r;
-        const std::size_t j = tile.column + c;
+    for (std::size_t r = 0; r < part.rows; ++r) {
+      const std::size_t i = part.row + r;
+      const std::size_t to = (i - tile.row) * largest_tile().columns + part.column - tile.column;
+      for (std::size_t c = 0; c < part.columns; ++c) {
+        const std::size_t j = part.column + c;
         if (same_ && j > i) break;
         const std::size_t at = r * state.stride() + c;
-        if (left_sides_->null(i) || right_sides().null(j)) continue;  // the matrices start as zeros
+        const bool null = left_sides_->null(i) || right_sides().null(j);
         if (what_.nngp) {
           const double mean = (static_cast<double>(left[r]) + static_cast<double>(right[c])) / 2;
-          store(result_.nngp, i, j, covariance_unit * (mean - static_cast<double>(state.delta()[at])));
+          scratch_[worker].nngp.data()[to + c] =
+              null ? T(0) : static_cast<T>(covariance_unit * (mean - static_cast<double>(state.delta()[at])));
         }
-        if (what_.ntk) store(result_.ntk, i, j, theta_unit * static_cast<double>(state.theta()[at]));
+        if (what_.ntk) {
+          scratch_[worker].ntk.data()[to + c] =
+              null ? T(0) : static_cast<T>(theta_unit * static_cast<double>(state.theta()[at]));
+        }
       }
     }
   }
 
-  void store(Tensor<T>& matrix, std::size_t i, std::size_t j, double value) const {
-    const T rounded = static_cast<T>(value);
-    if (!std::isfinite(rounded)) {
-      throw NumericError("infinite_kernel: entry (" + std::to_string(i) + ", " + std::to_string(j) + ") is " +
-                         std::to_string(value));
+  /// Copies what was asked for from a tile, and of a symmetric matrix its mirror image.
+  template <class Out>
+  void deliver(const Tensor<T>& from, const Tile& tile, IndexRange rows, IndexRange columns, Out* out,
+               std::size_t stride) const {
+    const std::size_t step = largest_tile().columns;
+    const auto overlap = [](IndexRange a, std::size_t begin, std::size_t count) {
+      return IndexRange{std::max(a.begin, begin), std::max(begin, std::min(a.end, begin + count))};
+    };
+    const auto checked = [&](std::size_t i, std::size_t j) {
+      const T value = from.data()[(i - tile.row) * step + j - tile.column];
+      const Out rounded = static_cast<Out>(value);
+      if (!std::isfinite(rounded)) {
+        throw NumericError("infinite_kernel: entry (" + std::to_string(i) + ", " + std::to_string(j) +
+                           ") is " + std::to_string(value));
+      }
+      return rounded;
+    };
+    const IndexRange r = overlap(rows, tile.row, tile.rows);
+    const IndexRange c = overlap(columns, tile.column, tile.columns);
+    for (std::size_t i = r.begin; i < r.end; ++i) {
+      Out* const line = out + (i - rows.begin) * stride;
+      const std::size_t end = same_ ? std::min(c.end, i + 1) : c.end;
+      for (std::size_t j = c.begin; j < end; ++j) line[j - columns.begin] = checked(i, j);
     }
-    matrix.data()[i * versus_.shape()[0] + j] = rounded;
-  }
-
-  /// Copies the lower triangle to the upper one, in blocks, since one of the two sides runs down columns.
-  void mirror(Tensor<T>& matrix) const {
-    constexpr std::size_t kBlock = 64;
-    const std::size_t n = x_.shape()[0];
-    T* const data = matrix.data();
-    workers_.run((n + kBlock - 1) / kBlock, [&](std::size_t piece, std::size_t) {
-      const std::size_t top = piece * kBlock;
-      for (std::size_t left = 0; left <= top; left += kBlock) {
-        for (std::size_t i = top; i < std::min(n, top + kBlock); ++i) {
-          for (std::size_t j = left; j < std::min(i, left + kBlock); ++j) data[j * n + i] = data[i * n + j];
+    if (!same_) return;
+    // One of the two sides runs down columns: in blocks.
+    constexpr std::size_t kBlock = 32;
+    const IndexRange down = overlap(columns, tile.row, tile.rows);
+    const IndexRange across = overlap(rows, tile.column, tile.columns);
+    for (std::size_t top = down.begin; top < down.end; top += kBlock) {
+      for (std::size_t j = across.begin; j < across.end; ++j) {
+        Out* const line = out + (j - rows.begin) * stride;
+        for (std::size_t i = std::max(top, j + 1); i < std::min(down.end, top + kBlock); ++i) {
+          line[i - columns.begin] = checked(i, j);
         }
       }
-    });
+    }
   }
 
   Program program_;
-  TensorView<const T> x_, versus_;
+  std::size_t rows_ = 0, columns_ = 0;
   bool same_;
-  const InfiniteOptions& what_;
+  const InfiniteOptions what_;
   const Workers& workers_;
   Scales scales_;
   SeriesList series_;
   std::unique_ptr<Sides<T>> left_sides_, right_sides_;
   std::unique_ptr<Inputs<T>> left_inputs_, right_inputs_;
   std::vector<std::unique_ptr<Propagator<T>>> propagators_;  ///< per worker
-  std::vector<Tensor<T>> products_;                          ///< per worker
-  InfiniteKernels<T> result_;
+  std::vector<Scratch> scratch_;                             ///< per worker
 };
 
 template <class To, class From>
@@ -451,34 +521,91 @@ Tensor<To> converted(TensorView<const From> from) {
   return to;
 }
 
+}  // namespace
+}  // namespace infinite
+
 /// In f32 a fragile program (Program::fragile) would be off by 1e-4 for near-duplicates: it runs in f64
 /// inside.
 template <class T>
-InfiniteKernels<T> build(const models::Model& model, const models::NetworkOptions& options,
+struct InfiniteKernel<T>::Implementation {
+  std::unique_ptr<infinite::Builder<T>> narrow;
+  std::unique_ptr<infinite::Builder<double>> wide;
+
+  Implementation(const models::Model& model, const models::NetworkOptions& options, TensorView<const T> x,
+                 const TensorView<const T>* versus, const InfiniteOptions& what, const Workers& workers,
+                 bool held) {
+    if constexpr (std::is_same_v<T, float>) {
+      if (infinite::compile(model, options, what.ntk).fragile) {
+        const Tensor<double> wide_x = infinite::converted<double, float>(x);
+        Tensor<double> wide_versus;
+        if (versus != nullptr) wide_versus = infinite::converted<double, float>(*versus);
+        const TensorView<const double> view = std::as_const(wide_versus).view();
+        wide = std::make_unique<infinite::Builder<double>>(
+            model, options, wide_x.view(), versus == nullptr ? nullptr : &view, what, workers, held);
+        return;
+      }
+    }
+    narrow = std::make_unique<infinite::Builder<T>>(model, options, x, versus, what, workers, held);
+  }
+  template <class Call>
+  auto visit(const Call& call) const {
+    return wide != nullptr ? call(*wide) : call(*narrow);
+  }
+};
+
+template <class T>
+InfiniteKernel<T>::InfiniteKernel(const models::Model& model, const models::NetworkOptions& options,
+                                  TensorView<const T> x, const InfiniteOptions& what, const Workers& workers)
+    : implementation_(std::make_unique<Implementation>(model, options, x, nullptr, what, workers, false)) {}
+template <class T>
+InfiniteKernel<T>::InfiniteKernel(const models::Model& model, const models::NetworkOptions& options,
+                                  TensorView<const T> x, TensorView<const T> versus,
+                                  const InfiniteOptions& what, const Workers& workers)
+    : implementation_(std::make_unique<Implementation>(model, options, x, &versus, what, workers, false)) {}
+template <class T>
+InfiniteKernel<T>::InfiniteKernel(InfiniteKernel&&) noexcept = default;
+template <class T>
+InfiniteKernel<T>& InfiniteKernel<T>::operator=(InfiniteKernel&&) noexcept = default;
+template <class T>
+InfiniteKernel<T>::~InfiniteKernel() = default;
+
+template <class T>
+std::size_t InfiniteKernel<T>::rows() const noexcept {
+  return implementation_->visit([](const auto& builder) { return builder.rows(); });
+}
+template <class T>
+std::size_t InfiniteKernel<T>::columns() const noexcept {
+  return implementation_->visit([](const auto& builder) { return builder.columns(); });
+}
+template <class T>
+bool InfiniteKernel<T>::symmetric() const noexcept {
+  return implementation_->visit([](const auto& builder) { return builder.symmetric(); });
+}
+template <class T>
+void InfiniteKernel<T>::block(IndexRange rows, IndexRange columns, const InfiniteBlock<T>& out,
+                              const Progress& progress) {
+  implementation_->visit([&](auto& builder) { builder.block(rows, columns, out, progress); });
+}
+
+namespace infinite {
+namespace {
+
+template <class T>
+InfiniteKernels<T> whole(const models::Model& model, const models::NetworkOptions& options,
                          TensorView<const T> x, const TensorView<const T>* versus,
                          const InfiniteOptions& what, const Workers& workers) {
-  if constexpr (std::is_same_v<T, float>) {
-    if (compile(model, options, what.ntk).fragile) {
-      const Tensor<double> wide = converted<double, float>(x);
-      Tensor<double> wide_versus;
-      if (versus != nullptr) wide_versus = converted<double, float>(*versus);
-      const TensorView<const double> wide_view = std::as_const(wide_versus).view();
-      const InfiniteKernels<double> found =
-          Builder<double>(model, options, wide.view(), versus == nullptr ? nullptr : &wide_view, what,
-                          workers)
-              .build();
-      InfiniteKernels<float> result;
-      if (what.nngp) result.nngp = converted<float, double>(found.nngp.view());
-      if (what.ntk) result.ntk = converted<float, double>(found.ntk.view());
-      for (const Tensor<float>* matrix : {&result.nngp, &result.ntk}) {
-        for (const float value : matrix->span()) {
-          if (!std::isfinite(value)) throw NumericError("infinite_kernel: an entry is too large for f32");
-        }
-      }
-      return result;
-    }
-  }
-  return Builder<T>(model, options, x, versus, what, workers).build();
+  const typename InfiniteKernel<T>::Implementation prepared(model, options, x, versus, what, workers, true);
+  return prepared.visit([&](auto& builder) {
+    InfiniteKernels<T> result;
+    const Shape shape{builder.rows(), builder.columns()};
+    if (what.nngp) result.nngp = Tensor<T>(shape);
+    if (what.ntk) result.ntk = Tensor<T>(shape);
+    builder.block({0, builder.rows()}, {0, builder.columns()},
+                  InfiniteBlock<T>{what.nngp ? result.nngp.data() : nullptr,
+                                   what.ntk ? result.ntk.data() : nullptr, builder.columns()},
+                  what.progress);
+    return result;
+  });
 }
 
 }  // namespace
@@ -488,17 +615,18 @@ template <class T>
 InfiniteKernels<T> infinite_kernel(const models::Model& model, const models::NetworkOptions& options,
                                    TensorView<const T> x, const InfiniteOptions& what,
                                    const Workers& workers) {
-  return infinite::build<T>(model, options, x, nullptr, what, workers);
+  return infinite::whole<T>(model, options, x, nullptr, what, workers);
 }
 
 template <class T>
 InfiniteKernels<T> infinite_kernel(const models::Model& model, const models::NetworkOptions& options,
                                    TensorView<const T> x, TensorView<const T> versus,
                                    const InfiniteOptions& what, const Workers& workers) {
-  return infinite::build<T>(model, options, x, &versus, what, workers);
+  return infinite::whole<T>(model, options, x, &versus, what, workers);
 }
 
 #define GRADGRAM_INSTANTIATE(T)                                                                             \
+  template class InfiniteKernel<T>;                                                                         \
   template InfiniteKernels<T> infinite_kernel(const models::Model&, const models::NetworkOptions&,          \
                                               TensorView<const T>, const InfiniteOptions&, const Workers&); \
   template InfiniteKernels<T> infinite_kernel(const models::Model&, const models::NetworkOptions&,          \

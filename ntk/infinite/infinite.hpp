@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <stop_token>
 
 #include "engine/parallel.hpp"
@@ -45,5 +46,54 @@ template <class T>
 InfiniteKernels<T> infinite_kernel(const models::Model& model, const models::NetworkOptions& options,
                                    TensorView<const T> x, TensorView<const T> versus,
                                    const InfiniteOptions& what, const Workers& workers);
+
+struct IndexRange {
+  std::size_t begin = 0, end = 0;
+  bool holds(std::size_t i) const noexcept { return i >= begin && i < end; }
+};
+
+/// Where a block of entries goes; null for a kernel that was not asked for.
+template <class T>
+struct InfiniteBlock {
+  T* nngp = nullptr;
+  T* ntk = nullptr;
+  std::size_t stride = 0;  ///< between rows, in elements; at least the number of columns asked for
+};
+
+/// The same kernels, block by block: what belongs to one example is computed once, here, and any block of
+/// entries follows from it.
+///
+///     InfiniteKernel<float> kernel(model, options, x, what, workers);         // or (model, options, x, x',
+///     ...) kernel.block({0, 512}, {1024, 1536}, {.ntk = tile, .stride = 512});
+///
+/// An entry has the same bits in whatever block it is asked for, and the bits that infinite_kernel gives it;
+/// of a symmetric matrix, entries (i, j) and (j, i) are one. Vectors are computed in tiles of 256 x 256,
+/// images with flatten of 4 x 32: blocks on that grid compute nothing twice. InfiniteOptions::memory bounds
+/// what is held here, without the matrix; its progress is not read. `workers` must outlive the object; x may
+/// go. The same exceptions as infinite_kernel: those of the inputs at construction.
+template <class T>
+class InfiniteKernel {
+ public:
+  InfiniteKernel(const models::Model& model, const models::NetworkOptions& options, TensorView<const T> x,
+                 const InfiniteOptions& what, const Workers& workers);
+  InfiniteKernel(const models::Model& model, const models::NetworkOptions& options, TensorView<const T> x,
+                 TensorView<const T> versus, const InfiniteOptions& what, const Workers& workers);
+  InfiniteKernel(InfiniteKernel&&) noexcept;
+  InfiniteKernel& operator=(InfiniteKernel&&) noexcept;
+  ~InfiniteKernel();
+
+  std::size_t rows() const noexcept;
+  std::size_t columns() const noexcept;
+  /// Whether both sides are the same examples.
+  bool symmetric() const noexcept;
+  /// Fills entries [rows) x [columns) with all workers; one call at a time. Throws ArgumentError for a range
+  /// beyond the matrix, NumericError for an entry that is not finite, Cancelled.
+  void block(IndexRange rows, IndexRange columns, const InfiniteBlock<T>& out, const Progress& progress = {});
+
+  struct Implementation;
+
+ private:
+  std::unique_ptr<Implementation> implementation_;
+};
 
 }  // namespace gradgram::ntk

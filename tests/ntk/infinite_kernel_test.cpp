@@ -251,6 +251,52 @@ TEST(InfiniteKernel, CoversSeveralTilesOfVectors) {
   }
 }
 
+TEST(InfiniteKernel, PreparedBlocksHoldTheBitsOfTheWhole) {
+  std::vector<std::string> models = image_models();
+  models.push_back("flatten dense(8) gelu dense(8) tanh dense(1)");
+  for (const std::string& text : models) {
+    const std::size_t n = text.starts_with("flatten") ? 300 : 41;
+    const Tensor<float> x = normal<float>({n, 5, 4, 2}, 3);
+    const Tensor<float> y = normal<float>({n / 2, 5, 4, 2}, 4);
+    const models::Model model = models::parse(text, {5, 4, 2});
+    InfiniteOptions what;
+    what.nngp = true;
+    const Workers workers(2);
+    for (const bool symmetric : {true, false}) {
+      const auto whole =
+          symmetric ? infinite_kernel<float>(model, variances(1.9, 0.1), x.view(), what, workers)
+                    : infinite_kernel<float>(model, variances(1.9, 0.1), x.view(), y.view(), what, workers);
+      InfiniteKernel<float> prepared =
+          symmetric ? InfiniteKernel<float>(model, variances(1.9, 0.1), x.view(), what, workers)
+                    : InfiniteKernel<float>(model, variances(1.9, 0.1), x.view(), y.view(), what, workers);
+      ASSERT_EQ(prepared.symmetric(), symmetric);
+      ASSERT_EQ(prepared.rows(), n);
+      ASSERT_EQ(prepared.columns(), symmetric ? n : n / 2);
+      const std::size_t m = prepared.columns();
+      const std::vector<std::pair<IndexRange, IndexRange>> blocks = {
+          {{0, n}, {0, m}},     {{3, 11}, {1, m}},  {{n - 9, n}, {0, 7}},
+          {{0, 7}, {m - 9, m}}, {{5, 18}, {8, 13}}, {{4, 4}, {0, m}}};
+      for (const auto& [rows, columns] : blocks) {
+        const std::size_t stride = columns.end - columns.begin + 3;
+        std::vector<float> nngp((rows.end - rows.begin) * stride, -7.0F);
+        std::vector<float> ntk(nngp.size(), -7.0F);
+        prepared.block(rows, columns, {nngp.data(), ntk.data(), stride});
+        std::size_t different = 0;
+        for (std::size_t i = 0; i < rows.end - rows.begin; ++i) {
+          for (std::size_t j = 0; j < stride; ++j) {
+            const bool inside = j < columns.end - columns.begin;
+            const float a = inside ? whole.nngp(rows.begin + i, columns.begin + j) : -7.0F;
+            const float b = inside ? whole.ntk(rows.begin + i, columns.begin + j) : -7.0F;
+            different += !(nngp[i * stride + j] == a) || !(ntk[i * stride + j] == b) ? 1 : 0;
+          }
+        }
+        EXPECT_EQ(different, 0U) << text << " rows " << rows.begin << " columns " << columns.begin;
+      }
+      EXPECT_THROW(prepared.block({0, n + 1}, {0, 1}, {nullptr, nullptr, 1}), ArgumentError);
+    }
+  }
+}
+
 TEST(InfiniteKernel, IsPositiveSemidefinite) {
   for (const std::string& text : image_models()) {
     const Tensor<double> x = normal<double>({24, 5, 4, 2}, 3);

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "engine/ops/common.hpp"
 
@@ -33,76 +35,60 @@ void check(const char* op, const Shape& shape, const ConvGeometry& g) {
 template <class T>
 class MaxPoolNode final : public Node<T> {
  public:
-  MaxPoolNode(const ConvGeometry& geometry, Var x, Var y, const std::int32_t* chosen)
+  MaxPoolNode(const ConvGeometry& geometry, Var x, Var y, const T* chosen)
       : geometry_(geometry), x_(x), y_(y), chosen_(chosen) {}
 
   void jvp(Tape<T>& tape) const override {
     const auto x = tape.tangent(x_);
     if (!x) return;
+    const ConvGeometry& g = geometry_;
+    const T* in = x.data();
+    const T* chosen = chosen_;
     T* out = tape.make_tangent(y_).data();
-    each_example(tape, [&](std::size_t i, const std::int32_t* chosen) {
-      const T* in = x.data() + i * in_size();
-      for (std::size_t at = 0; at < out_size(); ++at) {
-        out[i * out_size() + at] = in[source(chosen, at)];
+    for (std::size_t i = 0; i < tape.examples(y_); ++i, in += in_size()) {
+      for (std::size_t y = 0; y < g.out_h; ++y) {
+        for (std::size_t column = 0; column < g.out_w; ++column) {
+          for (std::size_t c = 0; c < g.c_in; ++c, ++chosen) *out++ = in[source(y, column, *chosen) + c];
+        }
       }
-    });
+    }
   }
 
   void vjp(Tape<T>& tape, Sink<T>&) const override {
     const auto cotangent = tape.cotangent(y_);
     if (!cotangent || !tape.depends(x_)) return;
     const ConvGeometry& g = geometry_;
-    const bool apart = g.stride_h >= g.kernel_h && g.stride_w >= g.kernel_w && g.pad_top == 0 &&
-                       g.pad_left == 0 && g.pad_bottom == 0 && g.pad_right == 0;
+    const bool apart = g.stride_h >= g.kernel_h && g.stride_w >= g.kernel_w;
+    const bool tiles = g.stride_h == g.kernel_h && g.stride_w == g.kernel_w && g.pad_top == 0 &&
+                       g.pad_left == 0 && g.out_h * g.kernel_h == g.in_h && g.out_w * g.kernel_w == g.in_w;
     const auto target = tape.cotangent_target(x_);
-    const bool tiles = g.out_h * g.kernel_h == g.in_h && g.out_w * g.kernel_w == g.in_w;
     if (target.first && !(apart && tiles)) fill_zero(target.view.data(), target.view.size());
-    each_example(tape, [&](std::size_t i, const std::int32_t* chosen) {
-      const T* b = cotangent.data() + i * out_size();
-      T* in = target.view.data() + i * in_size();
-      if (apart && target.first) {
-        select(b, chosen, in);
-      } else {
-        for (std::size_t at = 0; at < out_size(); ++at) in[source(chosen, at)] += b[at];
-      }
-    });
+    for (std::size_t i = 0; i < tape.examples(y_); ++i) {
+      kernels<T>().max_pool_chain(g, cotangent.data() + i * out_size(), chosen_ + i * out_size(),
+                                  !(apart && target.first), target.view.data() + i * in_size());
+    }
   }
 
  private:
   std::size_t in_size() const { return geometry_.in_pixels() * geometry_.c_in; }
   std::size_t out_size() const { return geometry_.out_pixels() * geometry_.c_in; }
-  std::size_t source(const std::int32_t* chosen, std::size_t at) const {
-    return static_cast<std::size_t>(chosen[at]) * geometry_.c_in + at % geometry_.c_in;
-  }
-  template <class F>
-  void each_example(Tape<T>& tape, F&& f) const {
-    for (std::size_t i = 0; i < tape.examples(y_); ++i) f(i, chosen_ + i * out_size());
-  }
-
-  /// Windows that do not overlap: every pixel of one is written once, which vectorizes where a scatter does
-  /// not.
-  void select(const T* b, const std::int32_t* chosen, T* in) const {
+  /// Offset of the pixel that a window chose; a NaN is taken from its first pixel in the image.
+  std::size_t source(std::size_t y, std::size_t x, T chosen) const {
     const ConvGeometry& g = geometry_;
-    const std::size_t channels = g.c_in;
-    for (std::size_t y = 0; y < g.out_h; ++y) {
-      for (std::size_t x = 0; x < g.out_w; ++x, b += channels, chosen += channels) {
-        const Window w = window(g, y, x);
-        for (std::size_t r = w.top; r < w.bottom; ++r) {
-          for (std::size_t c = w.left; c < w.right; ++c) {
-            const std::size_t pixel = r * g.in_w + c;
-            const auto mine = static_cast<std::int32_t>(pixel);
-            T* const out = in + pixel * channels;
-            for (std::size_t k = 0; k < channels; ++k) out[k] = chosen[k] == mine ? b[k] : T(0);
-          }
-        }
-      }
+    if (std::isnan(chosen)) {
+      const Window w = window(g, y, x);
+      return (w.top * g.in_w + w.left) * g.c_in;
     }
+    const auto place = static_cast<std::size_t>(chosen);
+    const std::size_t row = y * g.stride_h + place / g.kernel_w - g.pad_top;
+    const std::size_t column = x * g.stride_w + place % g.kernel_w - g.pad_left;
+    return (row * g.in_w + column) * g.c_in;
   }
 
   ConvGeometry geometry_;
   Var x_;
   Var y_;
-  const std::int32_t* chosen_;
+  const T* chosen_;
 };
 
 /// out [n, out_h, out_w, c] = means over windows.
@@ -179,36 +165,20 @@ Var max_pool(Tape<T>& tape, Var x, const ConvGeometry& geometry) {
   };
   require_pad("height", std::max(g.pad_top, g.pad_bottom), g.kernel_h);
   require_pad("width", std::max(g.pad_left, g.pad_right), g.kernel_w);
-  if (g.in_pixels() > static_cast<std::size_t>(INT32_MAX)) {
-    mismatch("max_pool", "input pixels", g.in_pixels(), "what an int32 index can hold", INT32_MAX);
+  // Places in a window are kept as T.
+  const std::size_t most = std::size_t{1} << std::numeric_limits<T>::digits;
+  if (g.kernel_h * g.kernel_w > most) {
+    mismatch("max_pool", "pixels of a window", g.kernel_h * g.kernel_w, "what its number format can count",
+             most);
   }
   const std::size_t n = tape.examples(x);
-  const std::size_t channels = g.c_in;
-  const Var result = tape.emit(Shape{n, g.out_h, g.out_w, channels}, tape.depends(x));
-  auto* const chosen = static_cast<std::int32_t*>(
-      tape.arena().allocate(checked_multiply(tape.value(result).size(), sizeof(std::int32_t), "max_pool")));
-  const auto& kernel = kernels<T>();
-  const T* in = tape.value(x).data();
-  T* out = tape.mutable_value(result).data();
-  std::int32_t* index = chosen;
-  for (std::size_t i = 0; i < n; ++i, in += g.in_pixels() * channels) {
-    for (std::size_t y = 0; y < g.out_h; ++y) {
-      for (std::size_t column = 0; column < g.out_w; ++column, out += channels, index += channels) {
-        const Window w = window(g, y, column);
-        const T* best = in + (w.top * g.in_w + w.left) * channels;
-        std::fill_n(index, channels, static_cast<std::int32_t>(w.top * g.in_w + w.left));
-        for (std::size_t r = w.top; r < w.bottom; ++r) {
-          for (std::size_t c = w.left; c < w.right; ++c) {
-            if (r == w.top && c == w.left) continue;
-            const std::size_t pixel = r * g.in_w + c;
-            kernel.max_step(best, in + pixel * channels, out, index, static_cast<std::int32_t>(pixel),
-                            channels);
-            best = out;
-          }
-        }
-        if (best != out) copy(best, out, channels);
-      }
-    }
+  const Var result = tape.emit(Shape{n, g.out_h, g.out_w, g.c_in}, tape.depends(x));
+  T* const chosen = tape.arena().template tensor<T>(tape.shape(result)).data();
+  const std::size_t in = g.in_pixels() * g.c_in;
+  const std::size_t out = g.out_pixels() * g.c_in;
+  for (std::size_t i = 0; i < n; ++i) {
+    kernels<T>().max_pool(g, false, tape.value(x).data() + i * in,
+                          tape.mutable_value(result).data() + i * out, chosen + i * out);
   }
   if (tape.depends(result)) tape.record(MaxPoolNode<T>(geometry, x, result, chosen));
   return result;

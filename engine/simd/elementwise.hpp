@@ -67,19 +67,6 @@ double dot(const T* x, const T* y, std::size_t n) noexcept {
 }
 
 template <class T>
-void max_step(const T* a, const T* b, T* out, std::int32_t* index, std::int32_t candidate,
-              std::size_t n) noexcept {
-  for (std::size_t i = 0; i < n; ++i) index[i] = b[i] > a[i] ? candidate : index[i];
-  map(
-      out, n,
-      [](const Batch<T>& best, const Batch<T>& next) {
-        // `best` stays when it is NaN (the comparison fails); a NaN in `next` has to be let in.
-        return xsimd::select((next > best) || xsimd::isnan(next), next, best);
-      },
-      a, b);
-}
-
-template <class T>
 double fma_peak(std::size_t iterations, T* sink) noexcept {
   constexpr std::size_t kChains = 12;
   // Tends to 1, so that nothing overflows or becomes subnormal.

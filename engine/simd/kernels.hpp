@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "engine/convolution.hpp"
+
 namespace gradgram::simd {
 
 /// Elementwise nonlinearities with a vectorized value and derivative.
@@ -76,10 +78,15 @@ struct KernelTable {
   void (*axpy)(T alpha, const T* x, T* y, std::size_t n) noexcept;
   /// sum x[i] y[i], products and sums in f64, fixed order.
   double (*dot)(const T* x, const T* y, std::size_t n) noexcept;
-  /// out[c] = max(a[c], b[c]) and index[c] = b[c] > a[c] ? candidate : index[c]; the step of a max pooling.
-  /// out may be a. A NaN in a or b reaches out.
-  void (*max_step)(const T* a, const T* b, T* out, std::int32_t* index, std::int32_t candidate,
-                   std::size_t n) noexcept;
+  /// One image's windows: out [out_h, out_w, c] = maxima, chosen [out_h, out_w, c] = the place of the first
+  /// largest in its window (row * kernel_w + column), as T. With `rectify` max(0, maximum), and chosen is -1
+  /// where nothing exceeds 0. A NaN in a window becomes its maximum and its place. Every window must see the
+  /// image.
+  void (*max_pool)(const ConvGeometry&, bool rectify, const T* in, T* out, T* chosen) noexcept;
+  /// in (+)= the cotangents of the maxima at the places chosen (0 elsewhere; NaN all over a window whose
+  /// place is NaN). Without `accumulate` windows must not overlap, and pixels in no window are left alone.
+  void (*max_pool_chain)(const ConvGeometry&, const T* cotangent, const T* chosen, bool accumulate,
+                         T* in) noexcept;
   /// Packs `rows` rows of `depth` elements, source[i * stride + k], for gram_product: groups of rows, within
   /// a group k-major. Writes `depth` times `rows` rounded up to kGramPadding elements at the most; zeros
   /// stand for missing rows of a group.

@@ -354,33 +354,105 @@ TYPED_TEST(Kernels, DotAccumulatesInDouble) {
   });
 }
 
-TYPED_TEST(Kernels, MaxStepKeepsTheFirstMaximumAndNaN) {
+// ---- max_pool
+// ----------------------------------------------------------------------------------------------
+
+/// The place and value that a window gives, read one by one; false when the window holds a NaN.
+template <class T>
+bool plain_window(const ConvGeometry& g, const Guarded<T>& in, std::size_t y, std::size_t x, std::size_t c,
+                  bool rectify, T& best, T& place) {
+  best = rectify ? T(0) : -kInfinity<T>;
+  place = T(-1);
+  for (std::size_t a = 0; a < g.kernel_h; ++a) {
+    for (std::size_t b = 0; b < g.kernel_w; ++b) {
+      const long row = long(y * g.stride_h + a) - long(g.pad_top);
+      const long column = long(x * g.stride_w + b) - long(g.pad_left);
+      if (row < 0 || column < 0 || row >= long(g.in_h) || column >= long(g.in_w)) continue;
+      const T value = in[(std::size_t(row) * g.in_w + std::size_t(column)) * g.c_in + c];
+      if (std::isnan(value)) return false;
+      if (value > best || (!rectify && place == T(-1))) {
+        best = value;
+        place = static_cast<T>(a * g.kernel_w + b);
+      }
+    }
+  }
+  return true;
+}
+
+TYPED_TEST(Kernels, MaxPoolKeepsTheFirstMaximumAndNaN) {
   using T = TypeParam;
+  const Padding one{.kind = Padding::Kind::Explicit, .amount = 1};
   this->each([&](const simd::KernelTable<T>& table) {
-    for (const std::size_t n : sizes(table.vector_length)) {
-      Guarded<T> a = this->integers(n, 1);
-      Guarded<T> b = this->integers(n);
-      Guarded<std::int32_t> index(n, 1);
-      for (std::size_t i = 0; i < n; ++i) {
-        index[i] = 5;
-        if (i % 7 == 1) a[i] = kNaN<T>;
-        if (i % 7 == 2) b[i] = kNaN<T>;
-        if (i % 7 == 3) a[i] = -kInfinity<T>;
-      }
-      Guarded<T> out(n);
-      table.max_step(a.data(), b.data(), out.data(), index.data(), 9, n);
-      for (std::size_t i = 0; i < n; ++i) {
-        if (std::isnan(a[i]) || std::isnan(b[i])) {
-          EXPECT_TRUE(std::isnan(out[i])) << i;
-        } else {
-          EXPECT_EQ(out[i], std::max(a[i], b[i])) << i;
+    for (const std::size_t channels : sizes(table.vector_length)) {
+      if (channels == 0) continue;
+      for (const ConvGeometry& g :
+           {conv_geometry(4, 6, channels, channels, 2, 2, 2, 2, {}),
+            conv_geometry(5, 7, channels, channels, 3, 2, 2, 1, one),
+            conv_geometry(5, 7, channels, channels, 2, 3, 3, 4, {.kind = Padding::Kind::Valid})}) {
+        const std::size_t size = g.out_pixels() * channels;
+        for (const bool rectify : {false, true}) {
+          Guarded<T> in = this->integers(g.in_pixels() * channels, 1);
+          for (std::size_t i = 0; i < in.size(); ++i) {
+            if (i % 23 == 5) in[i] = kNaN<T>;
+            if (i % 7 == 3) in[i] = -kInfinity<T>;
+          }
+          Guarded<T> out(size, 3);
+          Guarded<T> chosen(size);
+          table.max_pool(g, rectify, in.data(), out.data(), chosen.data());
+          ASSERT_TRUE(out.intact() && chosen.intact());
+          const Guarded<T> cotangent = this->integers(size, 1);
+          const Guarded<T> before = this->integers(in.size());
+          Guarded<T> sums = before;
+          table.max_pool_chain(g, cotangent.data(), chosen.data(), true, sums.data());
+          Guarded<T> expected = before;
+          Guarded<T> plain(in.size());
+          Guarded<T> stored = plain;
+          std::size_t at = 0;
+          for (std::size_t y = 0; y < g.out_h; ++y) {
+            for (std::size_t x = 0; x < g.out_w; ++x) {
+              for (std::size_t c = 0; c < channels; ++c, ++at) {
+                T best{};
+                T place{};
+                const bool numbers = plain_window<T>(g, in, y, x, c, rectify, best, place);
+                if (numbers) {
+                  ASSERT_EQ(out[at], best);
+                  ASSERT_EQ(chosen[at], place);
+                } else {
+                  ASSERT_TRUE(std::isnan(out[at]) && std::isnan(chosen[at]));
+                }
+                for (std::size_t a = 0; a < g.kernel_h; ++a) {
+                  for (std::size_t b = 0; b < g.kernel_w; ++b) {
+                    const std::size_t row = y * g.stride_h + a - g.pad_top;
+                    const std::size_t column = x * g.stride_w + b - g.pad_left;
+                    if (row >= g.in_h || column >= g.in_w) continue;
+                    const bool mine = place == static_cast<T>(a * g.kernel_w + b);
+                    const T share = !numbers ? kNaN<T> : mine ? cotangent[at] : T(0);
+                    const std::size_t pixel = (row * g.in_w + column) * channels + c;
+                    expected[pixel] += share;
+                    plain[pixel] = share;
+                  }
+                }
+              }
+            }
+          }
+          const auto same = [](const Guarded<T>& a, const Guarded<T>& b) {
+            for (std::size_t i = 0; i < a.size(); ++i) {
+              if (!(a[i] == b[i] || (std::isnan(a[i]) && std::isnan(b[i])))) return false;
+            }
+            return a.intact() && b.intact();
+          };
+          EXPECT_TRUE(same(sums, expected));
+          if (g.stride_h >= g.kernel_h && g.stride_w >= g.kernel_w) {
+            table.max_pool_chain(g, cotangent.data(), chosen.data(), false, stored.data());
+            EXPECT_TRUE(same(stored, plain));
+          }
+          // Negative control: another place is seen.
+          for (std::size_t i = 0; i < size; ++i) chosen[i] = chosen[i] == T(1) ? T(0) : T(1);
+          sums = before;
+          table.max_pool_chain(g, cotangent.data(), chosen.data(), true, sums.data());
+          EXPECT_FALSE(same(sums, expected));
         }
-        EXPECT_EQ(index[i], b[i] > a[i] ? 9 : 5) << i;
       }
-      EXPECT_TRUE(out.intact() && index.intact());
-      Guarded<T> in_place = a;
-      table.max_step(in_place.data(), b.data(), in_place.data(), index.data(), 9, n);
-      EXPECT_EQ(std::memcmp(in_place.data(), out.data(), n * sizeof(T)), 0);
     }
   });
 }

@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <memory>
 #include <numeric>
@@ -15,6 +17,7 @@
 #include <ostream>
 #include <set>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include "engine/file.hpp"
@@ -548,6 +551,19 @@ NpyArray parse_npy(std::span<const std::byte> bytes, const std::string& name) {
   const std::span<const std::byte> elements = bytes.subspan(header.begin);
   check_size(header, elements.size(), name);
   return assemble(std::move(header), {elements.begin(), elements.end()});
+}
+
+NpyLayout read_npy_layout(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file)
+    throw IoError(fmt::format("{}: cannot open: {}", path.string(), std::generic_category().message(errno)));
+  std::vector<std::byte> bytes(kLongestHeader + 12);
+  file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  if (file.bad())
+    throw IoError(fmt::format("{}: cannot read: {}", path.string(), std::generic_category().message(errno)));
+  bytes.resize(static_cast<std::size_t>(file.gcount()));
+  Header header = parse_header(bytes, path.string());
+  return {header.type, header.fortran, std::move(header.shape), header.begin};
 }
 
 NpyArray read_npy(const std::filesystem::path& path) {

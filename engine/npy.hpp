@@ -47,6 +47,16 @@ NpyArray parse_npy(std::span<const std::byte> bytes, const std::string& name);
 std::map<std::string, NpyArray> read_npz(const std::filesystem::path& path);
 std::map<std::string, NpyArray> parse_npz(std::span<const std::byte> bytes, const std::string& name);
 
+/// What the header of an .npy file says; the elements are not looked at.
+struct NpyLayout {
+  NpyType type = NpyType::F8;
+  bool fortran = false;
+  std::vector<std::size_t> shape;
+  std::size_t begin = 0;  ///< offset of the first element
+};
+/// For readers that map a file or read it piece by piece. Throws IoError, FormatError.
+NpyLayout read_npy_layout(const std::filesystem::path& path);
+
 /// What stands in front of the row-major elements of an .npy file of this type and shape (up to rank 5); a
 /// multiple of 64 bytes. For writers that fill a file piece by piece.
 std::string npy_header(NpyType type, std::span<const std::size_t> shape);

@@ -85,6 +85,19 @@ Tensor<double> evolve(const Spectrum& spectrum, const Tensor<double>& along, std
 
 }  // namespace
 
+Tensor<double> apply_function(const Spectrum& spectrum, std::span<const double> factors,
+                              TensorView<const double> values) {
+  require_pairs(spectrum, "apply_function");
+  const std::size_t columns = columns_of(values, spectrum.n, "apply_function", "values");
+  if (factors.size() != spectrum.n) {
+    throw ShapeError("apply_function: factors (" + std::to_string(factors.size()) +
+                     ") must be n = " + std::to_string(spectrum.n));
+  }
+  Tensor<double> result = evolve(spectrum, coefficients(spectrum, values, columns), columns, 1,
+                                 [&](std::size_t, std::size_t i) { return factors[i]; });
+  return Tensor<double>(Shape{spectrum.n, columns}, result.span());
+}
+
 Tensor<double> linearized_residuals(const Spectrum& spectrum, TensorView<const double> residual,
                                     std::span<const double> eta_t) {
   require_pairs(spectrum, "linearized_residuals");

@@ -10,6 +10,11 @@
 
 namespace gradgram::ntk {
 
+/// U^T diag(factors) U values: a function of K applied to values [n, C] (or [n]), one factor per eigenpair.
+/// Returns [n, C]. Needs all eigenpairs; 4 n^2 C FLOP. Throws ShapeError, ArgumentError.
+Tensor<double> apply_function(const Spectrum& spectrum, std::span<const double> factors,
+                              TensorView<const double> values);
+
 /// Residuals of the linearized network under gradient flow on 1/2 ||r||^2: r(t) = exp(-eta K t) r(0) for each
 /// time eta_t = eta * t >= 0; residual [n] or [n, C] (the same K for each column). Returns [times, n, C].
 /// Needs all eigenpairs; 4 n^2 C FLOP per time. Eigenvalues that are negative within their error bar count as

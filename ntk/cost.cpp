@@ -1,6 +1,8 @@
 #include "ntk/cost.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <string>
 
 #include "engine/error.hpp"
 #include "ntk/position_gram.hpp"
@@ -8,33 +10,262 @@
 namespace gradgram::ntk {
 namespace {
 
-/// An addition in f64 of the sum over taps costs about as much as this many multiply-adds of a product.
-constexpr double kTapCost = 8;
 /// Working memory of the position Gram way, per worker, beyond which it is not chosen by price.
 constexpr std::size_t kPositionBytes = std::size_t{64} << 20;
-
-/// Pairs that share the forming of an example's gradient. A constant, so that a part of a kernel is computed
-/// the way of the whole and has its bits.
+/// What the ways are compared for when memory is free: examples that share the forming of one's gradient, and
+/// rows on a side of a tile. Constants, so that a part of a kernel is computed the way of the whole and has
+/// its bits.
 constexpr double kPairs = 1000;
+constexpr double kSide = 336;
+/// Other ways are taken for want of memory only where they are that much faster: they change the bits.
+constexpr double kWorthwhile = 0.9;
 
-/// Multiply-adds for one pair of examples, the forming of gradients shared out over an example's pairs.
-double materialize_cost(const PlannedUse& use, const PlanRequest& request) {
-  const double weights = static_cast<double>(use.d_in) * static_cast<double>(use.d_out);
-  const double seeds = static_cast<double>(request.seeds);
-  const double forming = seeds * static_cast<double>(use.positions) * weights / kPairs;
-  return (request.full ? seeds * seeds : seeds) * weights + forming;
+double real(std::size_t value) {
+  return static_cast<double>(value);
 }
 
-double position_cost(const PlannedUse& use, const PlanRequest& request) {
-  const ConvGeometry g = use.position_geometry();
-  const auto square = [](std::size_t pixels) {
-    return static_cast<double>(pixels) * static_cast<double>(pixels);
+double square(double value) {
+  return value * value;
+}
+
+/// What is contracted: pairs of examples, and the sides of all tiles (examples that are packed).
+struct Work {
+  double passed = 0;  ///< examples, counted as often as they are passed
+  double pairs = 0;
+  double sides = 0;
+  std::size_t blocks = 0;
+  std::size_t tiles = 0;
+};
+
+void add_rectangle(std::size_t rows, std::size_t columns, std::size_t tile, Work& work) {
+  const std::size_t down = (rows + tile - 1) / tile;
+  const std::size_t across = (columns + tile - 1) / tile;
+  work.pairs += real(rows) * real(columns);
+  work.sides += real(rows) * real(across) + real(columns) * real(down);
+  work.tiles += down * across;
+}
+
+void add_triangle(std::size_t n, std::size_t tile, Work& work) {
+  const std::size_t down = (n + tile - 1) / tile;
+  work.pairs += real(n) * (real(n) + 1) / 2;
+  work.sides += real(n) * real(down);
+  work.tiles += down * (down + 1) / 2;
+}
+
+Work work_of(const Plan& plan) {
+  Work work;
+  const std::size_t rows = plan.request.rows;
+  for (std::size_t begin = 0; begin < rows; begin += plan.resident) {
+    const std::size_t count = std::min(plan.resident, rows - begin);
+    ++work.blocks;
+    work.passed += real(count);
+    if (plan.request.symmetric) add_triangle(count, plan.tile, work);
+    const std::size_t stream = plan.request.symmetric ? begin : plan.request.columns;
+    if (stream == 0) continue;
+    work.passed += real(stream);
+    const std::size_t whole = stream / plan.streamed;
+    Work part;
+    add_rectangle(count, plan.streamed, plan.tile, part);
+    work.pairs += real(whole) * part.pairs;
+    work.sides += real(whole) * part.sides;
+    work.tiles += whole * part.tiles;
+    if (stream % plan.streamed != 0) add_rectangle(count, stream % plan.streamed, plan.tile, work);
+  }
+  return work;
+}
+
+/// The measured geometry that is most like this one; sizes in powers of two, another window or stride counts
+/// as much as four times the size.
+const ConvolutionRate& nearest(const PrecisionRates& rates, const ConvGeometry& g) {
+  const auto apart = [](std::size_t a, std::size_t b) {
+    return std::abs(std::log2(real(std::max<std::size_t>(a, 1)) / real(std::max<std::size_t>(b, 1))));
   };
-  const double seeds = static_cast<double>(request.seeds);
-  const double taps = static_cast<double>(g.kernel_h + g.kernel_w + 2) *
-                      square(std::max(g.in_pixels(), g.out_pixels())) * kTapCost;
-  return square(g.in_pixels()) * static_cast<double>(g.c_in) + taps +
-         (request.full ? seeds * seeds : seeds) * square(g.out_pixels()) * static_cast<double>(g.c_out);
+  const auto distance = [&](const ConvolutionRate& rate) {
+    return apart(g.c_in, rate.c_in) + apart(g.c_out, rate.c_out) +
+           0.5 * apart(g.in_pixels(), rate.side * rate.side) + 2 * apart(g.stride_h, rate.stride) +
+           2 * apart(g.kernel_h * g.kernel_w, rate.kernel * rate.kernel);
+  };
+  return *std::min_element(
+      rates.convolutions.begin(), rates.convolutions.end(),
+      [&](const ConvolutionRate& a, const ConvolutionRate& b) { return distance(a) < distance(b); });
+}
+
+/// Prices of one request, in seconds of one worker.
+class Prices {
+ public:
+  Prices(const PlanRequest& request, std::size_t element_bytes)
+      : rates_(request.rates.of(element_bytes)),
+        bytes_(real(element_bytes)),
+        group_(request.full ? real(request.seeds) : 1),
+        per_row_(request.full ? 1 : real(request.seeds)),
+        seeds_(real(request.seeds)) {}
+
+  /// Useful FLOP of one pair of examples.
+  double flop(const PlannedUse& use, Way way) const {
+    const double cotangents = square(group_) * per_row_;
+    const double in = real(use.d_in);
+    const double out = real(use.d_out);
+    switch (way) {
+      case Way::Materialize:
+        return 2 * cotangents * row_width(use);
+      case Way::Outer:
+        return 2 * (in + cotangents * out);
+      case Way::PositionGram: {
+        const ConvGeometry g = use.position_geometry();
+        return 2 * (square(real(g.in_pixels())) * real(g.c_in) +
+                    cotangents * square(real(g.out_pixels())) * real(g.c_out));
+      }
+    }
+    return 0;
+  }
+
+  double contraction(const PlannedUse& use, Way way, double pairs, double sides) const {
+    const double product = pairs * flop(use, way);
+    const double entries = pairs * square(group_) / rates_.entries;
+    switch (way) {
+      case Way::Materialize:
+        return product / rates_.gram + sides * group_ * per_row_ * row_width(use) * bytes_ / rates_.pack;
+      case Way::Outer:
+        return product / rates_.gram + entries +
+               sides * (real(use.d_in) + group_ * per_row_ * real(use.d_out)) * bytes_ / rates_.pack;
+      case Way::PositionGram: {
+        const ConvGeometry g = use.position_geometry();
+        const double additions =
+            real(g.kernel_h + g.kernel_w) * square(real(std::max(g.in_pixels(), g.out_pixels()))) +
+            2 * square(group_) * square(real(g.out_pixels()));
+        return product / rates_.position + pairs * additions / rates_.taps + entries;
+      }
+    }
+    return 0;
+  }
+
+  /// Of one example, all seeds.
+  double forming(const PlannedUse& use, Way way) const {
+    if (way != Way::Materialize) {
+      return 2 * bytes_ * (real(use.input_size()) + seeds_ * real(use.cotangent_size())) / rates_.bandwidth;
+    }
+    const double flop = seeds_ * use_flop(use);
+    const double written = seeds_ * 2 * bytes_ * real(use.d_in) * real(use.d_out) / rates_.bandwidth;
+    if (use.convolution) return flop / nearest(rates_, use.geometry).weight_gradient;
+    return flop / rates_.gemm + written;
+  }
+
+  /// Of one example among `block` on a tape.
+  double forward(const PlannedUse& use, std::size_t block) const {
+    return affine(use, block, use.convolution ? nearest(rates_, use.geometry).forward : rates_.gemm) +
+           elementwise(use);
+  }
+  /// All seeds. The inputs of the network have no cotangent.
+  double reverse(const PlannedUse& use, std::size_t block, bool first_layer) const {
+    const double rate = use.convolution ? nearest(rates_, use.geometry).reverse : rates_.gemm;
+    return seeds_ * ((first_layer ? 0 : affine(use, block, rate)) + elementwise(use));
+  }
+  double pass_flop(const PlannedUse& use, bool first_layer) const {
+    return use_flop(use) * (1 + (first_layer ? 0 : seeds_));
+  }
+
+  std::size_t factor_bytes(const PlannedUse& use, Way way) const {
+    const double rows = way == Way::Materialize
+                            ? seeds_ * row_width(use)
+                            : real(use.input_size()) + seeds_ * real(use.cotangent_size());
+    return static_cast<std::size_t>(bytes_ * rows);
+  }
+
+  double tile_entries(double pairs) const { return pairs * square(group_) / rates_.entries; }
+
+ private:
+  /// Columns of a materialized row; those of a shared parameter belong to its first use.
+  static double row_width(const PlannedUse& use) {
+    return (use.weight_first ? real(use.d_in) * real(use.d_out) : 0) +
+           (use.bias != kNoParameter && use.bias_first ? real(use.d_out) : 0);
+  }
+  static double use_flop(const PlannedUse& use) {
+    return 2 * real(use.positions) * real(use.d_in) * real(use.d_out);
+  }
+  double affine(const PlannedUse& use, std::size_t block, double rate) const {
+    const double weights = 2 * bytes_ * real(use.d_in) * real(use.d_out) / real(block) / rates_.bandwidth;
+    return use_flop(use) / rate + (use.convolution ? 0 : weights);
+  }
+  double elementwise(const PlannedUse& use) const {
+    return bytes_ * real(use.input_size() + use.cotangent_size()) / rates_.elementwise;
+  }
+
+  const PrecisionRates& rates_;
+  double bytes_, group_, per_row_, seeds_;
+};
+
+/// Pieces of equal size on so many workers: how much longer than if they could be divided.
+double imbalance(std::size_t pieces, std::size_t workers) {
+  const std::size_t rounds = (pieces + workers - 1) / workers;
+  return pieces == 0 ? 1 : real(rounds) * real(workers) / real(pieces);
+}
+
+PlanCost cost_of(const Plan& plan, const Work& work, bool contracted) {
+  const Prices prices(plan.request, plan.element_bytes);
+  const std::vector<bool> shared = shared_uses(plan.uses, plan.parameter_sizes.size());
+  PlanCost cost;
+  const std::size_t examples = plan.request.rows + (plan.request.symmetric ? 0 : plan.request.columns);
+  cost.passed = work.passed / real(examples);
+  cost.blocks = work.blocks;
+  cost.tiles = work.tiles;
+  cost.contraction = prices.tile_entries(work.pairs);
+  for (std::size_t u = 0; u < plan.uses.size(); ++u) {
+    const PlannedUse& use = plan.uses[u];
+    // Uses are reported in the order of the reverse pass.
+    const bool first_layer = u + 1 == plan.uses.size();
+    UseCost price;
+    price.pass_flop = work.passed * prices.pass_flop(use, first_layer);
+    price.forward = work.passed * prices.forward(use, plan.tape_block);
+    price.reverse = work.passed * prices.reverse(use, plan.tape_block, first_layer);
+    for (const Way way : possible_ways(use, shared[u])) {
+      WayCost one;
+      one.way = way;
+      one.forming = work.passed * prices.forming(use, way);
+      one.bytes = prices.factor_bytes(use, way);
+      if (contracted) {
+        one.flop = work.pairs * prices.flop(use, way);
+        one.contraction = prices.contraction(use, way, work.pairs, work.sides);
+      }
+      if (way == use.way) {
+        price.chosen = one;
+      } else if (contracted) {
+        price.others.push_back(one);
+      }
+    }
+    cost.pass_flop += price.pass_flop;
+    cost.flop += price.chosen.flop;
+    cost.forming += price.chosen.forming;
+    cost.passes += price.forward + price.reverse + price.chosen.forming;
+    cost.contraction += price.chosen.contraction;
+    cost.uses.push_back(std::move(price));
+  }
+  const std::size_t workers = plan.request.workers;
+  const double together = real(workers) * (workers > 1 ? plan.request.rates.together : 1);
+  const auto blocks = static_cast<std::size_t>(work.passed / real(plan.tape_block)) + 1;
+  cost.wall = (cost.passes * imbalance(blocks, workers) + cost.contraction * imbalance(work.tiles, workers)) /
+              together;
+  return cost;
+}
+
+/// f(uses) for every set of ways that differs from `uses` in one use.
+template <class F>
+void each_change(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse> uses,
+                 F f) {
+  const std::vector<bool> shared = shared_uses(uses, profile.parameter_sizes.size());
+  for (std::size_t u = 0; u < uses.size(); ++u) {
+    const std::string& name = profile.parameter_names[uses[u].weight];
+    if (std::any_of(request.ways.begin(), request.ways.end(),
+                    [&](const auto& forced) { return forced.first == name; })) {
+      continue;
+    }
+    const Way before = uses[u].way;
+    for (const Way way : possible_ways(uses[u], shared[u])) {
+      if (way == before) continue;
+      uses[u].way = way;
+      f(uses);
+    }
+    uses[u].way = before;
+  }
 }
 
 }  // namespace
@@ -47,27 +278,47 @@ std::size_t position_bytes(const PlannedUse& use, const PlanRequest& request, st
              : PositionGram<double>::scratch_bytes(use.position_geometry(), group, seeds);
 }
 
-void choose_ways(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse>& uses) {
-  std::vector<std::size_t> count(profile.parameter_sizes.size(), 0);
+std::vector<Way> possible_ways(const PlannedUse& use, bool shared) {
+  // Shared parameters are materialized: the sum of the gradients over the uses holds the cross terms by
+  // construction.
+  if (shared) return {Way::Materialize};
+  if (!use.convolution && use.positions == 1) return {Way::Materialize, Way::Outer, Way::PositionGram};
+  return {Way::Materialize, Way::PositionGram};
+}
+
+std::vector<bool> shared_uses(const std::vector<PlannedUse>& uses, std::size_t parameters) {
+  std::vector<std::size_t> count(parameters, 0);
   for (const PlannedUse& use : uses) {
     ++count[use.weight];
     if (use.bias != kNoParameter) ++count[use.bias];
   }
-  const auto shared = [&](const PlannedUse& use) {
-    return count[use.weight] > 1 || (use.bias != kNoParameter && count[use.bias] > 1);
-  };
-  for (PlannedUse& use : uses) {
-    // Shared parameters are materialized: the sum of the gradients over the uses holds the cross terms by
-    // construction.
-    if (shared(use)) {
-      use.way = Way::Materialize;
-    } else if (!use.convolution && use.positions == 1) {
+  std::vector<bool> shared;
+  for (const PlannedUse& use : uses) {
+    shared.push_back(count[use.weight] > 1 || (use.bias != kNoParameter && count[use.bias] > 1));
+  }
+  return shared;
+}
+
+void choose_ways(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse>& uses) {
+  const std::vector<bool> shared = shared_uses(uses, profile.parameter_sizes.size());
+  const Prices prices(request, profile.element_bytes);
+  for (std::size_t u = 0; u < uses.size(); ++u) {
+    PlannedUse& use = uses[u];
+    if (!shared[u] && !use.convolution && use.positions == 1) {
       use.way = Way::Outer;
-    } else {
-      use.way = position_cost(use, request) < materialize_cost(use, request) &&
-                        position_bytes(use, request, profile.element_bytes) <= kPositionBytes
-                    ? Way::PositionGram
-                    : Way::Materialize;
+      continue;
+    }
+    double least = 0;
+    use.way = Way::Materialize;
+    for (const Way way : possible_ways(use, shared[u])) {
+      if (way == Way::PositionGram && position_bytes(use, request, profile.element_bytes) > kPositionBytes) {
+        continue;
+      }
+      const double seconds = prices.contraction(use, way, 1, 2 / kSide) + prices.forming(use, way) / kPairs;
+      if (way == Way::Materialize || seconds < least) {
+        least = seconds;
+        use.way = way;
+      }
     }
   }
   for (const auto& [name, way] : request.ways) {
@@ -75,21 +326,82 @@ void choose_ways(const ModuleProfile& profile, const PlanRequest& request, std::
         std::find(profile.parameter_names.begin(), profile.parameter_names.end(), name) -
         profile.parameter_names.begin());
     bool found = false;
-    for (PlannedUse& use : uses) {
-      if (use.weight != parameter) continue;
+    for (std::size_t u = 0; u < uses.size(); ++u) {
+      if (uses[u].weight != parameter) continue;
       found = true;
-      if (way != Way::Materialize && shared(use)) {
-        throw ArgumentError("kernel: the way of " + name +
-                            " must be Materialize: it is used several times, or its bias is");
+      const std::vector<Way> possible = possible_ways(uses[u], shared[u]);
+      if (std::find(possible.begin(), possible.end(), way) == possible.end()) {
+        std::string choices;
+        for (const Way choice : possible)
+          choices.append(choices.empty() ? "" : " or ").append(way_name(choice));
+        throw ArgumentError(
+            "kernel: the way of " + name + " cannot be " + std::string(way_name(way)) +
+            (shared[u] ? ", because it or its bias is used several times"
+                       : ", because it is used at " + std::to_string(uses[u].positions) + " positions") +
+            "; it can be " + choices);
       }
-      if (way == Way::Outer && (use.convolution || use.positions != 1)) {
-        throw ArgumentError("kernel: the way of " + name + " cannot be Outer: it is used at " +
-                            std::to_string(use.positions) + " positions");
-      }
-      use.way = way;
+      uses[u].way = way;
     }
-    if (!found) throw ArgumentError("kernel: a way is given for " + name + ", which is no weight");
+    if (!found) {
+      std::string names;
+      for (auto use = uses.rbegin(); use != uses.rend(); ++use) {
+        if (use->weight_first) {
+          names.append(names.empty() ? "" : ", ").append(profile.parameter_names[use->weight]);
+        }
+      }
+      throw ArgumentError("kernel: a way is given for " + name + ", which is no weight; the weights are " +
+                          names);
+    }
   }
+}
+
+Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request) {
+  std::vector<PlannedUse> uses = profile.uses;
+  choose_ways(profile, request, uses);
+  Plan best = least_plan(profile, request, uses);
+  // When even the smallest blocks are too large, other ways may still fit.
+  while (best.total_bytes() > request.memory) {
+    const std::size_t before = best.total_bytes();
+    each_change(profile, request, best.uses, [&](const std::vector<PlannedUse>& changed) {
+      Plan plan = least_plan(profile, request, changed);
+      if (plan.total_bytes() < best.total_bytes()) best = std::move(plan);
+    });
+    if (best.total_bytes() == before) break;
+  }
+  best = plan_blocks(profile, request, best.uses);
+  if (best.resident >= request.rows) return best;
+  // Not everything fits: ways that hold less repeat fewer passes.
+  double seconds = plan_cost(best).wall;
+  for (bool better = true; better;) {
+    better = false;
+    Plan next = best;
+    double least = seconds * kWorthwhile;
+    each_change(profile, request, best.uses, [&](const std::vector<PlannedUse>& changed) {
+      if (least_plan(profile, request, changed).total_bytes() > request.memory) return;
+      Plan plan = plan_blocks(profile, request, changed);
+      const double wall = plan_cost(plan).wall;
+      if (!(wall < least)) return;
+      least = wall;
+      next = std::move(plan);
+      better = true;
+    });
+    if (better) {
+      best = std::move(next);
+      seconds = least;
+    }
+  }
+  return best;
+}
+
+PlanCost plan_cost(const Plan& plan) {
+  return cost_of(plan, work_of(plan), true);
+}
+
+PlanCost diagonal_cost(const Plan& plan) {
+  Work work;
+  work.passed = real(plan.request.rows);
+  work.blocks = 1;
+  return cost_of(plan, work, false);
 }
 
 }  // namespace gradgram::ntk

@@ -5,14 +5,54 @@
 
 #include "ntk/plan.hpp"
 
-/// What the ways to contract a parameter use cost, and which is chosen.
+/// What the ways to contract cost, by the rates of a plan's request, and which are chosen.
 namespace gradgram::ntk {
 
 /// Working memory of the position Gram way for this use, per worker.
 std::size_t position_bytes(const PlannedUse& use, const PlanRequest& request, std::size_t element_bytes);
 
-/// Chooses the way of every use. Throws ArgumentError when a forced way names no weight or one that cannot be
-/// contracted so.
+/// The ways that this use can be contracted. `shared`: its weight or its bias has another use.
+std::vector<Way> possible_ways(const PlannedUse& use, bool shared);
+/// Whether the weight or the bias of each use has another one.
+std::vector<bool> shared_uses(const std::vector<PlannedUse>& uses, std::size_t parameters);
+
+/// Chooses the way of every use as if memory were free. Throws ArgumentError when a forced way names no
+/// weight, or one that cannot be contracted so (naming those that can).
 void choose_ways(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse>& uses);
+
+/// One way of one use, for the whole kernel; seconds of one worker.
+struct WayCost {
+  Way way = Way::Materialize;
+  double flop = 0;        ///< of the contraction, useful work: 2 per multiply-add
+  std::size_t bytes = 0;  ///< factors of one example
+  double forming = 0;     ///< gradients, or copies of the factors
+  double contraction = 0;
+  double seconds() const { return forming + contraction; }
+};
+
+struct UseCost {
+  double pass_flop = 0;  ///< forward and reverse, all examples and seeds
+  double forward = 0;    ///< with the elementwise work behind it
+  double reverse = 0;    ///< without forming the gradient
+  WayCost chosen;
+  std::vector<WayCost> others;
+};
+
+/// What a plan is expected to take.
+struct PlanCost {
+  std::vector<UseCost> uses;  ///< as in Plan::uses
+  double passed = 1;          ///< how often an example is passed, on average
+  std::size_t blocks = 1;     ///< of resident examples
+  std::size_t tiles = 0;
+  double pass_flop = 0;
+  double flop = 0;         ///< of the contraction
+  double passes = 0;       ///< of all workers together: forward, reverse and forming
+  double forming = 0;      ///< this much of it
+  double contraction = 0;  ///< of all workers together
+  double wall = 0;         ///< from the first pass to the last tile
+};
+PlanCost plan_cost(const Plan& plan);
+/// Of a plan_diagonal(): passes and the gradients' norms.
+PlanCost diagonal_cost(const Plan& plan);
 
 }  // namespace gradgram::ntk

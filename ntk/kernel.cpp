@@ -1,6 +1,7 @@
 #include "ntk/kernel.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <memory>
 
@@ -96,6 +97,17 @@ class MemoryStore final : public TileStore {
   const Plan& plan_;
 };
 
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+/// Seconds that one worker spent; a cache line of its own.
+struct alignas(kAlignment) WorkerSeconds {
+  double passes = 0, contraction = 0;
+};
+
 template <class T>
 class Builder {
  public:
@@ -109,13 +121,15 @@ class Builder {
         workers_(workers),
         store_(store),
         resident_(plan, plan.resident),
-        streamed_(plan, plan.streamed) {
+        streamed_(plan, plan.streamed),
+        seconds_(workers.count()) {
     for (std::size_t w = 0; w < workers.count(); ++w) {
       arenas_.push_back(std::make_unique<Arena>(plan.arena_bytes()));
     }
   }
 
   void build() {
+    const auto begin = Clock::now();
     const std::vector<Step> steps = schedule(plan_);
     total_pieces_ = 0;
     for (std::size_t s = 0; s < steps.size(); ++s) {
@@ -138,6 +152,13 @@ class Builder {
         contract(step, ranges, streamed_);
       }
     }
+    if (options_.timings == nullptr) return;
+    *options_.timings = {};
+    for (const WorkerSeconds& worker : seconds_) {
+      options_.timings->passes += worker.passes;
+      options_.timings->contraction += worker.contraction;
+    }
+    options_.timings->wall = seconds_since(begin);
   }
 
  private:
@@ -207,11 +228,13 @@ class Builder {
   void load(TensorView<const T> x, std::span<const std::int32_t> labels, Span examples,
             const std::vector<Span>& blocks, const Factors<T>& factors) {
     run(blocks.size(), [&](std::size_t index, std::size_t worker) {
+      const auto start = Clock::now();
       const std::size_t begin = examples.begin + blocks[index].begin;
       const std::size_t count = blocks[index].count;
       record_factors(module_, plan_, x.slice(begin, begin + count), options_,
                      labels.empty() ? labels : labels.subspan(begin, count), factors, blocks[index].begin,
                      *arenas_[worker]);
+      seconds_[worker].passes += seconds_since(start);
     });
   }
 
@@ -219,12 +242,14 @@ class Builder {
     const double weight =
         options_.reduce == Reduce::TraceMean ? 1.0 / static_cast<double>(plan_.request.seeds) : 1.0;
     run(ranges.size(), [&](std::size_t index, std::size_t worker) {
+      const auto start = Clock::now();
       contract_tile<T>(plan_, resident_, columns, ranges[index], *arenas_[worker],
                        [&](std::size_t parameter, const Tile& tile) {
                          store_.put(
                              {parameter, place(step, ranges[index]), plan_.rows_per_example(), weight, tile},
                              worker);
                        });
+      seconds_[worker].contraction += seconds_since(start);
     });
   }
 
@@ -236,6 +261,7 @@ class Builder {
   TileStore& store_;
   Factors<T> resident_, streamed_;
   std::vector<std::unique_ptr<Arena>> arenas_;  ///< per worker
+  std::vector<WorkerSeconds> seconds_;          ///< per worker
   std::size_t total_pieces_ = 0;
   std::size_t done_pieces_ = 0;
 };
@@ -288,6 +314,7 @@ Plan plan_for(const Module<T>& module, TensorView<const T> x, const TensorView<c
   request.memory = options.memory == 0 ? cpu_info().memory_bytes / 2 : options.memory;
   request.workers = workers;
   request.ways = options.ways;
+  if (options.rates != nullptr) request.rates = *options.rates;
   return plan_kernel(profile<T>(module, x.slice(0, 1)), request);
 }
 
@@ -305,6 +332,7 @@ KernelMatrix<T> planned_kernel(const Module<T>& module, TensorView<const T> x,
   KernelMatrix<T> result = empty_kernel(module, plan.request.rows, plan.request.columns, options);
   result.block_examples = plan.resident;
   result.planned_bytes = plan.total_bytes();
+  result.ways = plan.ways();
   MemoryStore<T> store(result, plan);
   planned_tiles(module, x, versus, options, plan, workers, store);
   return result;

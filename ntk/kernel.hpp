@@ -27,6 +27,15 @@ enum class Reduce {
 std::string reduce_name(Reduce reduce,
                         std::size_t output);  // `full`, `trace-mean`, `trace-sum`, `output 3`, `true-class`
 
+struct KernelRates;
+
+/// What a run of kernel() took, in seconds: measured against what its plan said (ntk/cost.hpp).
+struct KernelTimings {
+  double passes = 0;  ///< of all workers together: forward and reverse passes, forming gradients included
+  double contraction = 0;  ///< of all workers together: tiles
+  double wall = 0;         ///< from the first pass to the last tile
+};
+
 struct KernelOptions {
   Reduce reduce = Reduce::TraceMean;
   std::size_t output = 0;                       ///< of Reduce::Output
@@ -36,6 +45,8 @@ struct KernelOptions {
   /// Ways to contract that are not left to the plan's prices: name of a weight tensor and its way. Throws
   /// ArgumentError where one cannot be. Not for diagonal().
   std::vector<std::pair<std::string, Way>> ways;
+  const KernelRates* rates = nullptr;  ///< that the plan reckons with; null: the built-in ones
+  KernelTimings* timings = nullptr;    ///< filled when given
   std::size_t memory =
       0;  ///< bytes that data, weights, result and working memory may take; 0 = half of the machine's
   Progress progress;
@@ -50,6 +61,8 @@ struct KernelMatrix {
   std::vector<Tensor<T>> per_parameter;      ///< each like `values`
   std::size_t block_examples = 0;            ///< examples whose gradients were held at once
   std::size_t planned_bytes = 0;             ///< what the plan takes, inputs, weights and result included
+  /// How each weight was contracted: KernelOptions::ways that give the same bits within any budget.
+  std::vector<std::pair<std::string, Way>> ways;
 };
 
 /// The empirical NTK of `module` on x [n, ...]: K(x_i, x_j) = J(x_i) J(x_j)^T, reduced.

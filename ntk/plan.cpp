@@ -165,6 +165,14 @@ std::size_t PlannedUse::input_size() const {
   return convolution ? geometry.in_pixels() * geometry.c_in : positions * d_in;
 }
 
+std::vector<std::pair<std::string, Way>> Plan::ways() const {
+  std::vector<std::pair<std::string, Way>> result;
+  for (auto use = uses.rbegin(); use != uses.rend(); ++use) {
+    if (use->weight_first) result.emplace_back(parameter_names[use->weight], use->way);
+  }
+  return result;
+}
+
 bool Plan::has(Way way) const {
   return std::any_of(uses.begin(), uses.end(), [way](const PlannedUse& use) { return use.way == way; });
 }
@@ -205,11 +213,11 @@ std::size_t Plan::total_bytes() const {
 namespace {
 
 /// What both plans share: ways, the columns of materialized rows, bytes of one example.
-Plan layout(const ModuleProfile& profile, const PlanRequest& request) {
+Plan layout(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse> uses) {
   Plan plan;
   plan.request = request;
-  plan.uses = profile.uses;
-  choose_ways(profile, request, plan.uses);
+  plan.uses = std::move(uses);
+  plan.parameter_names = profile.parameter_names;
   plan.parameter_sizes = profile.parameter_sizes;
   plan.element_bytes = profile.element_bytes;
   plan.tape_bytes = profile.tape_bytes;
@@ -267,14 +275,27 @@ std::size_t tile_side(const PlanRequest& request, std::size_t rows_per_example, 
   return std::clamp<std::size_t>(padded, 1, std::min(most, longest));
 }
 
-}  // namespace
-
-Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request) {
-  Plan plan = layout(profile, request);
+/// Without blocks.
+Plan kernel_layout(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse> uses) {
+  Plan plan = layout(profile, request, std::move(uses));
   const std::size_t block = request.full ? multiply(request.seeds, request.seeds) : 1;
   const std::size_t entries = multiply(multiply(request.rows, request.columns), block);
   const std::size_t kernels = 1 + (request.per_parameter ? profile.parameter_sizes.size() : 0);
   plan.result_bytes = request.result_in_file ? 0 : multiply(multiply(entries, plan.element_bytes), kernels);
+  return plan;
+}
+
+}  // namespace
+
+Plan least_plan(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse> uses) {
+  Plan plan = kernel_layout(profile, request, std::move(uses));
+  plan.tile = plan.tape_block = plan.resident = 1;
+  plan.streamed = request.symmetric && request.rows == 1 ? 0 : 1;
+  return plan;
+}
+
+Plan plan_blocks(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse> uses) {
+  Plan plan = kernel_layout(profile, request, std::move(uses));
 
   const std::size_t tape_block = plan.tape_block;
   const std::size_t tile = tile_side(request, plan.rows_per_example(), plan.element_bytes);
@@ -315,7 +336,9 @@ Plan plan_diagonal(const ModuleProfile& profile, const PlanRequest& request) {
       alone.ways.emplace_back(profile.parameter_names[use.weight], Way::Materialize);
     }
   }
-  Plan plan = layout(profile, alone);
+  std::vector<PlannedUse> uses = profile.uses;
+  choose_ways(profile, alone, uses);
+  Plan plan = layout(profile, alone, std::move(uses));
   plan.result_bytes = multiply(request.rows, sizeof(double));
   if (request.full) plan.result_bytes = multiply(plan.result_bytes, multiply(request.seeds, request.seeds));
   // A norm needs the gradient of one use or, for shared parameters, of all their uses: a row of every

@@ -8,6 +8,7 @@
 #include "engine/convolution.hpp"
 #include "engine/module.hpp"
 #include "engine/sink.hpp"
+#include "ntk/rates.hpp"
 #include "ntk/way.hpp"
 
 /// How a kernel is going to be computed: which way each parameter use is contracted, and how the examples are
@@ -67,12 +68,14 @@ struct PlanRequest {
   std::size_t workers = 1;
   /// Ways that are not chosen by price: name of a weight and its way.
   std::vector<std::pair<std::string, Way>> ways;
+  KernelRates rates;
 };
 
 /// The decisions. Any values of the four block sizes give the same bits; they decide time and memory alone.
 struct Plan {
   PlanRequest request;
   std::vector<PlannedUse> uses;
+  std::vector<std::string> parameter_names;
   std::vector<std::size_t> parameter_sizes;
   /// Where parameter i stands in a materialized row, kNoParameter when it is not materialized.
   std::vector<std::size_t> columns;
@@ -98,6 +101,8 @@ struct Plan {
   /// Everything, including what BLAS keeps for packing.
   std::size_t total_bytes() const;
 
+  /// The way of every weight, by name, in the order of the forward pass: PlanRequest::ways that force them.
+  std::vector<std::pair<std::string, Way>> ways() const;
   /// Whether any use is contracted this way.
   bool has(Way way) const;
   /// Rows that one example adds to a product: its seeds when they stay apart, otherwise one.
@@ -106,9 +111,16 @@ struct Plan {
   std::size_t seeds_per_row() const { return request.full ? 1 : request.seeds; }
 };
 
-/// Throws BudgetError with the least budget that would do, ArgumentError when a forced way names no weight or
-/// one that cannot be contracted so.
+/// Ways are chosen by price (ntk/cost.hpp). As long as the factors of all examples fit they depend on the
+/// network, the reduction, the precision and the rates alone: a part of a kernel has the bits of the whole.
+/// Otherwise those are taken that make the predicted time least, passes that are repeated included. Throws
+/// BudgetError with the least budget that would do, ArgumentError when a forced way names no weight or one
+/// that cannot be contracted so.
 Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request);
+/// The blocks for given ways. Throws BudgetError.
+Plan plan_blocks(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse> uses);
+/// The smallest blocks for given ways, whether or not they fit: total_bytes() is the least that would do.
+Plan least_plan(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse> uses);
 /// The same for the diagonal of a symmetric request: `resident` is the examples whose factors all workers
 /// together hold (none unless the seeds stay apart), a tile is one example.
 Plan plan_diagonal(const ModuleProfile& profile, const PlanRequest& request);

@@ -1,0 +1,259 @@
+#include "ntk/rates.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <string>
+
+#include "engine/blas.hpp"
+#include "engine/ops.hpp"
+#include "engine/ops/conv2d.hpp"
+#include "engine/random.hpp"
+#include "models/network.hpp"
+#include "ntk/planned_kernel.hpp"
+
+namespace gradgram::ntk {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+/// The shortest of several runs: interruptions only ever lengthen one.
+template <class F>
+double best_seconds(int runs, F work) {
+  double best = std::numeric_limits<double>::infinity();
+  for (int run = 0; run < runs; ++run) {
+    const auto start = Clock::now();
+    work();
+    best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  return best;
+}
+
+template <class T>
+Tensor<T> normal(Shape shape) {
+  Random random(1);
+  Tensor<T> values(shape);
+  for (T& value : values.span()) value = static_cast<T>(random.normal());
+  return values;
+}
+
+template <class T>
+class NoSink final : public Sink<T> {
+ public:
+  void use(const DenseUse<T>&, Arena&) override {}
+  void use(const ConvUse<T>&, Arena&) override {}
+};
+
+/// The tiles of K(x, x) as a rectangle, without waste on a diagonal.
+template <class T>
+class Tiles {
+ public:
+  Tiles(const char* model, Shape input, std::size_t examples)
+      : network_(models::parse(model, input, {.outputs = 1}), {.seed = 1}),
+        x_(normal<T>(input.with_outer(examples))) {}
+
+  /// Seconds of all workers together.
+  double seconds(Way way, std::size_t tile, int runs, std::size_t threads = 1) const {
+    const Workers workers(threads);
+    KernelTimings timings;
+    KernelOptions options;
+    options.memory = std::size_t{1} << 30;
+    options.ways = {{network_.parameters().name(0), way}};
+    const TensorView<const T> x = x_.view();
+    Plan plan = plan_for<T>(network_, x, &x, options, threads);
+    plan.tile = tile;
+    options.timings = &timings;
+    double best = std::numeric_limits<double>::infinity();
+    for (int run = 0; run < runs; ++run) {
+      planned_kernel<T>(network_, x, &x, options, plan, workers);
+      best = std::min(best, timings.contraction);
+    }
+    return best;
+  }
+
+ private:
+  models::Network<T> network_;
+  Tensor<T> x_;
+};
+
+/// Products and packing: the same rows in one tile and in many.
+template <class T>
+void measure_products(PrecisionRates& rates) {
+  constexpr std::size_t kExamples = 192;
+  constexpr std::size_t kTile = 48;
+  constexpr double kWidth = 9 * 64 * 64 + 64;
+  const Tiles<T> tiles("conv(64,3) gap dense(1)", {4, 4, 64}, kExamples);
+  const double whole = tiles.seconds(Way::Materialize, kExamples, 3);
+  const double cut = tiles.seconds(Way::Materialize, kTile, 3);
+  constexpr double kSides = 2.0 * kExamples;
+  constexpr double kCutSides = kSides * kExamples / kTile;
+  // Within a factor of the whole, whatever disturbed the runs.
+  const double extra = std::clamp(cut - whole, 0.01 * whole, 2 * whole);
+  const double per_side = extra / (kCutSides - kSides);
+  rates.pack = kWidth * sizeof(T) / per_side;
+  rates.gram = 2.0 * kExamples * kExamples * kWidth / std::max(whole - kSides * per_side, 0.5 * whole);
+}
+
+template <class T>
+void measure_entries(PrecisionRates& rates) {
+  constexpr std::size_t kExamples = 384;
+  const Tiles<T> tiles("dense(16) dense(1)", {16}, kExamples);
+  // Two dense layers, and the tile that leaves.
+  rates.entries = 3.0 * kExamples * kExamples / tiles.seconds(Way::Outer, kExamples / 2, 4);
+}
+
+/// Two convolutions that differ in how much of the work is products.
+template <class T>
+void measure_positions(PrecisionRates& rates) {
+  constexpr std::size_t kExamples = 48;
+  constexpr double kPairs = kExamples * kExamples;
+  struct Sample {
+    double products, additions, seconds;
+  };
+  const auto sample = [](const char* model, std::size_t side, std::size_t channels) {
+    const double pixels = static_cast<double>(side * side);
+    const Tiles<T> tiles(model, {side, side, channels}, kExamples);
+    return Sample{kPairs * 4 * pixels * pixels * static_cast<double>(channels),
+                  kPairs * (6 + 2) * pixels * pixels, tiles.seconds(Way::PositionGram, kExamples, 2)};
+  };
+  const Sample deep = sample("conv(256,3) gap dense(1)", 4, 256);
+  const Sample wide = sample("conv(16,3) gap dense(1)", 8, 16);
+  // seconds = products / position + additions / taps, for both.
+  const double determinant = deep.products * wide.additions - wide.products * deep.additions;
+  const double per_product = (deep.seconds * wide.additions - wide.seconds * deep.additions) / determinant;
+  rates.position =
+      1 / std::clamp(per_product, 0.3 * deep.seconds / deep.products, deep.seconds / deep.products);
+  const double rest = wide.seconds - wide.products / rates.position;
+  rates.taps = wide.additions / std::clamp(rest, 0.1 * wide.seconds, wide.seconds);
+}
+
+template <class T>
+void measure_convolution(ConvolutionRate& rate) {
+  constexpr std::size_t kImages = 4;
+  const ConvGeometry g = conv_geometry(rate.side, rate.side, rate.c_in, rate.c_out, rate.kernel, rate.kernel,
+                                       rate.stride, rate.stride, {});
+  const auto x = normal<T>({kImages, rate.side, rate.side, rate.c_in});
+  const auto seed = normal<T>({kImages, g.out_h, g.out_w, rate.c_out});
+  ParameterSet<T> parameters;
+  parameters.add("weight", normal<T>({rate.kernel, rate.kernel, rate.c_in, rate.c_out}));
+  const double flop = 2.0 * static_cast<double>(g.out_pixels() * g.weights());
+  Arena arena;
+  NoSink<T> sink;
+  // As in a run of many blocks: the arena's memory is there already.
+  rate.forward = kImages * flop / best_seconds(3, [&] {
+                   Tape<T> tape(arena);
+                   ops::conv2d<T>(tape, tape.input(x.view(), true), g, {parameters, 0});
+                 });
+  {
+    Tape<T> tape(arena);
+    const Var y = ops::conv2d<T>(tape, tape.input(x.view(), true), g, {parameters, 0});
+    rate.reverse = kImages * flop / best_seconds(3, [&] { tape.reverse(y, seed.view(), sink); });
+  }
+  Tensor<T> gradient(Shape{kImages, g.weights()});
+  rate.weight_gradient =
+      kImages * flop / best_seconds(3, [&] {
+        const ArenaScope scope(arena);
+        const ops::ConvWeightGradient<T> form(g, T(0.5), T(1), arena);
+        for (std::size_t i = 0; i < kImages; ++i) {
+          form(x.data() + i * g.in_pixels() * g.c_in, seed.data() + i * g.out_pixels() * g.c_out, false,
+               gradient.data() + i * g.weights(), nullptr);
+        }
+      });
+}
+
+template <class T>
+void measure_gemm(PrecisionRates& rates) {
+  constexpr std::size_t kBlock = 128;
+  constexpr std::size_t kWidth = 1024;
+  const auto x = normal<T>({kBlock, kWidth});
+  const auto w = normal<T>({kWidth, kWidth});
+  Tensor<T> y(Shape{kBlock, kWidth});
+  rates.gemm = 2.0 * kBlock * kWidth * kWidth / best_seconds(4, [&] {
+                 blas::gemm(blas::Transpose::No, blas::Transpose::Yes, kBlock, kWidth, kWidth, T(1), x.data(),
+                            kWidth, w.data(), kWidth, T(0), y.data(), kWidth);
+               });
+}
+
+/// Beyond the caches.
+template <class T>
+void measure_bandwidth(PrecisionRates& rates) {
+  constexpr std::size_t kBytes = std::size_t{24} << 20;
+  const Tensor<T> from = normal<T>({kBytes / sizeof(T) / 16});
+  Tensor<T> to(Shape{kBytes / sizeof(T)});
+  const std::size_t part = from.size() * sizeof(T);
+  rates.bandwidth = 2.0 * kBytes / best_seconds(4, [&] {
+                      for (std::size_t i = 0; i < 16; ++i) {
+                        std::memcpy(to.data() + i * from.size(), from.data(), part);
+                      }
+                    });
+}
+
+/// What follows a convolution of an ordinary network: a rectifier, and pooling.
+template <class T>
+void measure_elementwise(PrecisionRates& rates) {
+  const Shape image{4, 16, 16, 64};
+  const auto x = normal<T>(image);
+  const auto seed = normal<T>({4, 8, 8, 64});
+  const ConvGeometry pool = conv_geometry(16, 16, 64, 64, 2, 2, 2, 2, {Padding::Kind::Valid});
+  Arena arena;
+  NoSink<T> sink;
+  const double moved = static_cast<double>(x.size() + seed.size()) * sizeof(T);
+  const double seconds = best_seconds(6, [&] {
+    Tape<T> tape(arena);
+    const Var rectified = ops::activation(tape, tape.input(x.view(), true), simd::Activation::Relu);
+    tape.reverse(ops::max_pool(tape, rectified, pool), seed.view(), sink);
+  });
+  rates.elementwise = 2 * moved / seconds;
+}
+
+template <class T>
+void measure(PrecisionRates& rates) {
+  measure_products<T>(rates);
+  measure_entries<T>(rates);
+  measure_positions<T>(rates);
+  for (ConvolutionRate& convolution : rates.convolutions) measure_convolution<T>(convolution);
+  measure_gemm<T>(rates);
+  measure_bandwidth<T>(rates);
+  measure_elementwise<T>(rates);
+}
+
+/// Products on all workers at once against one.
+double measure_together(std::size_t threads) {
+  if (threads == 1) return 1;
+  const Tiles<float> tiles("conv(64,3) gap dense(1)", {4, 4, 64}, 192);
+  const double alone = tiles.seconds(Way::Materialize, 48, 3);
+  return std::clamp(alone / tiles.seconds(Way::Materialize, 48, 3, threads), 0.05, 1.0);
+}
+
+}  // namespace
+
+KernelRates::KernelRates() {
+  f32 = {.gram = 150e9,
+         .pack = 10e9,
+         .entries = 1e9,
+         .position = 100e9,
+         .taps = 10e9,
+         .gemm = 130e9,
+         .bandwidth = 8e9,
+         .elementwise = 4e9,
+         .convolutions = {{{3, 64, 32, 3, 1, 100e9, 60e9, 100e9},
+                           {64, 64, 32, 3, 1, 130e9, 120e9, 120e9},
+                           {16, 16, 16, 3, 1, 60e9, 60e9, 60e9},
+                           {64, 128, 32, 3, 2, 120e9, 100e9, 110e9},
+                           {256, 256, 8, 3, 1, 120e9, 100e9, 100e9},
+                           {512, 512, 4, 3, 1, 110e9, 60e9, 60e9},
+                           {64, 128, 16, 1, 2, 80e9, 60e9, 60e9}}}};
+  f64 = f32;
+}
+
+KernelRates measure_kernel_rates(std::size_t threads) {
+  KernelRates rates;
+  measure<float>(rates.f32);
+  measure<double>(rates.f64);
+  rates.together = measure_together(threads);
+  return rates;
+}
+
+}  // namespace gradgram::ntk

@@ -1,5 +1,7 @@
 #include "engine/covariance.hpp"
 
+#include <xmmintrin.h>
+
 #include <algorithm>
 #include <string>
 #include <type_traits>
@@ -49,6 +51,16 @@ const simd::CovarianceTable<T>& covariance_kernels(Isa isa) {
                         "' does not run on this processor");
   }
   return table<T>(isa);
+}
+
+FlushDenormals::FlushDenormals() noexcept : before_(_mm_getcsr()) {
+  constexpr unsigned kFlushResults = 0x8000;
+  constexpr unsigned kFlushOperands = 0x0040;
+  _mm_setcsr(before_ | kFlushResults | kFlushOperands);
+}
+
+FlushDenormals::~FlushDenormals() {
+  _mm_setcsr(before_);
 }
 
 template const simd::CovarianceTable<float>& covariance_kernels<float>();

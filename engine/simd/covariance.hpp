@@ -42,6 +42,56 @@ struct CovarianceSeries {
   std::size_t stride = 0;
 };
 
+/// One layer of a plane: the pairs (p, p + offset) of two images for one offset, both coordinates taken
+/// around the image, as a list of cells in which horizontal neighbours are neighbours. Where a row of either
+/// image begins or ends the list has frame cells, one of whose pixels lies outside and is zero; there the
+/// outside root, both inverses' product and `live` are zero.
+///
+/// Deltas and tangents are held times a factor U that the caller chose, roots times sqrt(U / 2):
+///     left_root = l, left_inverse = 1 / l, right_root = 2 r, right_inverse = 1 / (2 r), 0 where the root is.
+/// In: sums of the cells above, here and below; the step adds `radius` neighbours on each side. Out: delta
+/// and theta of the post-activations, divided by the nonlinearity's scale; frame cells hold theirs, theta 0.
+/// Arrays are readable, and outputs writable, up to a register past `cells`, `delta` and `theta` also
+/// `radius` cells before and after that; all of it must hold finite numbers.
+template <class T>
+struct PlaneStep {
+  std::size_t cells = 0;
+  std::size_t radius = 0;
+  const T* delta = nullptr;
+  const T* theta = nullptr;  ///< null stands for zeros: the first layer
+  const T* left_root = nullptr;
+  const T* left_inverse = nullptr;
+  const T* right_root = nullptr;
+  const T* right_inverse = nullptr;
+  const T* live = nullptr;  ///< 1, or 0 in frame cells
+  T ratio = 0;              ///< turn / scale of arc_cosine
+  bool obtuse = false;      ///< whether cosines below zero may occur
+  T* out_delta = nullptr;
+  T* out_theta = nullptr;
+  double* sums = nullptr;  ///< instead of out_*: adds the sums of delta and theta over the live cells
+};
+
+/// out[i] = factor * (sum_k rows[k][i] + sum_k (half_k squares[k][i])^2), half_k = 1 for the first
+/// `left_squares` and 1/2 for the `right_squares` after them.
+template <class T>
+struct PlaneRows {
+  const T* const* rows = nullptr;
+  std::size_t count = 0;
+  const T* const* squares = nullptr;
+  std::size_t left_squares = 0, right_squares = 0;
+  T factor = 1;
+  T* out = nullptr;
+  std::size_t cells = 0;  ///< rounded up to registers
+};
+
+/// Two runs of columns of every row of an image, one behind the other: [first, first + first_columns) and
+/// [second, second + second_columns). Columns outside the image are zeros.
+struct PlaneLayout {
+  std::size_t height = 0, width = 0;
+  std::ptrdiff_t first = 0, second = 0;
+  std::size_t first_columns = 0, second_columns = 0;
+};
+
 /// The kernels of one instruction set and precision. Callers validate. In place: delta and theta become those
 /// of the post-activations, covariance E[phi(u) phi(v)] and theta * E[phi'(u) phi'(v)].
 template <class T>
@@ -73,6 +123,14 @@ struct CovarianceTable {
   /// out[i] = scale * sum_c (left[c] - right[c * stride + i])^2, i < n rounded up to kColumnPadding<T>.
   void (*squared_differences)(const T* left, const T* right, std::size_t stride, std::size_t channels,
                               T scale, T* out, std::size_t n) noexcept;
+  void (*plane_step)(const PlaneStep<T>&) noexcept;
+  void (*plane_rows)(const PlaneRows<T>&) noexcept;
+  /// out[i] = sum_c (left[c * left_stride + i] - right[c * right_stride + i])^2, i < cells rounded up.
+  void (*plane_input)(const T* left, std::size_t left_stride, const T* right, std::size_t right_stride,
+                      std::size_t channels, T* out, std::size_t cells) noexcept;
+  /// out = scale * the columns of `layout`, rows packed; writes up to a register further. `line` has room for
+  /// the width, three registers and the columns outside.
+  void (*plane_layout)(const T* image, T scale, const PlaneLayout& layout, T* line, T* out) noexcept;
 };
 
 }  // namespace gradgram::simd

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "engine/simd/covariance_planes.hpp"
 #include "engine/simd/covariance_tables.hpp"
 #include "engine/simd/vector.hpp"
 
@@ -308,7 +309,11 @@ constexpr CovarianceTable<T> make_covariance_table(const char* isa) {
           covariance_series<T>,
           covariance_normalize<T>,
           covariance_scaled_sum<T>,
-          covariance_squared_differences<T>};
+          covariance_squared_differences<T>,
+          plane_step<T>,
+          plane_rows<T>,
+          plane_input<T>,
+          plane_layout<T>};
 }
 
 }  // namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -11,6 +12,7 @@
 #include "engine/blas.hpp"
 #include "engine/cpu.hpp"
 #include "engine/error.hpp"
+#include "ntk/infinite/planes.hpp"
 #include "ntk/infinite/program.hpp"
 #include "ntk/infinite/propagator.hpp"
 #include "ntk/infinite/sides.hpp"
@@ -204,17 +206,20 @@ class Builder {
     const bool transposed = program_.reach != Reach::Vector;
     left_sides_ =
         std::make_unique<Sides<T>>(prepare<T>(program_, scales_, series_, x, left, workers_, what_.stop));
-    left_inputs_ = std::make_unique<Inputs<T>>(program_, x, scales_.variance[0], transposed && same_);
+    left_inputs_ = std::make_unique<Inputs<T>>(program_, x, scales_.variance[0],
+                                               transposed && (same_ || has_planes(program_)));
     if (!same_) {
       right_sides_ = std::make_unique<Sides<T>>(
           prepare<T>(program_, scales_, series_, *versus, right, workers_, what_.stop));
       right_inputs_ = std::make_unique<Inputs<T>>(program_, *versus, scales_.variance[0], transposed);
     }
+    if (has_planes(program_)) plan_ = plan_planes(program_, scales_);
     for (std::size_t w = 0; w < workers_.count(); ++w) {
       propagators_.push_back(std::make_unique<Propagator<T>>(program_, scales_, series_, what_.ntk));
     }
     scratch_.resize(workers_.count());
     for (Scratch& scratch : scratch_) {
+      if (plan_) scratch.planes = std::make_unique<PlaneWorker<T>>(*plan_);
       const Tile tile = largest_tile();
       if (program_.reach == Reach::Vector) scratch.products = Tensor<T>(Shape{kVectorTile, kVectorTile});
       if (what_.nngp) scratch.nngp = Tensor<T>(Shape{tile.rows, tile.columns});
@@ -285,6 +290,7 @@ class Builder {
   /// Of one worker.
   struct Scratch {
     Tensor<T> products, nngp, ntk;
+    std::unique_ptr<PlaneWorker<T>> planes;
   };
 
   Tile largest_tile() const {
@@ -328,11 +334,17 @@ class Builder {
     std::size_t block = kVectorRows * kVectorTile;
     const std::size_t pixels = *std::ranges::max_element(program_.pixels);
     if (program_.reach == Reach::Diagonal) block = pixels * kDiagonalRows * kDiagonalColumns;
-    if (program_.reach == Reach::Full) block = 2 * checked_multiply(pixels, padded<T>(pixels), what);
+    const bool planes = has_planes(program_) && !program_.pooled_variances;
+    if (program_.reach == Reach::Full && !planes)
+      block = 2 * checked_multiply(pixels, padded<T>(pixels), what);
+    const std::vector<int> zeros(program_.pixels.size());
+    const Scales unscaled{zeros, zeros};
     const std::size_t tile = largest_tile().rows * largest_tile().columns;
     const std::size_t scratch = checked_add(
         checked_multiply(2 * (program_.depth + 2), checked_multiply(block, sizeof(double), what), what),
-        3 * tile * sizeof(T), what);
+        3 * tile * sizeof(T) +
+            (has_planes(program_) ? PlaneWorker<T>::bytes(plan_planes(program_, unscaled)) : 0),
+        what);
     bytes = checked_add(bytes, checked_multiply(scratch, workers_.count(), what), what);
     if (bytes > budget) {
       throw BudgetError("infinite_kernel: needs about " + std::to_string(bytes) + " bytes, the budget is " +
@@ -414,6 +426,10 @@ class Builder {
     const std::size_t channels = program_.channels;
     const Inputs<T>& right = right_inputs();
     const std::size_t row = tile.row;
+    if (plan_) {
+      planes(tile, worker, wanted);
+      return;
+    }
     for (std::size_t column = tile.column; column < tile.column + tile.columns; ++column) {
       if ((same_ && column > row) || !wanted(row, column)) continue;
       PairState<T>& state = propagators_[worker]->start(1, pixels, pixels);
@@ -424,6 +440,33 @@ class Builder {
             T(0.5) / static_cast<T>(channels), state.delta() + p * state.stride(), pixels);
       }
       run_and_store({row, 1, column, 1}, tile, worker);
+    }
+  }
+
+  template <class Wanted>
+  void planes(const Tile& tile, std::size_t worker, const Wanted& wanted) {
+    using Image = typename PlaneWorker<T>::Image;
+    const auto image = [&](const Inputs<T>& inputs, const Sides<T>& side, std::size_t i) {
+      return Image{inputs.columns() + i * program_.channels * inputs.stride(), inputs.stride(), &side, i};
+    };
+    Image rights[kFullColumns];
+    bool same[kFullColumns];
+    PlaneMeans means[kFullColumns];
+    std::size_t count = 0;
+    for (std::size_t column = tile.column; column < tile.column + tile.columns; ++column) {
+      if ((same_ && column > tile.row) || !wanted(tile.row, column)) continue;
+      same[count] = same_ && column == tile.row;
+      rights[count++] = image(right_inputs(), right_sides(), column);
+    }
+    const Inputs<T>& left = same_ ? right_inputs() : *left_inputs_;
+    scratch_[worker].planes->run(image(left, *left_sides_, tile.row), rights, count, same, means);
+    for (std::size_t j = 0; j < count; ++j) {
+      Propagator<T>& propagator = *propagators_[worker];
+      const BlockPlace<T> where = place(tile.row, rights[j].index);
+      propagator.start(1, 1, 1);
+      propagator.set_mean(plan_->pool, where, means[j].delta, means[j].theta);
+      propagator.run(where, plan_->pool + 1, program_.steps.size());
+      store(propagator.state(), {tile.row, 1, rights[j].index, 1}, tile, worker);
     }
   }
 
@@ -507,6 +550,7 @@ class Builder {
   const Workers& workers_;
   Scales scales_;
   SeriesList series_;
+  std::optional<PlanePlan> plan_;  ///< for models that planes can follow
   std::unique_ptr<Sides<T>> left_sides_, right_sides_;
   std::unique_ptr<Inputs<T>> left_inputs_, right_inputs_;
   std::vector<std::unique_ptr<Propagator<T>>> propagators_;  ///< per worker

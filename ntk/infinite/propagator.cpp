@@ -121,7 +121,7 @@ void Propagator<T>::step(std::size_t index, const BlockPlace<T>& place) {
       nonlinear(index, place);
       return;
     case StepKind::AveragePool:
-      pool(step, place);
+      pool(index, place);
       return;
     case StepKind::Flatten:
       flatten(step);
@@ -367,15 +367,33 @@ void Propagator<T>::rescale(const Step& step) {
 }
 
 template <class T>
-void Propagator<T>::pool(const Step& step, const BlockPlace<T>& place) {
+void Propagator<T>::set_mean(std::size_t index, const BlockPlace<T>& place, double delta, double theta) {
+  const Step& step = program_.steps[index];
+  const std::size_t pixels = step.geometry.in_pixels();
+  const double variances = total(place.left->variance(step.in, 0, place.row), pixels) +
+                           total(place.right->variance(step.in, 0, place.column), pixels);
+  const double covariance = variances / (2 * static_cast<double>(pixels)) - delta;
+  const double after = static_cast<double>(*place.left->variance(step.out, 0, place.row)) +
+                       static_cast<double>(*place.right->variance(step.out, 0, place.column));
+  PairState<T>& state = states_[0];
+  state.resize(1, 1, 1, tangent_);
+  *state.delta() = static_cast<T>(
+      after / 2 - covariance * power_of_two(scales_.variance[step.in] - scales_.variance[step.out]));
+  if (program_.pooled_variances && same_example(place, 0, 0)) *state.delta() = T(0);
+  if (tangent_) {
+    *state.theta() = static_cast<T>(theta * power_of_two(scales_.theta[step.in] - scales_.theta[step.out]));
+  }
+}
+
+template <class T>
+void Propagator<T>::pool(std::size_t index, const BlockPlace<T>& place) {
+  const Step& step = program_.steps[index];
   const ConvGeometry& g = step.geometry;
   PairState<T>& in = states_[0];
   const T* const left = place.left->variance(step.in, 0, place.row);
   const T* const right = place.right->variance(step.in, 0, place.column);
   const T* const left_after = place.left->variance(step.out, 0, place.row);
   const T* const right_after = place.right->variance(step.out, 0, place.column);
-  const double variance_shift = power_of_two(scales_.variance[step.in] - scales_.variance[step.out]);
-  const double theta_shift = power_of_two(scales_.theta[step.in] - scales_.theta[step.out]);
   if (g.out_pixels() == 1 && g.kernel_h == g.in_h && g.kernel_w == g.in_w) {
     double delta = 0;
     double theta = 0;
@@ -383,16 +401,12 @@ void Propagator<T>::pool(const Step& step, const BlockPlace<T>& place) {
       delta += total(in.delta() + p * in.stride(), in.columns());
       if (tangent_) theta += total(in.theta() + p * in.stride(), in.columns());
     }
-    const auto pixels = static_cast<double>(g.in_pixels());
-    const double covariance =
-        (total(left, in.rows()) + total(right, in.columns())) / (2 * pixels) - delta / (pixels * pixels);
-    in.resize(1, 1, 1, tangent_);
-    *in.delta() = static_cast<T>((static_cast<double>(*left_after) + static_cast<double>(*right_after)) / 2 -
-                                 covariance * variance_shift);
-    if (program_.pooled_variances && same_example(place, 0, 0)) *in.delta() = T(0);
-    if (tangent_) *in.theta() = static_cast<T>(theta / (pixels * pixels) * theta_shift);
+    const auto pairs = static_cast<double>(g.in_pixels() * g.in_pixels());
+    set_mean(index, place, delta / pairs, theta / pairs);
     return;
   }
+  const double variance_shift = power_of_two(scales_.variance[step.in] - scales_.variance[step.out]);
+  const double theta_shift = power_of_two(scales_.theta[step.in] - scales_.theta[step.out]);
   // First the rows of pixels p, then the columns of pixels q, as covariances: windows mix variances.
   for (std::size_t p = 0; p < in.rows(); ++p) {
     T* const row = in.delta() + p * in.stride();

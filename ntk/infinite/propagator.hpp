@@ -56,6 +56,9 @@ class Propagator {
   /// Follows the block through steps [begin, end); start()'s state then holds the result.
   void run(const BlockPlace<T>& place, std::size_t begin, std::size_t end);
   PairState<T>& state() noexcept { return states_[0]; }
+  /// Makes the mean over all pairs of pixels, in the scales before step `index`, which averages, the state
+  /// after it.
+  void set_mean(std::size_t index, const BlockPlace<T>& place, double delta, double theta);
 
  private:
   void step(std::size_t index, const BlockPlace<T>& place);
@@ -65,7 +68,7 @@ class Propagator {
   void nonlinear(std::size_t index, const BlockPlace<T>& place);
   void series(std::size_t index, const BlockPlace<T>& place, const simd::CovarianceBlock<T>& block,
               std::size_t group);
-  void pool(const Step& step, const BlockPlace<T>& place);
+  void pool(std::size_t index, const BlockPlace<T>& place);
   void flatten(const Step& step);
   void dropout(const Step& step, const BlockPlace<T>& place);
   void add(const Step& step);

@@ -4,8 +4,9 @@
 
 #include "engine/ops/common.hpp"
 
-/// Direct convolution, channels-last, one image at a time: a zero-padded copy of the image and one gather
-/// product. The offset tables depend on the geometry alone and are built once per block of examples.
+/// Direct convolution, channels-last: zero-padded copies of a few images and one gather product over all
+/// their pixels, so that panels of the weights are read once for all of them. The offset tables depend on the
+/// geometry alone and are built once per block of examples.
 namespace gradgram::ops {
 namespace {
 
@@ -19,9 +20,14 @@ Offset signed_offset(std::size_t value) {
   return static_cast<Offset>(value);
 }
 
+/// Bytes of inputs and outputs of one product over several images: they stay in the second-level cache.
+constexpr std::size_t kGroupBytes = std::size_t{1} << 20;
+
+/// Images of one product, at most n.
 template <class T>
-std::size_t padded_columns(std::size_t columns) {
-  return (columns + simd::kColumnPadding<T> - 1) / simd::kColumnPadding<T> * simd::kColumnPadding<T>;
+std::size_t group_images(std::size_t n, std::size_t in_size, std::size_t out_size) {
+  return std::clamp<std::size_t>(kGroupBytes / sizeof(T) / std::max<std::size_t>(in_size + out_size, 1), 1,
+                                 std::max<std::size_t>(n, 1));
 }
 
 /// Where an image stands inside a plane with zeros around it.
@@ -50,6 +56,22 @@ void frame_image(const Frame& frame, const T* image, T scale, T* plane) {
   }
 }
 
+/// Zeros around `images` images.
+template <class T>
+void clear_border(const Frame& frame, T* plane, std::size_t images) {
+  const std::size_t row = frame.padded_width() * frame.channels;
+  const std::size_t left = frame.left * frame.channels;
+  const std::size_t right = frame.right * frame.channels;
+  for (std::size_t i = 0; i < images; ++i, plane += frame.size()) {
+    fill_zero(plane, frame.top * row);
+    for (std::size_t y = frame.top; y < frame.top + frame.height; ++y) {
+      fill_zero(plane + y * row, left);
+      fill_zero(plane + (y + 1) * row - right, right);
+    }
+    fill_zero(plane + (frame.top + frame.height) * row, frame.bottom * row);
+  }
+}
+
 Frame image_frame(const ConvGeometry& g) {
   return {g.in_h, g.in_w, g.c_in, g.pad_top, g.pad_left, g.pad_bottom, g.pad_right};
 }
@@ -67,17 +89,31 @@ void window_offsets(const ConvGeometry& g, Offset* pixels, Offset* taps) {
   }
 }
 
-/// Weights times `scale` with columns padded, or the weights themselves where nothing has to change.
-template <class T>
-const T* pack_weights(const T* weights, T scale, std::size_t rows, std::size_t columns, Arena& arena) {
-  const std::size_t padded = padded_columns<T>(columns);
-  if (padded == columns && scale == T(1)) return weights;
-  T* const packed = arena.tensor<T>(Shape{rows, padded}).data();
-  for (std::size_t r = 0; r < rows; ++r) {
-    for (std::size_t c = 0; c < columns; ++c) packed[r * padded + c] = scale * weights[r * columns + c];
-    std::fill(packed + r * padded + columns, packed + (r + 1) * padded, T(0));
+/// table[i * count + j] = table[j] + i * step for images i < n; the first `count` stand there.
+void repeat_for_images(Offset* table, std::size_t count, std::size_t step, std::size_t n) {
+  for (std::size_t i = count; i < n * count; ++i) table[i] = table[i - count] + signed_offset(step);
+}
+
+/// Hands a block of images, a group at a time and framed where that is needed, to body(images of the group,
+/// their pixels, first image).
+template <class T, class Body>
+void each_group(const Frame& frame, const T* images, std::size_t n, std::size_t group, Arena& arena,
+                const Body& body) {
+  T* plane = nullptr;
+  if (!frame.bare()) {
+    plane = arena.tensor<T>(Shape{group, frame.size()}).data();
+    clear_border(frame, plane, group);
   }
-  return packed;
+  const std::size_t size = frame.height * frame.width * frame.channels;
+  for (std::size_t i = 0; i < n; i += group) {
+    const std::size_t count = std::min(group, n - i);
+    if (plane != nullptr) {
+      for (std::size_t k = 0; k < count; ++k) {
+        frame_image(frame, images + (i + k) * size, T(1), plane + k * frame.size());
+      }
+    }
+    body(count, plane != nullptr ? plane : images + i * size, i);
+  }
 }
 
 /// y (+)= scale * (x correlated with the weights) + bias_scale * bias, for n images. Either part may be
@@ -87,36 +123,30 @@ void convolve(const ConvGeometry& g, const T* x, const T* weights, T scale, cons
               bool accumulate, T* y, std::size_t n, Arena& arena) {
   const ArenaScope scope(arena);
   const Frame frame = image_frame(g);
-  Offset* const pixels = offsets(arena, g.out_pixels());
+  const std::size_t rows = g.out_pixels();
+  const std::size_t group = group_images<T>(n, frame.size(), rows * g.c_out);
+  Offset* const pixels = offsets(arena, group * rows);
   Offset* const taps = offsets(arena, g.patch());
-  Offset* const out = offsets(arena, g.out_pixels());
+  Offset* const out = offsets(arena, group * rows);
   window_offsets(g, pixels, taps);
-  for (std::size_t p = 0; p < g.out_pixels(); ++p) out[p] = signed_offset(p * g.c_out);
-  T* plane = nullptr;
-  if (!frame.bare()) {
-    plane = arena.tensor<T>(Shape{frame.size()}).data();
-    fill_zero(plane, frame.size());
-  }
-  simd::GatherProduct<T> product{.x = nullptr,
+  repeat_for_images(pixels, rows, frame.size(), group);
+  for (std::size_t p = 0; p < group * rows; ++p) out[p] = signed_offset(p * g.c_out);
+  each_group(frame, x, n, group, arena, [&](std::size_t count, const T* images, std::size_t first) {
+    kernels<T>().gather_product({.x = images,
                                  .x_base = pixels,
                                  .x_offset = taps,
-                                 .v = pack_weights(weights, scale, g.patch(), g.c_out, arena),
-                                 .v_stride = padded_columns<T>(g.c_out),
-                                 .out = nullptr,
+                                 .v = weights,
+                                 .v_stride = g.c_out,
+                                 .out = y + first * rows * g.c_out,
                                  .out_base = out,
-                                 .rows = g.out_pixels(),
+                                 .rows = count * rows,
                                  .depth = g.patch(),
                                  .columns = g.c_out,
-                                 .accumulate = accumulate || bias != nullptr};
-  for (std::size_t i = 0; i < n; ++i) {
-    const T* const image = x + i * g.in_pixels() * g.c_in;
-    T* const result = y + i * g.out_pixels() * g.c_out;
-    if (bias != nullptr) fill_rows(bias, bias_scale, result, g.out_pixels(), g.c_out);
-    if (plane != nullptr) frame_image(frame, image, T(1), plane);
-    product.x = plane != nullptr ? plane : image;
-    product.out = result;
-    kernels<T>().gather_product(product);
-  }
+                                 .accumulate = accumulate,
+                                 .start = bias,
+                                 .start_scale = bias_scale,
+                                 .v_scale = scale});
+  });
 }
 
 /// One axis of the transposed convolution. In padded coordinates u = output * stride + tap; inputs of one
@@ -148,10 +178,10 @@ void convolve_transposed(const ConvGeometry& g, const T* cotangent, const T* wei
   const PhaseAxis horizontal{g.stride_w, g.kernel_w, g.pad_left, g.in_w, g.out_w};
   const Frame frame{g.out_h,          g.out_w,           g.c_out, vertical.before(), horizontal.before(),
                     vertical.after(), horizontal.after()};
-  const std::size_t columns = padded_columns<T>(g.c_in);
+  const std::size_t group = group_images<T>(n, frame.size(), g.in_pixels() * g.c_in);
 
-  // Packed once for the block: of every phase its weights [taps, c_out, c_in] and offsets. Phases beyond the
-  // kernel have no taps: a stride may be huge, the work is not.
+  // Prepared once for the block: of every phase the offsets of its weights [taps, c_out] and pixels. Phases
+  // beyond the kernel have no taps: a stride may be huge, the work is not.
   const std::size_t phases_h = std::min(g.stride_h, g.kernel_h);
   const std::size_t phases_w = std::min(g.stride_w, g.kernel_w);
   const std::size_t phases = phases_h * phases_w;
@@ -164,21 +194,16 @@ void convolve_transposed(const ConvGeometry& g, const T* cotangent, const T* wei
     const std::size_t taps_h = vertical.taps(phase_h);
     const std::size_t taps_w = horizontal.taps(phase_w);
     const std::size_t depth = taps_h * taps_w * g.c_out;
-    T* const packed = arena.tensor<T>(Shape{depth, columns}).data();
     Offset* const x_offset = offsets(arena, depth);
+    Offset* const v_offset = offsets(arena, depth);
     std::size_t i = 0;
     // Farthest tap first, so that memory is walked upwards.
     for (std::size_t a = taps_h; a-- > 0;) {
       for (std::size_t b = taps_w; b-- > 0;) {
-        const T* const source =
-            weights + ((phase_h + a * g.stride_h) * g.kernel_w + phase_w + b * g.stride_w) * g.c_in * g.c_out;
-        T* const target = packed + i * columns;
-        for (std::size_t c = 0; c < g.c_in; ++c) {
-          for (std::size_t k = 0; k < g.c_out; ++k) target[k * columns + c] = scale * source[c * g.c_out + k];
-        }
-        for (std::size_t k = 0; k < g.c_out; ++k) {
-          std::fill(target + k * columns + g.c_in, target + (k + 1) * columns, T(0));
-          x_offset[i++] = signed_offset(k) - signed_offset((a * frame.padded_width() + b) * g.c_out);
+        const std::size_t tap = (phase_h + a * g.stride_h) * g.kernel_w + phase_w + b * g.stride_w;
+        for (std::size_t k = 0; k < g.c_out; ++k, ++i) {
+          x_offset[i] = signed_offset(k) - signed_offset((a * frame.padded_width() + b) * g.c_out);
+          v_offset[i] = signed_offset(tap * g.c_in * g.c_out + k);
         }
       }
     }
@@ -186,8 +211,8 @@ void convolve_transposed(const ConvGeometry& g, const T* cotangent, const T* wei
     const std::size_t first_x = horizontal.first(phase_w);
     const std::size_t rows_h = first_y < g.in_h ? (g.in_h - 1 - first_y) / g.stride_h + 1 : 0;
     const std::size_t rows_w = first_x < g.in_w ? (g.in_w - 1 - first_x) / g.stride_w + 1 : 0;
-    Offset* const x_base = offsets(arena, rows_h * rows_w);
-    Offset* const out_base = offsets(arena, rows_h * rows_w);
+    Offset* const x_base = offsets(arena, group * rows_h * rows_w);
+    Offset* const out_base = offsets(arena, group * rows_h * rows_w);
     std::size_t row = 0;
     for (std::size_t y = first_y; y < g.in_h; y += g.stride_h) {
       for (std::size_t x = first_x; x < g.in_w; x += g.stride_w) {
@@ -198,36 +223,34 @@ void convolve_transposed(const ConvGeometry& g, const T* cotangent, const T* wei
         ++row;
       }
     }
+    repeat_for_images(x_base, row, frame.size(), group);
+    repeat_for_images(out_base, row, g.in_pixels() * g.c_in, group);
     products[phase] = {.x = nullptr,
                        .x_base = x_base,
                        .x_offset = x_offset,
-                       .v = packed,
-                       .v_stride = columns,
+                       .v = weights,
+                       .v_stride = g.c_out,
                        .out = nullptr,
                        .out_base = out_base,
                        .rows = row,
                        .depth = depth,
                        .columns = g.c_in,
-                       .accumulate = accumulate};
+                       .accumulate = accumulate,
+                       .v_scale = scale,
+                       .v_offset = v_offset};
   }
 
-  T* plane = nullptr;
-  if (!frame.bare()) {
-    plane = arena.tensor<T>(Shape{frame.size()}).data();
-    fill_zero(plane, frame.size());
-  }
-  for (std::size_t i = 0; i < n; ++i) {
-    const T* const image = cotangent + i * g.out_pixels() * g.c_out;
-    T* const result = x_cotangent + i * g.in_pixels() * g.c_in;
-    if (plane != nullptr) frame_image(frame, image, T(1), plane);
-    if (untouched && !accumulate) fill_zero(result, g.in_pixels() * g.c_in);
+  each_group(frame, cotangent, n, group, arena, [&](std::size_t count, const T* images, std::size_t first) {
+    T* const result = x_cotangent + first * g.in_pixels() * g.c_in;
+    if (untouched && !accumulate) fill_zero(result, count * g.in_pixels() * g.c_in);
     for (std::size_t phase = 0; phase < phases; ++phase) {
-      if (products[phase].rows == 0) continue;
-      products[phase].x = plane != nullptr ? plane : image;
-      products[phase].out = result;
-      kernels<T>().gather_product(products[phase]);
+      simd::GatherProduct<T> product = products[phase];
+      product.x = images;
+      product.out = result;
+      product.rows *= count;
+      if (product.rows != 0) kernels<T>().gather_product(product);
     }
-  }
+  });
 }
 
 template <class T>
@@ -293,7 +316,6 @@ ConvWeightGradient<T>::ConvWeightGradient(const ConvGeometry& geometry, T scale,
     : geometry_(geometry),
       scale_(scale),
       bias_scale_(bias_scale),
-      columns_(padded_columns<T>(geometry.c_out)),
       taps_(offsets(scratch, geometry.patch())),
       pixels_(offsets(scratch, geometry.out_pixels())),
       rows_(offsets(scratch, geometry.patch())),
@@ -305,11 +327,7 @@ ConvWeightGradient<T>::ConvWeightGradient(const ConvGeometry& geometry, T scale,
   // The scale rides on the copy that padding needs anyway.
   if (!frame.bare() || scale != T(1)) {
     padded_image_ = scratch.tensor<T>(Shape{frame.size()}).data();
-    fill_zero(padded_image_, frame.size());
-  }
-  if (columns_ != geometry.c_out) {
-    padded_cotangent_ = scratch.tensor<T>(Shape{geometry.out_pixels(), columns_}).data();
-    fill_zero(padded_cotangent_, geometry.out_pixels() * columns_);
+    clear_border(frame, padded_image_, 1);
   }
 }
 
@@ -317,12 +335,6 @@ template <class T>
 void ConvWeightGradient<T>::operator()(const T* image, const T* cotangent, bool accumulate,
                                        T* weight_gradient, T* bias_gradient) const {
   const ConvGeometry& g = geometry_;
-  if (padded_cotangent_ != nullptr) {
-    for (std::size_t p = 0; p < g.out_pixels(); ++p) {
-      copy(cotangent + p * g.c_out, padded_cotangent_ + p * columns_, g.c_out);
-    }
-    cotangent = padded_cotangent_;
-  }
   if (padded_image_ != nullptr && weight_gradient != nullptr) {
     frame_image(image_frame(g), image, scale_, padded_image_);
     image = padded_image_;
@@ -331,7 +343,7 @@ void ConvWeightGradient<T>::operator()(const T* image, const T* cotangent, bool 
                                  .x_base = taps_,
                                  .x_offset = pixels_,
                                  .v = cotangent,
-                                 .v_stride = columns_,
+                                 .v_stride = g.c_out,
                                  .out = weight_gradient,
                                  .out_base = rows_,
                                  .rows = g.patch(),

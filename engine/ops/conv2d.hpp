@@ -22,13 +22,11 @@ class ConvWeightGradient {
   ConvGeometry geometry_;
   T scale_;
   T bias_scale_;
-  T* padded_image_ = nullptr;      ///< null: the image itself serves
-  T* padded_cotangent_ = nullptr;  ///< null: the cotangent itself serves
-  std::size_t columns_;            ///< c_out rounded up
-  std::ptrdiff_t* taps_;           ///< [patch]
-  std::ptrdiff_t* pixels_;         ///< [out_pixels]
-  std::ptrdiff_t* rows_;           ///< [patch]
-  std::ptrdiff_t* zeros_;          ///< [out_pixels]
+  T* padded_image_ = nullptr;  ///< null: the image itself serves
+  std::ptrdiff_t* taps_;       ///< [patch]
+  std::ptrdiff_t* pixels_;     ///< [out_pixels]
+  std::ptrdiff_t* rows_;       ///< [patch]
+  std::ptrdiff_t* zeros_;      ///< [out_pixels]
 };
 
 }  // namespace gradgram::ops

@@ -1,5 +1,7 @@
 #pragma once
 
+#include "engine/simd/activations.hpp"
+#include "engine/simd/gram.hpp"
 #include "engine/simd/kernels.hpp"
 #include "engine/simd/vector.hpp"
 
@@ -16,9 +18,10 @@ inline constexpr std::size_t kRows = Vectors == kPanelVectors ? 6
                                      : Vectors == 2           ? 10
                                                               : 8;
 
-/// Elements of v (16 KiB) that stay in the first-level cache while all rows pass over them.
+/// Elements of v (24 KiB) that stay in the first-level cache while all rows pass over them. The end of every
+/// tile costs a mispredicted branch and the latency of the stored sums: the deeper, the better.
 template <class T>
-inline constexpr std::size_t kPanelElements = 16384 / sizeof(T);
+inline constexpr std::size_t kPanelElements = 24576 / sizeof(T);
 
 /// What a tile of one panel and one block of the depth needs.
 template <class T>
@@ -32,7 +35,8 @@ struct Panel {
   const std::ptrdiff_t* out_base;
   std::size_t depth;
   std::size_t last_columns;  ///< of the last vector; kLanes unless it is cut
-  bool accumulate;
+  const T* start;            ///< what sums start from, one panel wide; null: from `out`
+  bool rectify;
 };
 
 template <class T, std::size_t Rows, std::size_t Vectors>
@@ -46,14 +50,15 @@ void tile(const Panel<T>& panel, std::size_t first_row) noexcept {
   const std::ptrdiff_t* const out_base = panel.out_base + first_row;
   Unroll<0, Rows>::run([&](std::size_t row)
                            __attribute__((always_inline)) { x[row] = panel.x + x_base[row]; });
-  if (panel.accumulate) {
+  if (panel.start == nullptr) {
     Unroll<0, Rows * Vectors>::run([&](std::size_t at) __attribute__((always_inline)) {
       const T* const source = out + out_base[at / Vectors] + at % Vectors * kLane;
       sum[at] = at % Vectors == Vectors - 1 && cut ? load_first(source, panel.last_columns) : load(source);
     });
   } else {
-    Unroll<0, Rows * Vectors>::run([&](std::size_t at)
-                                       __attribute__((always_inline)) { sum[at] = broadcast(T(0)); });
+    Unroll<0, Rows * Vectors>::run([&](std::size_t at) __attribute__((always_inline)) {
+      sum[at] = load(panel.start + at % Vectors * kLane);
+    });
   }
   const T* v = panel.v;
   const std::ptrdiff_t* offset = panel.x_offset;
@@ -70,6 +75,10 @@ void tile(const Panel<T>& panel, std::size_t first_row) noexcept {
         sum[row * Vectors + vector] = multiply_add(value, columns[vector], sum[row * Vectors + vector]);
       });
     });
+  }
+  if (panel.rectify) {
+    Unroll<0, Rows * Vectors>::run([&](std::size_t at)
+                                       __attribute__((always_inline)) { sum[at] = positive_part(sum[at]); });
   }
   Unroll<0, Rows * Vectors>::run([&](std::size_t at) __attribute__((always_inline)) {
     T* const target = out + out_base[at / Vectors] + at % Vectors * kLane;
@@ -98,37 +107,101 @@ void panel_rows(const Panel<T>& panel, std::size_t rows) noexcept {
   last_tile<T, kStep - 1, Vectors>(panel, row, rows - row);
 }
 
+/// Copies `depth` rows of v from `done` on, `columns` from first_column on, scaled, into rows of Vectors
+/// registers.
+template <class T, std::size_t Vectors>
+void pack_panel(const GatherProduct<T>& job, std::size_t done, std::size_t depth, std::size_t first_column,
+                std::size_t columns, T* packed) noexcept {
+  constexpr std::size_t kLane = kLanes<T>;
+  const T* const v = job.v + done * job.v_stride + first_column;
+  const Batch<T> scale = broadcast(job.v_scale);
+  const std::size_t last = columns - (Vectors - 1) * kLane;
+  for (std::size_t i = 0; i < depth; ++i) {
+    Unroll<0, Vectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
+      const T* const source = v + i * job.v_stride + vector * kLane;
+      const bool cut = vector == Vectors - 1 && last != kLane;
+      store(packed + (i * Vectors + vector) * kLane,
+            Batch<T>(scale * (cut ? load_first(source, last) : load(source))));
+    });
+  }
+}
+
+/// The same for a matrix that lies transposed, a square of registers at a time.
+template <class T, std::size_t Vectors>
+void pack_transposed_panel(const GatherProduct<T>& job, std::size_t done, std::size_t depth,
+                           std::size_t first_column, std::size_t columns, T* packed) noexcept {
+  constexpr std::size_t kLane = kLanes<T>;
+  constexpr std::size_t kWidth = Vectors * kLane;
+  const T* const v = job.v + first_column * job.v_stride;
+  const std::ptrdiff_t* const offset = job.v_offset + done;
+  const Batch<T> scale = broadcast(job.v_scale);
+  for (std::size_t i = 0; i < depth;) {
+    std::size_t run = 1;
+    while (run < kLane && i + run < depth &&
+           offset[i + run] == offset[i] + static_cast<std::ptrdiff_t>(run)) {
+      ++run;
+    }
+    T* const target = packed + i * kWidth;
+    std::size_t column = 0;
+    if (run == kLane) {
+      for (; column + kLane <= columns; column += kLane) {
+        const T* const source = v + offset[i] + static_cast<std::ptrdiff_t>(column * job.v_stride);
+        Batch<T> x[kLane];
+        Unroll<0, kLane>::run([&](std::size_t r)
+                                  __attribute__((always_inline)) { x[r] = load(source + r * job.v_stride); });
+        transpose<T, kLane>(x);
+        Unroll<0, kLane>::run([&](std::size_t r) __attribute__((always_inline)) {
+          store(target + r * kWidth + column, Batch<T>(scale * x[r]));
+        });
+      }
+    }
+    for (; column < kWidth; ++column) {
+      for (std::size_t r = 0; r < run; ++r) {
+        target[r * kWidth + column] =
+            column < columns
+                ? job.v_scale * v[offset[i + r] + static_cast<std::ptrdiff_t>(column * job.v_stride)]
+                : T(0);
+      }
+    }
+    i += run;
+  }
+}
+
 template <class T, std::size_t Vectors>
 void panel_product(const GatherProduct<T>& job, std::size_t first_column) noexcept {
   constexpr std::size_t kWidth = Vectors * kLanes<T>;
   constexpr std::size_t kDepth = kPanelElements<T> / kWidth;
   alignas(64) T packed[kDepth * kWidth];
+  alignas(64) T start[kWidth];
   const std::size_t columns = job.columns - first_column < kWidth ? job.columns - first_column : kWidth;
+  for (std::size_t c = 0; c < kWidth; ++c) {
+    start[c] = job.start != nullptr && c < columns ? job.start_scale * job.start[first_column + c] : T(0);
+  }
   // Copying pays when many rows read the panel; then its lines are consecutive and cannot evict each other.
-  const bool pack = job.v_stride != kWidth && job.rows >= 8 * kRows<Vectors>;
+  const bool transposed = job.v_offset != nullptr;
+  const bool pack = transposed || columns != kWidth || job.v_scale != T(1) ||
+                    (job.v_stride != kWidth && job.rows >= 8 * kRows<Vectors>);
   std::size_t done = 0;
   do {
     const std::size_t depth = job.depth - done < kDepth ? job.depth - done : kDepth;
-    const T* const v = job.v + done * job.v_stride + first_column;
-    if (pack) {
-      for (std::size_t i = 0; i < depth; ++i) {
-        Unroll<0, Vectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
-          store(packed + i * kWidth + vector * kLanes<T>, load(v + i * job.v_stride + vector * kLanes<T>));
-        });
-      }
+    if (transposed) {
+      pack_transposed_panel<T, Vectors>(job, done, depth, first_column, columns, packed);
+    } else if (pack) {
+      pack_panel<T, Vectors>(job, done, depth, first_column, columns, packed);
     }
     // A later block of the depth goes on from the stored sums: the same chain of additions, whatever the
     // blocking.
-    const Panel<T> panel{job.x,
-                         job.x_base,
-                         job.x_offset + done,
-                         pack ? packed : v,
-                         pack ? kWidth : job.v_stride,
-                         job.out + first_column,
-                         job.out_base,
-                         depth,
-                         columns - (Vectors - 1) * kLanes<T>,
-                         job.accumulate || done > 0};
+    const Panel<T> panel{.x = job.x,
+                         .x_base = job.x_base,
+                         .x_offset = job.x_offset + done,
+                         .v = pack ? packed : job.v + done * job.v_stride + first_column,
+                         .v_stride = pack ? kWidth : job.v_stride,
+                         .out = job.out + first_column,
+                         .out_base = job.out_base,
+                         .depth = depth,
+                         .last_columns = columns - (Vectors - 1) * kLanes<T>,
+                         .start = job.accumulate || done > 0 ? nullptr : start,
+                         .rectify = job.rectify && done + depth == job.depth};
     panel_rows<T, Vectors>(panel, job.rows);
     done += depth;
   } while (done < job.depth);

@@ -11,28 +11,33 @@ namespace gradgram::simd {
 enum class Activation : std::uint8_t { Relu, LeakyRelu, Tanh, Sigmoid, Erf, Gelu, Softplus, Sin };
 inline constexpr std::size_t kActivationCount = 8;
 
-/// out[out_base[j] + c] (+)= sum_{i < depth} x[x_base[j] + x_offset[i]] * v[i * v_stride + c],  j < rows, c <
+/// out[out_base[j] + c] = start[c] + sum_{i < depth} x[x_base[j] + x_offset[i]] * v(i, c),  j < rows, c <
 /// columns. The one product behind a direct convolution: forward (j = output pixels, i = taps x input
 /// channels, v = weights), input cotangent (flipped weights; one call per stride phase) and weight gradient
 /// (roles swapped: j = taps x input channels, i = pixels, v = output cotangents). The sum runs over i in
-/// order, in T; the same bits whatever `rows`, `columns` and their blocking. Each row of v must be readable
-/// up to columns rounded up to kColumnPadding; what stands there does not reach `out`.
+/// order, in T; the same bits whatever `rows`, `columns` and their blocking.
 template <class T>
 struct GatherProduct {
   const T* x;
   const std::ptrdiff_t* x_base;    ///< [rows]
   const std::ptrdiff_t* x_offset;  ///< [depth]
-  const T* v;
-  std::size_t v_stride;  ///< at least columns rounded up to kColumnPadding
+  const T* v;  ///< v(i, c) = v_scale * v[i * v_stride + c], unless v_offset says otherwise
+  std::size_t v_stride;
   T* out;
   const std::ptrdiff_t* out_base;  ///< [rows]
   std::size_t rows;
   std::size_t depth;
   std::size_t columns;
-  bool accumulate;  ///< add to `out` instead of overwriting it
+  bool accumulate = false;   ///< the sums start from what stands in `out`; `start` does not count then
+  const T* start = nullptr;  ///< [columns], times start_scale; null: 0
+  T start_scale = 1;
+  bool rectify = false;  ///< negative sums are stored as 0
+  T v_scale = 1;
+  /// [depth] or null: v(i, c) = v_scale * v[v_offset[i] + c * v_stride], for a matrix that lies transposed.
+  /// Fast where offsets of successive i are consecutive.
+  const std::ptrdiff_t* v_offset = nullptr;
 };
-/// Columns of v are padded to a multiple of this many elements: the widest register of any instruction set,
-/// in T.
+/// Elements of T in the widest register of any instruction set.
 template <class T>
 inline constexpr std::size_t kColumnPadding = 64 / sizeof(T);
 

@@ -228,6 +228,73 @@ TYPED_TEST(Kernels, GatherProductIsExactOnIntegers) {
   });
 }
 
+TYPED_TEST(Kernels, GatherProductStartsScalesTransposesAndRectifies) {
+  using T = TypeParam;
+  this->each([&](const simd::KernelTable<T>& table) {
+    const std::size_t lanes = table.vector_length;
+    for (const std::size_t columns :
+         {std::size_t{1}, lanes - 1, lanes, 3 * lanes + 2, 4 * lanes, 5 * lanes + 1}) {
+      for (const std::size_t rows : {1, 13, 67}) {
+        for (const std::size_t depth : {0, 5, 67, 1000}) {
+          for (int options = 0; options < 16; ++options) {
+            Product<T> product(rows, depth, columns, columns + 1, columns % 3);
+            product.x = this->integers(product.x.size(), 1);
+            product.v = this->integers(product.v.size(), columns % 3);
+            product.poison_padding();
+            const Guarded<T> start = this->integers(columns, 1);
+            auto job = product.job((options & 1) != 0);
+            if (job.accumulate) product.out = this->integers(product.out.size(), 1);
+            if ((options & 2) != 0) job.start = start.data();
+            job.start_scale = T(3);
+            job.rectify = (options & 4) != 0;
+            job.v_scale = T(2);
+            // The transposed matrix: columns `depth + 3` apart, its rows in runs of 24 with gaps, last run
+            // first.
+            const std::size_t run = 24;
+            const std::size_t length = depth + depth / run * 2 + 3;
+            Guarded<T> transposed(columns * length, 1);
+            std::vector<std::ptrdiff_t> v_offset(depth);
+            if ((options & 8) != 0) {
+              for (std::size_t i = 0; i < depth; ++i) {
+                const std::size_t runs = (depth - 1) / run;
+                const std::size_t at = (runs - i / run) * (run + 1) + i % run;
+                v_offset[i] = static_cast<std::ptrdiff_t>(at);
+                for (std::size_t c = 0; c < columns; ++c) {
+                  transposed[c * length + at] = product.v[i * product.v_stride + c];
+                }
+              }
+              job.v = transposed.data();
+              job.v_stride = length;
+              job.v_offset = v_offset.data();
+            }
+            const Guarded<T> before = product.out;
+            job.out = product.out.data();
+            table.gather_product(job);
+            ASSERT_TRUE(product.out.intact());
+            for (std::size_t j = 0; j < rows; ++j) {
+              for (std::size_t c = 0; c < columns; ++c) {
+                const std::size_t at = static_cast<std::size_t>(product.out_base[j]) + c;
+                T sum = job.accumulate ? before[at] : job.start != nullptr ? 3 * start[c] : T(0);
+                for (std::size_t i = 0; i < depth; ++i) {
+                  sum += product.x[static_cast<std::size_t>(product.x_base[j] + product.x_offset[i])] * 2 *
+                         product.v[i * product.v_stride + c];
+                }
+                if (job.rectify && sum < 0) sum = 0;
+                ASSERT_EQ(product.out[at], sum) << "row " << j << " of " << rows << ", column " << c << " of "
+                                                << columns << ", depth " << depth << ", options " << options;
+              }
+              for (std::size_t c = columns; c < columns + 3; ++c) {
+                ASSERT_TRUE(job.accumulate ||
+                            std::isnan(product.out[static_cast<std::size_t>(product.out_base[j]) + c]));
+              }
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
 TYPED_TEST(Kernels, GatherProductKeepsTheErrorBound) {
   using T = TypeParam;
   this->each([&](const simd::KernelTable<T>& table) {

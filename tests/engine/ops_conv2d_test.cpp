@@ -120,6 +120,8 @@ TEST(Conv2d, EqualsTheReferenceOverAGrid) {
   EXPECT_EQ(cases, 2U * 7U * 4U * 3U * 4U);
   compare_with_reference<float>(conv_geometry(11, 13, 64, 64, 3, 3, 1, 1, {}));
   compare_with_reference<float>(conv_geometry(16, 16, 48, 80, 3, 3, 2, 2, {}));
+  // Too large for one product over both images.
+  compare_with_reference<double>(conv_geometry(29, 31, 40, 43, 3, 3, 1, 1, {}));
 }
 
 TEST(Conv2d, AHugeStrideCostsNothing) {

@@ -170,8 +170,8 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
             typename PositionGram<T>::Side{factors.inputs.row(example), factors.inputs.stride,
                                            factors.cotangents.row(example), factors.cotangents.stride, count};
       };
-      PositionGram<T>(use.position_geometry())
-          .contract(side_of(a, range.row, range.rows), side_of(b, range.column, range.columns), group, seeds,
+      PositionGram<T>(use.position_geometry(), group, seeds)
+          .contract(side_of(a, range.row, range.rows), side_of(b, range.column, range.columns),
                     range.diagonal, {taps, out, outputs.stride()}, scratch);
       if (!plan.request.per_parameter) {
         outputs.add(taps, weight, total);

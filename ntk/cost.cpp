@@ -110,11 +110,8 @@ class Prices {
         return 2 * cotangents * row_width(use);
       case Way::Outer:
         return 2 * (in + cotangents * out);
-      case Way::PositionGram: {
-        const ConvGeometry g = use.position_geometry();
-        return 2 * (square(real(g.in_pixels())) * real(g.c_in) +
-                    cotangents * square(real(g.out_pixels())) * real(g.c_out));
-      }
+      case Way::PositionGram:
+        return 2 * position(use).multiply_adds();
     }
     return 0;
   }
@@ -128,13 +125,8 @@ class Prices {
       case Way::Outer:
         return product / rates_.gram + entries +
                sides * (real(use.d_in) + group_ * per_row_ * real(use.d_out)) * bytes_ / rates_.pack;
-      case Way::PositionGram: {
-        const ConvGeometry g = use.position_geometry();
-        const double additions =
-            real(g.kernel_h + g.kernel_w) * square(real(std::max(g.in_pixels(), g.out_pixels()))) +
-            2 * square(group_) * square(real(g.out_pixels()));
-        return product / rates_.position + pairs * additions / rates_.taps + entries;
-      }
+      case Way::PositionGram:
+        return product / rates_.position + pairs * position(use).additions() / rates_.taps + entries;
     }
     return 0;
   }
@@ -174,6 +166,9 @@ class Prices {
   double tile_entries(double pairs) const { return pairs * square(group_) / rates_.entries; }
 
  private:
+  PositionGram<float> position(const PlannedUse& use) const {
+    return {use.position_geometry(), static_cast<std::size_t>(group_), static_cast<std::size_t>(per_row_)};
+  }
   /// Columns of a materialized row; those of a shared parameter belong to its first use.
   static double row_width(const PlannedUse& use) {
     return (use.weight_first ? real(use.d_in) * real(use.d_out) : 0) +
@@ -274,8 +269,8 @@ std::size_t position_bytes(const PlannedUse& use, const PlanRequest& request, st
   const std::size_t group = request.full ? request.seeds : 1;
   const std::size_t seeds = request.full ? 1 : request.seeds;
   return element_bytes == sizeof(float)
-             ? PositionGram<float>::scratch_bytes(use.position_geometry(), group, seeds)
-             : PositionGram<double>::scratch_bytes(use.position_geometry(), group, seeds);
+             ? PositionGram<float>(use.position_geometry(), group, seeds).scratch_bytes()
+             : PositionGram<double>(use.position_geometry(), group, seeds).scratch_bytes();
 }
 
 std::vector<Way> possible_ways(const PlannedUse& use, bool shared) {

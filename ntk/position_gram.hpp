@@ -1,29 +1,28 @@
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
 #include "engine/arena.hpp"
 #include "engine/convolution.hpp"
 
 namespace gradgram::ntk {
 
-/// Examples of the columns that are contracted at once: a position's row of them is a whole group of every
-/// instruction set's packing.
-template <class T>
-inline constexpr std::size_t kPositionColumns = 192 / sizeof(T);
-
 /// Uses of a weight at many positions, against each other without their gradients: with X_ij(u, v) the
 /// product of pixel u of input i and pixel v of input j over the channels, and C_ij(p, q) that of the output
 /// cotangents,
-///     K_ij = sum_{p, q} C_ij(p, q) (w^2 sum_t X_ij(p + t, q + t) + b^2),
-/// t over the window's taps. The sum over taps is separable: rows first, then columns.
-/// L_in^2 c_in + L_out^2 c_out multiply-adds a pair, and some 2 (kernel_h + kernel_w) L_in^2 additions in
-/// f64.
+///     K_ij = sum_{p, q} C_ij(p, q) (w^2 sum_t X_ij(s p + t, s q + t) + b^2),
+/// t over the window's taps, s the stride. With a stride only pixels whose distance is a multiple of it ever
+/// meet: the input falls into residue classes, each with its own taps and stride 1, and X is formed within
+/// the classes alone. Per pair sum over classes of L_class^2 c_in, plus L_out^2 c_out for every seed,
+/// multiply-adds, and some (2 + kernel_h + kernel_w) L_out^2 additions of registers for every class. Products
+/// and sums over taps in T, sums over distances q - p in f64 (simd::PositionSums).
 template <class T>
 class PositionGram {
  public:
-  /// `geometry` of the use; a dense layer at L positions is a 1 x 1 convolution of 1 x L pixels.
-  explicit PositionGram(const ConvGeometry& geometry) : geometry_(geometry) {}
+  /// `geometry` of the use; a dense layer at L positions is a 1 x 1 convolution of 1 x L pixels. `group` rows
+  /// stand for an example, `seeds` cotangents side by side are summed over.
+  PositionGram(const ConvGeometry& geometry, std::size_t group, std::size_t seeds);
 
   /// One side: of every example (and seed) a block of [pixels, channels].
   struct Side {
@@ -41,19 +40,37 @@ class PositionGram {
     std::size_t stride;
   };
 
-  /// Every entry has the same bits wherever it stands in a tile, and K_ij those of K_ji. `group` rows stand
-  /// for an example, `seeds` cotangents side by side are summed over. With `lower` only the columns of an
-  /// example up to the row's own are wanted.
-  void contract(const Side& rows, const Side& columns, std::size_t group, std::size_t seeds, bool lower,
-                const Result& result, Arena& scratch) const;
+  /// Every entry has the same bits wherever it stands in a tile, and K_ij those of K_ji. With `lower` only
+  /// the columns of an example up to the row's own are wanted.
+  void contract(const Side& rows, const Side& columns, bool lower, const Result& result,
+                Arena& scratch) const;
 
   /// What contract() takes from the arena.
-  static std::size_t scratch_bytes(const ConvGeometry& geometry, std::size_t group, std::size_t seeds);
+  std::size_t scratch_bytes() const;
+  /// Multiply-adds of one pair of examples.
+  double multiply_adds() const;
+  /// Additions over taps and outputs of one pair.
+  double additions() const;
 
  private:
-  void sum_taps(const double* products, double* shifted, double* taps) const;
+  /// The pixels of one residue class, a grid on which the window has stride 1.
+  struct Class {
+    std::size_t h, w;                              ///< of the grid
+    std::size_t kernel_h, kernel_w;                ///< taps of this class
+    std::size_t pad_top, pad_left;                 ///< in grid pixels
+    std::size_t first_y, first_x, step_y, step_x;  ///< where the grid lies in the input
+    std::size_t pixels() const { return h * w; }
+    /// Number of the grid's pixel in the input.
+    std::size_t pixel(std::size_t i, std::size_t in_w) const {
+      return (first_y + i / w * step_y) * in_w + first_x + i % w * step_x;
+    }
+  };
 
   ConvGeometry geometry_;
+  std::size_t group_, seeds_;
+  std::vector<Class> classes_;
+  std::size_t block_;  ///< examples of the columns that are packed at once
+  std::size_t rows_;   ///< examples of the rows
 };
 
 }  // namespace gradgram::ntk

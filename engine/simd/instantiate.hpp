@@ -5,14 +5,29 @@
 #include "engine/simd/gather_product.hpp"
 #include "engine/simd/gram.hpp"
 #include "engine/simd/pooling.hpp"
+#include "engine/simd/position.hpp"
 #include "engine/simd/tables.hpp"
 
 namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE {
 
 template <class T>
 constexpr KernelTable<T> make_table(const char* isa) {
-  return {isa,    kLanes<T>,   gather_product<T>, activate<T>,  activation_chain<T>, add<T>,     axpy<T>,
-          dot<T>, max_pool<T>, max_pool_chain<T>, gram_pack<T>, gram_product<T>,     fma_peak<T>};
+  return {isa,
+          kLanes<T>,
+          gather_product<T>,
+          activate<T>,
+          activation_chain<T>,
+          add<T>,
+          axpy<T>,
+          dot<T>,
+          max_pool<T>,
+          max_pool_chain<T>,
+          gram_pack<T>,
+          gram_product<T>,
+          position_pack<T>,
+          position_product<T>,
+          position_sums<T>,
+          fma_peak<T>};
 }
 
 }  // namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE

@@ -64,6 +64,40 @@ inline constexpr std::size_t kGramPadding = 192 / sizeof(T);
 template <class T>
 inline constexpr std::size_t kGramDepth = 1536 / sizeof(T);
 
+/// out[i * stride + j] (+)= sum_{k < depth} rows[i, k] * columns[j, k], in T throughout, products in order of
+/// k. Both sides are packed by position_pack. The same bits whatever stands beside an entry, and whichever of
+/// its two factors is the row.
+template <class T>
+struct PositionProduct {
+  const T* rows;
+  const T* columns;
+  std::size_t depth;
+  std::size_t row_count, column_count;
+  T* out;  ///< writable for both counts rounded up to kGramPadding
+  std::size_t stride;
+  bool accumulate;  ///< add to `out` instead of overwriting it
+};
+
+/// For registers of pairs of examples side by side, X(u, v) the products of pixels u and v of the inputs and
+/// C(p, q) those of the output cotangents:
+///     weight += sum_{p, q} C(p, q) sum_t X(p + t - pad, q + t - pad),   bias += sum_{p, q} C(p, q),
+/// t over a window, stride 1, pixels outside of the input being zero. Taps are added line by line, then
+/// lines; the sum over p runs in T for one distance q - p (moved to f64 after some 256 products), in f64 over
+/// distances, where d and -d are added to each other first: exchanging the two examples of a pair exchanges
+/// the factors and terms alone and gives the same bits.
+template <class T>
+struct PositionSums {
+  std::size_t in_h, in_w, out_h, out_w, kernel_h, kernel_w, pad_top, pad_left;
+  std::size_t vectors;  ///< registers of pairs
+  const T* products;    ///< X(u, v) of register r at u * product_stride + v * lanes + r * product_vector
+  std::size_t product_stride, product_vector;
+  const T* outer;  ///< C(p, q), likewise
+  std::size_t outer_stride, outer_vector;
+  T* lines;        ///< working memory: in_h * out_w * 3 registers
+  double* weight;  ///< [vectors * lanes]
+  double* bias;    ///< the same, or null
+};
+
 /// The kernels of one instruction set and precision. Plain pointers, no allocation, no exceptions: callers
 /// validate.
 template <class T>
@@ -98,6 +132,10 @@ struct KernelTable {
   void (*gram_pack)(const T* source, std::size_t stride, std::size_t rows, std::size_t depth,
                     T* packed) noexcept;
   void (*gram_product)(const GramProduct<T>&) noexcept;
+  /// Packs `count` rows of `depth` elements from anywhere as gram_pack does; a null row is zero.
+  void (*position_pack)(const T* const* sources, std::size_t count, std::size_t depth, T* packed) noexcept;
+  void (*position_product)(const PositionProduct<T>&) noexcept;
+  void (*position_sums)(const PositionSums<T>&) noexcept;
   /// Runs independent fused multiply-adds from registers; returns the floating-point operations done (2 per
   /// multiply-add and lane), for measuring the machine's limit. `sink` receives a value so that nothing is
   /// elided.

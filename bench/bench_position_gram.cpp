@@ -1,0 +1,77 @@
+// The position Gram way of a convolution, one core: a block of examples against another, from their inputs
+// and cotangents. `of_fma` counts the products that are really done; times `fewer` it is the share of the
+// multiply-add peak that products of formed gradients would need to keep up: k^2 c_in c_out multiply-adds a
+// pair (and output).
+
+#include <benchmark/benchmark.h>
+
+#include <cstddef>
+
+#include "bench/limit.hpp"
+#include "engine/random.hpp"
+#include "engine/tensor.hpp"
+#include "ntk/position_gram.hpp"
+
+namespace gradgram {
+namespace {
+
+struct Stage {
+  const char* name;
+  std::size_t pixels, c_in, c_out, window, stride, seeds;
+};
+
+Tensor<float> normal(std::size_t rows, std::size_t columns) {
+  Random random(1);
+  Tensor<float> values(Shape{rows, columns});
+  for (float& value : values.span()) value = static_cast<float>(random.normal());
+  return values;
+}
+
+void contract(benchmark::State& state, const Stage& stage) {
+  constexpr std::size_t kRows = 96;
+  constexpr std::size_t kColumns = 96;
+  const ConvGeometry g = conv_geometry(stage.pixels, stage.pixels, stage.c_in, stage.c_out, stage.window,
+                                       stage.window, stage.stride, stage.stride, {});
+  const ntk::PositionGram<float> gram(g, 1, stage.seeds);
+  const Tensor<float> inputs = normal(kRows + kColumns, g.in_pixels() * g.c_in);
+  const Tensor<float> cotangents = normal(kRows + kColumns, stage.seeds * g.out_pixels() * g.c_out);
+  const auto side = [&](std::size_t first, std::size_t count) {
+    return ntk::PositionGram<float>::Side{inputs.data() + first * inputs.shape()[1], inputs.shape()[1],
+                                          cotangents.data() + first * cotangents.shape()[1],
+                                          cotangents.shape()[1], count};
+  };
+  Tensor<double> weight(Shape{kRows, kColumns}), bias(Shape{kRows, kColumns});
+  Arena arena(gram.scratch_bytes());
+  bench::Limit<float> limit;
+  for (auto _ : state) {
+    gram.contract(side(0, kRows), side(kRows, kColumns), false, {weight.data(), bias.data(), kColumns},
+                  arena);
+    benchmark::DoNotOptimize(weight.data());
+  }
+  const auto pairs = static_cast<double>(kRows * kColumns);
+  limit.report(state, 2 * gram.multiply_adds() * pairs);
+  state.counters["us_per_pair"] = benchmark::Counter(
+      pairs * 1e-6, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+  state.counters["fewer"] = static_cast<double>(g.weights() * stage.seeds) / gram.multiply_adds();
+}
+
+}  // namespace
+}  // namespace gradgram
+
+int main(int argc, char** argv) {
+  using namespace gradgram;
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  for (const Stage& stage :
+       {Stage{"512 at 4x4", 4, 512, 512, 3, 1, 1}, Stage{"256 at 8x8", 8, 256, 256, 3, 1, 1},
+        Stage{"512 at 4x4, 10 outputs", 4, 512, 512, 3, 1, 10},
+        Stage{"256 at 8x8, 10 outputs", 8, 256, 256, 3, 1, 10},
+        Stage{"256-512 from 8x8, stride 2", 8, 256, 512, 3, 2, 1},
+        Stage{"256-512 from 8x8, stride 2, 1x1", 8, 256, 512, 1, 2, 1},
+        Stage{"512 at 7x7", 7, 512, 512, 3, 1, 1}, Stage{"64 at 8x8", 8, 64, 64, 3, 1, 1}}) {
+    benchmark::RegisterBenchmark(stage.name, contract, stage)->Unit(benchmark::kMillisecond);
+  }
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}

@@ -1,0 +1,275 @@
+#pragma once
+
+#include "engine/simd/gram.hpp"
+#include "engine/simd/kernels.hpp"
+#include "engine/simd/vector.hpp"
+
+namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE {
+
+/// kLanes rows into one vector of every column of a group.
+template <class T>
+void position_pack_lanes(const T* const* sources, std::size_t count, std::size_t depth, T* packed) noexcept {
+  constexpr std::size_t kLane = kLanes<T>;
+  bool full = count >= kLane;
+  for (std::size_t i = 0; full && i < kLane; ++i) full = sources[i] != nullptr;
+  std::size_t k = 0;
+  if (full) {
+    for (; k + kLane <= depth; k += kLane) {
+      Batch<T> x[kLane];
+      Unroll<0, kLane>::run([&](std::size_t i)
+                                __attribute__((always_inline)) { x[i] = load(sources[i] + k); });
+      transpose<T, kLane>(x);
+      Unroll<0, kLane>::run([&](std::size_t i) __attribute__((always_inline)) {
+        store(packed + (k + i) * kGramGroup<T>, x[i]);
+      });
+    }
+  }
+  for (; k < depth; ++k) {
+    T* const target = packed + k * kGramGroup<T>;
+    for (std::size_t i = 0; i < kLane; ++i) {
+      target[i] = i < count && sources[i] != nullptr ? sources[i][k] : T(0);
+    }
+  }
+}
+
+template <class T>
+void position_pack(const T* const* sources, std::size_t count, std::size_t depth, T* packed) noexcept {
+  for (std::size_t first = 0; first < count; first += kGramGroup<T>) {
+    for (std::size_t vector = 0; vector < kGramVectors; ++vector) {
+      const std::size_t begin = first + vector * kLanes<T>;
+      position_pack_lanes(sources + (begin < count ? begin : 0), begin < count ? count - begin : 0, depth,
+                          packed + first * depth + vector * kLanes<T>);
+    }
+  }
+}
+
+/// The tile of a Gram product (engine/simd/gram.hpp), stored in T.
+template <class T>
+void position_tile(const T* row, const T* column, std::size_t depth, T* out, std::size_t stride,
+                   bool accumulate) noexcept {
+  constexpr std::size_t kRows = kGramRows<T>;
+  constexpr std::size_t kLane = kLanes<T>;
+  Batch<T> part[kRows * kGramVectors];
+  Unroll<0, kRows>::run([&](std::size_t r) __attribute__((always_inline)) {
+    Unroll<0, kGramVectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
+      __builtin_prefetch(out + r * stride + vector * kLane, 1);
+    });
+  });
+  Unroll<0, kRows * kGramVectors>::run([&](std::size_t at)
+                                           __attribute__((always_inline)) { part[at] = broadcast(T(0)); });
+  const T* const end = column + depth * kGramGroup<T>;
+  for (; column != end; column += kGramGroup<T>, row += kGramGroup<T>) {
+    Batch<T> columns[kGramVectors];
+    Unroll<0, kGramVectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
+      columns[vector] = load(column + vector * kLane);
+    });
+    Unroll<0, kRows>::run([&](std::size_t r) __attribute__((always_inline)) {
+      const Batch<T> value = broadcast(row[r]);
+      Unroll<0, kGramVectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
+        const std::size_t at = r * kGramVectors + vector;
+        part[at] = multiply_add(value, columns[vector], part[at]);
+      });
+    });
+  }
+  Unroll<0, kRows * kGramVectors>::run([&](std::size_t at) __attribute__((always_inline)) {
+    T* const target = out + at / kGramVectors * stride + at % kGramVectors * kLane;
+    store(target, accumulate ? Batch<T>(load(target) + part[at]) : part[at]);
+  });
+}
+
+template <class T>
+void position_product(const PositionProduct<T>& job) noexcept {
+  constexpr std::size_t kGroup = kGramGroup<T>;
+  for (std::size_t column = 0; column < job.column_count; column += kGroup) {
+    for (std::size_t row = 0; row < job.row_count; row += kGramRows<T>) {
+      position_tile<T>(job.rows + row / kGroup * kGroup * job.depth + row % kGroup,
+                       job.columns + column * job.depth, job.depth, job.out + row * job.stride + column,
+                       job.stride, job.accumulate);
+    }
+  }
+}
+
+/// Adds the sum of two registers of T to kLanes doubles.
+GRADGRAM_INLINE void add_lanes(double* sum, const Batch<float>& a, const Batch<float>& b) {
+  constexpr std::size_t kLane = kLanes<double>;
+  const Widened left = widen(a);
+  const Widened right = widen(b);
+  store(sum, Batch<double>(load(sum) + (left.low + right.low)));
+  store(sum + kLane, Batch<double>(load(sum + kLane) + (left.high + right.high)));
+}
+GRADGRAM_INLINE void add_lanes(double* sum, const Batch<double>& a, const Batch<double>& b) {
+  store(sum, Batch<double>(load(sum) + (a + b)));
+}
+
+/// One distance between two pixels: of all pairs of pixels (u, u + d), the sum over taps, then over outputs.
+/// The taps of a line first, into `lines`, then the lines of a window.
+template <class T, std::size_t Vectors>
+struct PositionPlane {
+  static constexpr std::size_t kLane = kLanes<T>;
+  /// Products that are added in T before they move to f64.
+  static constexpr std::size_t kChain = 256;
+
+  const PositionSums<T>& job;
+  const T* products;  ///< of the first vector
+  const T* outer;
+  double *weight, *bias;
+
+  /// The overlap of [0, count) with itself moved by -d.
+  static std::ptrdiff_t begin(std::ptrdiff_t d) { return d < 0 ? -d : 0; }
+  static std::ptrdiff_t end(std::ptrdiff_t count, std::ptrdiff_t d) { return d < 0 ? count : count - d; }
+
+  struct Sums {
+    Batch<T> weight[Vectors], bias[Vectors];
+    GRADGRAM_INLINE void zero() {
+      Unroll<0, Vectors>::run([&](std::size_t v)
+                                  __attribute__((always_inline)) { weight[v] = bias[v] = broadcast(T(0)); });
+    }
+  };
+  /// Sums of a distance with more products than a chain.
+  struct Wide {
+    alignas(64) double weight[Vectors * kLane] = {};
+    alignas(64) double bias[Vectors * kLane] = {};
+  };
+
+  GRADGRAM_INLINE static void add(const Sums& a, const Sums& b, double* weight, double* bias) {
+    Unroll<0, Vectors>::run([&](std::size_t v) __attribute__((always_inline)) {
+      add_lanes(weight + v * kLane, a.weight[v], b.weight[v]);
+      if (bias != nullptr) add_lanes(bias + v * kLane, a.bias[v], b.bias[v]);
+    });
+  }
+
+  /// lines[y][x] = sum over the taps of a line, for every line y of inputs that the plane has.
+  void sum_lines(std::ptrdiff_t dy, std::ptrdiff_t dx) const {
+    const auto in_w = static_cast<std::ptrdiff_t>(job.in_w);
+    const auto in_h = static_cast<std::ptrdiff_t>(job.in_h);
+    const auto out_w = static_cast<std::ptrdiff_t>(job.out_w);
+    const auto pad = static_cast<std::ptrdiff_t>(job.pad_left);
+    const auto taps = static_cast<std::ptrdiff_t>(job.kernel_w);
+    const std::ptrdiff_t first = begin(dx), last = end(in_w, dx);
+    const std::ptrdiff_t step = static_cast<std::ptrdiff_t>(job.product_stride + kLane);
+    const std::ptrdiff_t shift = (dy * in_w + dx) * static_cast<std::ptrdiff_t>(kLane);
+    for (std::ptrdiff_t y = begin(dy); y < end(in_h, dy); ++y) {
+      const T* const line = products + y * in_w * step + shift;
+      T* const target = job.lines + static_cast<std::size_t>(y * out_w) * Vectors * kLane;
+      for (std::ptrdiff_t x = begin(dx); x < end(out_w, dx); ++x) {
+        const std::ptrdiff_t from = x - pad > first ? x - pad : first;
+        const std::ptrdiff_t to = x - pad + taps < last ? x - pad + taps : last;
+        Batch<T> sum[Vectors];
+        Unroll<0, Vectors>::run([&](std::size_t v)
+                                    __attribute__((always_inline)) { sum[v] = broadcast(T(0)); });
+        for (std::ptrdiff_t u = from; u < to; ++u) {
+          Unroll<0, Vectors>::run([&](std::size_t v) __attribute__((always_inline)) {
+            sum[v] += load(line + u * step + v * job.product_vector);
+          });
+        }
+        Unroll<0, Vectors>::run([&](std::size_t v) __attribute__((always_inline)) {
+          store(target + (static_cast<std::size_t>(x) * Vectors + v) * kLane, sum[v]);
+        });
+      }
+    }
+  }
+
+  /// The sum over outputs; chains that are full go to `wide`.
+  GRADGRAM_INLINE Sums sum_outputs(std::ptrdiff_t dy, std::ptrdiff_t dx, Wide* wide) const {
+    const auto in_h = static_cast<std::ptrdiff_t>(job.in_h);
+    const auto out_h = static_cast<std::ptrdiff_t>(job.out_h);
+    const auto out_w = static_cast<std::ptrdiff_t>(job.out_w);
+    const auto pad = static_cast<std::ptrdiff_t>(job.pad_top);
+    const auto taps = static_cast<std::ptrdiff_t>(job.kernel_h);
+    const std::ptrdiff_t first = begin(dy), last = end(in_h, dy);
+    const std::ptrdiff_t step = static_cast<std::ptrdiff_t>(job.outer_stride + kLane);
+    const std::ptrdiff_t shift = (dy * out_w + dx) * static_cast<std::ptrdiff_t>(kLane);
+    const std::size_t line = job.out_w * Vectors * kLane;
+    Sums sums, none;
+    sums.zero();
+    none.zero();
+    std::size_t chain = 0;
+    for (std::ptrdiff_t y = begin(dy); y < end(out_h, dy); ++y) {
+      const std::ptrdiff_t from = y - pad > first ? y - pad : first;
+      const std::ptrdiff_t to = y - pad + taps < last ? y - pad + taps : last;
+      const T* const c = outer + y * out_w * step + shift;
+      const T* const lines = job.lines + (from < to ? static_cast<std::size_t>(from) * line : 0);
+      const std::size_t count = from < to ? static_cast<std::size_t>(to - from) : 0;
+      for (std::ptrdiff_t x = begin(dx); x < end(out_w, dx); ++x) {
+        const T* const at = lines + static_cast<std::size_t>(x) * Vectors * kLane;
+        Batch<T> sum[Vectors];
+        Unroll<0, Vectors>::run([&](std::size_t v)
+                                    __attribute__((always_inline)) { sum[v] = broadcast(T(0)); });
+        for (std::size_t a = 0; a < count; ++a) {
+          Unroll<0, Vectors>::run([&](std::size_t v) __attribute__((always_inline)) {
+            sum[v] += load(at + a * line + v * kLane);
+          });
+        }
+        Unroll<0, Vectors>::run([&](std::size_t v) __attribute__((always_inline)) {
+          const Batch<T> cotangents = load(c + x * step + v * job.outer_vector);
+          sums.weight[v] = multiply_add(cotangents, sum[v], sums.weight[v]);
+          sums.bias[v] += cotangents;
+        });
+      }
+      chain += job.out_w;
+      if (wide != nullptr && chain >= kChain) {
+        add(sums, none, wide->weight, wide->bias);
+        sums.zero();
+        chain = 0;
+      }
+    }
+    return sums;
+  }
+
+  GRADGRAM_INLINE Sums plane(std::ptrdiff_t dy, std::ptrdiff_t dx, Wide* wide = nullptr) const {
+    sum_lines(dy, dx);
+    return sum_outputs(dy, dx, wide);
+  }
+
+  /// Exchanging the two examples of a pair exchanges a distance and its opposite, the two terms of a sum.
+  GRADGRAM_INLINE void both(std::ptrdiff_t dy, std::ptrdiff_t dx) const {
+    if (job.out_h * job.out_w <= kChain) {
+      const Sums forth = plane(dy, dx);
+      return add(forth, plane(-dy, -dx), weight, bias);
+    }
+    Sums none;
+    none.zero();
+    Wide forth, back;
+    add(plane(dy, dx, &forth), none, forth.weight, forth.bias);
+    add(plane(-dy, -dx, &back), none, back.weight, back.bias);
+    for (std::size_t i = 0; i < Vectors * kLane; ++i) {
+      weight[i] += forth.weight[i] + back.weight[i];
+      if (bias != nullptr) bias[i] += forth.bias[i] + back.bias[i];
+    }
+  }
+
+  void run() const {
+    const auto out_h = static_cast<std::ptrdiff_t>(job.out_h);
+    const auto out_w = static_cast<std::ptrdiff_t>(job.out_w);
+    Sums none;
+    none.zero();
+    Wide wide;
+    add(plane(0, 0, &wide), none, wide.weight, wide.bias);
+    for (std::size_t i = 0; i < Vectors * kLane; ++i) {
+      weight[i] += wide.weight[i];
+      if (bias != nullptr) bias[i] += wide.bias[i];
+    }
+    for (std::ptrdiff_t dy = 0; dy < out_h; ++dy) {
+      for (std::ptrdiff_t dx = dy == 0 ? 1 : 1 - out_w; dx < out_w; ++dx) both(dy, dx);
+    }
+  }
+};
+
+template <class T, std::size_t Vectors>
+void position_vectors(const PositionSums<T>& job, std::size_t first) noexcept {
+  const std::size_t lane = first * kLanes<T>;
+  PositionPlane<T, Vectors>{job, job.products + first * job.product_vector,
+                            job.outer + first * job.outer_vector, job.weight + lane,
+                            job.bias == nullptr ? nullptr : job.bias + lane}
+      .run();
+}
+
+template <class T>
+void position_sums(const PositionSums<T>& job) noexcept {
+  std::size_t first = 0;
+  for (; first + 3 <= job.vectors; first += 3) position_vectors<T, 3>(job, first);
+  if (job.vectors - first == 2) return position_vectors<T, 2>(job, first);
+  if (job.vectors - first == 1) return position_vectors<T, 1>(job, first);
+}
+
+}  // namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE

@@ -1,6 +1,8 @@
 #include "engine/ops/conv2d.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
 
 #include "engine/ops/common.hpp"
 
@@ -253,6 +255,19 @@ void convolve_transposed(const ConvGeometry& g, const T* cotangent, const T* wei
   });
 }
 
+/// Time of forming a gradient from the nonzero cotangents, of which there is a share `density`, against all
+/// of them, as measured: input channels filled up to whole blocks, loads beside the multiply-adds, the
+/// squares that are transposed on their way into the gradient (and out of it), and sorting the cotangents.
+double sparse_cost(const ConvGeometry& g, double density, bool accumulate) {
+  constexpr double kBlock = 32;
+  const auto taps = static_cast<double>(g.kernel_h * g.kernel_w);
+  if (taps < 4) return 1;  // too few sums at once
+  const auto channels = static_cast<double>(g.c_in);
+  const double filled = std::ceil(channels / kBlock) * kBlock / channels;
+  const double squares = (accumulate ? 28.0 : 14.0) / static_cast<double>(g.out_pixels());
+  return 0.05 + 1.27 * density * filled + squares + 80.0 / (taps * channels);
+}
+
 template <class T>
 class Conv2dNode final : public Node<T> {
  public:
@@ -329,6 +344,30 @@ ConvWeightGradient<T>::ConvWeightGradient(const ConvGeometry& geometry, T scale,
     padded_image_ = scratch.tensor<T>(Shape{frame.size()}).data();
     clear_border(frame, padded_image_, 1);
   }
+  const std::size_t plane = frame.padded_height() * frame.padded_width();
+  constexpr std::size_t kBlock = simd::kSparsePadding<T>;
+  if (sparse_cost(geometry, 0, false) >= 1 || plane > static_cast<std::size_t>(INT32_MAX) / kBlock) return;
+  tap_pixels_ = offsets(scratch, geometry.kernel_h * geometry.kernel_w);
+  window_pixels_ = offsets(scratch, geometry.out_pixels());
+  for (std::size_t p = 0; p < geometry.out_pixels(); ++p) {
+    window_pixels_[p] = pixels_[p] / signed_offset(geometry.c_in);
+  }
+  for (std::size_t t = 0; t < geometry.kernel_h * geometry.kernel_w; ++t) {
+    tap_pixels_[t] = taps_[t * geometry.c_in] / signed_offset(geometry.c_in);
+  }
+  blocks_ = scratch.tensor<T>(Shape{plane, (geometry.c_in + kBlock - 1) / kBlock * kBlock}).data();
+  const Shape lists{simd::kColumnPadding<T>, geometry.out_pixels() + simd::kColumnPadding<T>};
+  values_ = scratch.tensor<T>(lists).data();
+  value_offsets_ = static_cast<std::int32_t*>(scratch.allocate(lists.size() * sizeof(std::int32_t)));
+}
+
+template <class T>
+bool ConvWeightGradient<T>::sparse(const T* cotangent, bool accumulate) const {
+  if (blocks_ == nullptr || sparse_cost(geometry_, 0, accumulate) >= 1) return false;
+  const std::size_t size = geometry_.out_pixels() * geometry_.c_out;
+  const double density =
+      static_cast<double>(kernels<T>().count_nonzero(cotangent, size)) / static_cast<double>(size);
+  return sparse_cost(geometry_, density, accumulate) < 1;
 }
 
 template <class T>
@@ -338,6 +377,24 @@ void ConvWeightGradient<T>::operator()(const T* image, const T* cotangent, bool 
   if (padded_image_ != nullptr && weight_gradient != nullptr) {
     frame_image(image_frame(g), image, scale_, padded_image_);
     image = padded_image_;
+  }
+  const bool zeros = weight_gradient != nullptr && sparse(cotangent, accumulate);
+  if (zeros) {
+    const Frame frame = image_frame(g);
+    kernels<T>().sparse_gradient({.image = image,
+                                  .image_pixels = frame.padded_height() * frame.padded_width(),
+                                  .c_in = g.c_in,
+                                  .cotangent = cotangent,
+                                  .pixels = g.out_pixels(),
+                                  .c_out = g.c_out,
+                                  .taps = g.kernel_h * g.kernel_w,
+                                  .tap_offset = tap_pixels_,
+                                  .pixel_offset = window_pixels_,
+                                  .accumulate = accumulate,
+                                  .gradient = weight_gradient,
+                                  .blocks = blocks_,
+                                  .values = values_,
+                                  .offsets = value_offsets_});
   }
   simd::GatherProduct<T> product{.x = image,
                                  .x_base = taps_,
@@ -350,7 +407,7 @@ void ConvWeightGradient<T>::operator()(const T* image, const T* cotangent, bool 
                                  .depth = g.out_pixels(),
                                  .columns = g.c_out,
                                  .accumulate = accumulate};
-  if (weight_gradient != nullptr) kernels<T>().gather_product(product);
+  if (weight_gradient != nullptr && !zeros) kernels<T>().gather_product(product);
   if (bias_gradient != nullptr) {
     // The same sum with the scale in the place of every input.
     product.x = &bias_scale_;

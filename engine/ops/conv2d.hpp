@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "engine/arena.hpp"
 #include "engine/convolution.hpp"
@@ -19,6 +20,9 @@ class ConvWeightGradient {
                   T* bias_gradient) const;
 
  private:
+  /// Whether skipping the zeros of this cotangent is worth its trouble.
+  bool sparse(const T* cotangent, bool accumulate) const;
+
   ConvGeometry geometry_;
   T scale_;
   T bias_scale_;
@@ -27,6 +31,12 @@ class ConvWeightGradient {
   std::ptrdiff_t* pixels_;     ///< [out_pixels]
   std::ptrdiff_t* rows_;       ///< [patch]
   std::ptrdiff_t* zeros_;      ///< [out_pixels]
+  // For cotangents with many zeros; null where that cannot pay.
+  std::ptrdiff_t* tap_pixels_ = nullptr;     ///< [kernel_h * kernel_w]
+  std::ptrdiff_t* window_pixels_ = nullptr;  ///< [out_pixels]
+  T* blocks_ = nullptr;
+  T* values_ = nullptr;
+  std::int32_t* value_offsets_ = nullptr;
 };
 
 }  // namespace gradgram::ops

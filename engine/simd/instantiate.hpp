@@ -6,6 +6,7 @@
 #include "engine/simd/gram.hpp"
 #include "engine/simd/pooling.hpp"
 #include "engine/simd/position.hpp"
+#include "engine/simd/sparse_gradient.hpp"
 #include "engine/simd/tables.hpp"
 
 namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE {
@@ -15,6 +16,8 @@ constexpr KernelTable<T> make_table(const char* isa) {
   return {isa,
           kLanes<T>,
           gather_product<T>,
+          sparse_gradient<T>,
+          count_nonzero<T>,
           activate<T>,
           activation_chain<T>,
           add<T>,

@@ -37,6 +37,30 @@ struct GatherProduct {
   /// Fast where offsets of successive i are consecutive.
   const std::ptrdiff_t* v_offset = nullptr;
 };
+/// gradient[tap, i, k] (+)= sum_p image[(tap_offset[tap] + pixel_offset[p]) * c_in + i] * cotangent[p, k]:
+/// the weight gradient of a convolution whose cotangent is mostly zeros, as behind a rectifier or a maximum.
+/// Zeros are skipped (0 * infinity counts as 0); the others are summed in order of p, in T, as gather_product
+/// does.
+template <class T>
+struct SparseGradient {
+  const T* image;  ///< [image_pixels, c_in]
+  std::size_t image_pixels;
+  std::size_t c_in;
+  const T* cotangent;  ///< [pixels, c_out]
+  std::size_t pixels;
+  std::size_t c_out;
+  std::size_t taps;
+  const std::ptrdiff_t* tap_offset;    ///< [taps], in pixels
+  const std::ptrdiff_t* pixel_offset;  ///< [pixels], in pixels; times kSparsePadding below 2^31
+  bool accumulate;
+  T* gradient;            ///< [taps, c_in, c_out]
+  T* blocks;              ///< scratch: image_pixels * (c_in rounded up to kSparsePadding)
+  T* values;              ///< scratch: kColumnPadding * (pixels + kColumnPadding)
+  std::int32_t* offsets;  ///< scratch: the same
+};
+template <class T>
+inline constexpr std::size_t kSparsePadding = 128 / sizeof(T);
+
 /// Elements of T in the widest register of any instruction set.
 template <class T>
 inline constexpr std::size_t kColumnPadding = 64 / sizeof(T);
@@ -105,6 +129,9 @@ struct KernelTable {
   const char* isa;            ///< `sse2`, `avx2`, `avx512`
   std::size_t vector_length;  ///< elements of T per register
   void (*gather_product)(const GatherProduct<T>&) noexcept;
+  void (*sparse_gradient)(const SparseGradient<T>&) noexcept;
+  /// How many are not zero.
+  std::size_t (*count_nonzero)(const T* x, std::size_t n) noexcept;
   /// y[i] = f(x[i]); `slope` is the negative slope of LeakyRelu, otherwise ignored. x == y is allowed.
   void (*activate)(Activation, T slope, const T* x, T* y, std::size_t n) noexcept;
   /// out[i] = t[i] * f'(x[i]), given y = f(x) as well: the vjp and the jvp alike. f'(0) = 0 for Relu, slope

@@ -369,6 +369,84 @@ TYPED_TEST(Kernels, GatherProductHasTheSameBitsWhateverTheBlocking) {
   });
 }
 
+// ---- sparse_gradient
+// ----------------------------------------------------------------------------------------------
+
+TYPED_TEST(Kernels, CountsWhatIsNotZero) {
+  using T = TypeParam;
+  this->each([&](const simd::KernelTable<T>& table) {
+    for (const std::size_t n : sizes(table.vector_length)) {
+      Guarded<T> x = this->integers(n, 1);
+      std::size_t expected = 0;
+      for (std::size_t i = 0; i < n; ++i) {
+        if (i % 5 == 1) x[i] = kNaN<T>;
+        if (i % 7 == 2) x[i] = T(-0.0);
+        if (x[i] != T(0)) ++expected;
+      }
+      EXPECT_EQ(table.count_nonzero(x.data(), n), expected);
+    }
+  });
+}
+
+TYPED_TEST(Kernels, SparseGradientIsTheGatherProductBitForBit) {
+  using T = TypeParam;
+  this->each([&](const simd::KernelTable<T>& table) {
+    const std::size_t lanes = table.vector_length;
+    for (const std::size_t c_in : {std::size_t{1}, 2 * lanes - 1, 2 * lanes, 4 * lanes + 3}) {
+      for (const std::size_t c_out : {std::size_t{1}, lanes, 2 * lanes + 5}) {
+        for (const std::size_t taps : {1, 4, 9, 10, 25}) {
+          for (const std::size_t pixels : {1, 16, 67}) {
+            for (const double density : {0.0, 0.3, 1.0}) {
+              const bool accumulate = (taps + pixels) % 2 == 0;
+              const std::size_t image_pixels = pixels + 3 * taps;
+              const Guarded<T> image = this->reals(image_pixels * c_in, 1);
+              Guarded<T> cotangent = this->reals(pixels * c_out, 3);
+              std::uniform_real_distribution<double> uniform;
+              for (std::size_t i = 0; i < cotangent.size(); ++i) {
+                if (uniform(this->random_) >= density) cotangent[i] = i % 2 == 0 ? T(0) : T(-0.0);
+              }
+              std::vector<std::ptrdiff_t> tap_offset(taps);
+              std::vector<std::ptrdiff_t> pixel_offset(pixels);
+              for (std::size_t t = 0; t < taps; ++t)
+                tap_offset[t] = static_cast<std::ptrdiff_t>(3 * (taps - 1 - t));
+              for (std::size_t p = 0; p < pixels; ++p) pixel_offset[p] = static_cast<std::ptrdiff_t>(p);
+              Guarded<T> expected = this->reals(taps * c_in * c_out, 1);
+              Guarded<T> found = expected;
+              std::vector<std::ptrdiff_t> x_base;
+              std::vector<std::ptrdiff_t> x_offset;
+              std::vector<std::ptrdiff_t> out_base;
+              for (std::size_t t = 0; t < taps; ++t) {
+                for (std::size_t c = 0; c < c_in; ++c) {
+                  x_base.push_back(tap_offset[t] * static_cast<std::ptrdiff_t>(c_in) +
+                                   static_cast<std::ptrdiff_t>(c));
+                  out_base.push_back(static_cast<std::ptrdiff_t>((t * c_in + c) * c_out));
+                }
+              }
+              for (const std::ptrdiff_t p : pixel_offset)
+                x_offset.push_back(p * static_cast<std::ptrdiff_t>(c_in));
+              table.gather_product({image.data(), x_base.data(), x_offset.data(), cotangent.data(), c_out,
+                                    expected.data(), out_base.data(), x_base.size(), pixels, c_out,
+                                    accumulate});
+              const std::size_t padding = simd::kSparsePadding<T>;
+              const std::size_t lists = simd::kColumnPadding<T> * (pixels + simd::kColumnPadding<T>);
+              Guarded<T> blocks(image_pixels * padded(c_in, padding));
+              Guarded<T> values(lists, 1);
+              Guarded<std::int32_t> offsets(lists, 1);
+              table.sparse_gradient({image.data(), image_pixels, c_in, cotangent.data(), pixels, c_out, taps,
+                                     tap_offset.data(), pixel_offset.data(), accumulate, found.data(),
+                                     blocks.data(), values.data(), offsets.data()});
+              ASSERT_TRUE(found.intact() && blocks.intact() && values.intact() && offsets.intact());
+              ASSERT_EQ(std::memcmp(found.data(), expected.data(), found.size() * sizeof(T)), 0)
+                  << c_in << "->" << c_out << ", taps " << taps << ", pixels " << pixels << ", density "
+                  << density;
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
 // ---- elementwise
 // -------------------------------------------------------------------------------------------------
 

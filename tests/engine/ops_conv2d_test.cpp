@@ -1,3 +1,4 @@
+#include "engine/ops/conv2d.hpp"
 #include "tests/engine/op_check.hpp"
 #include "tests/reference/convolution.hpp"
 
@@ -122,6 +123,49 @@ TEST(Conv2d, EqualsTheReferenceOverAGrid) {
   compare_with_reference<float>(conv_geometry(16, 16, 48, 80, 3, 3, 2, 2, {}));
   // Too large for one product over both images.
   compare_with_reference<double>(conv_geometry(29, 31, 40, 43, 3, 3, 1, 1, {}));
+}
+
+/// Cotangents with zeros take another way to the gradient, by how many there are: the reference must hold on
+/// both sides of the choice, and a full and an emptied cotangent must agree where they are the same.
+template <class T>
+void compare_sparse(const ConvGeometry& g) {
+  const auto image = random_tensor<T>(Shape{g.in_h, g.in_w, g.c_in}, 1);
+  const auto full = random_tensor<T>(Shape{g.out_h, g.out_w, g.c_out}, 2);
+  Arena scratch;
+  const ops::ConvWeightGradient<T> form(g, T(0.5), T(2), scratch);
+  for (const std::size_t one_of : {1, 2, 4, 11, 1000000}) {
+    Tensor<T> cotangent = full.clone();
+    std::size_t at = 0;
+    for (T& value : cotangent.span()) {
+      if (at++ * 7919 % 1000003 % one_of != 0) value = 0;
+    }
+    std::vector<double> halved = widened<T>(std::as_const(cotangent).view());
+    for (double& value : halved) value /= 2;
+    std::vector<double> expected = plain(g).weight_gradient(widened<T>(image.view()).data(), halved.data());
+    Tensor<T> weight(Shape{g.weights()});
+    Tensor<T> bias(Shape{g.c_out});
+    form(image.data(), cotangent.data(), false, weight.data(), bias.data());
+    EXPECT_LE(excess<T>(expected, std::as_const(weight).view(), g.out_pixels()), 1) << "one of " << one_of;
+    form(image.data(), cotangent.data(), true, weight.data(), nullptr);
+    for (double& value : expected) value *= 2;
+    EXPECT_LE(excess<T>(expected, std::as_const(weight).view(), 2 * g.out_pixels()), 1)
+        << "one of " << one_of;
+    for (std::size_t c = 0; c < g.c_out; ++c) {
+      double sum = 0;
+      for (std::size_t p = 0; p < g.out_pixels(); ++p) sum += 2 * double(cotangent.data()[p * g.c_out + c]);
+      EXPECT_NEAR(bias(c), sum, 64 * double(std::numeric_limits<T>::epsilon()) * double(g.out_pixels()));
+    }
+  }
+}
+
+TEST(Conv2d, ZerosInTheCotangentChangeTheWayNotTheGradient) {
+  for (const ConvGeometry& g :
+       {conv_geometry(16, 16, 32, 17, 3, 3, 1, 1, {}), conv_geometry(13, 17, 35, 40, 5, 5, 1, 1, {}),
+        conv_geometry(17, 19, 64, 23, 3, 3, 2, 2, {}), conv_geometry(12, 12, 31, 16, 2, 2, 1, 1, {}),
+        conv_geometry(16, 16, 32, 16, 1, 1, 1, 1, {})}) {
+    compare_sparse<float>(g);
+    compare_sparse<double>(g);
+  }
 }
 
 TEST(Conv2d, AHugeStrideCostsNothing) {

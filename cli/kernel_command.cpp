@@ -11,6 +11,7 @@
 #include "cli/commands.hpp"
 #include "cli/inputs.hpp"
 #include "cli/progress.hpp"
+#include "cli/reduction.hpp"
 #include "cli/text.hpp"
 #include "engine/blas.hpp"
 #include "engine/cpu.hpp"
@@ -24,52 +25,6 @@ namespace gradgram::cli {
 namespace {
 
 using nlohmann::ordered_json;
-
-/// --reduce for a model with `outputs` outputs; says in `note` when the choice makes no difference.
-void choose_reduction(const Options& options, std::size_t outputs, ntk::KernelOptions& kernel,
-                      std::string& note) {
-  const std::string& text = options.reduce;
-  if (text.empty()) {
-    if (outputs > 1) {
-      throw ArgumentError(fmt::format(
-          "--reduce: the model has {} outputs, so choose how to reduce them: full (the blocks as they are), "
-          "trace-mean (mean of the diagonal), trace-sum, output:K, or true-class",
-          outputs));
-    }
-    kernel.reduce = ntk::Reduce::TraceMean;
-    note = "one output: trace-mean, trace-sum, output:0 and full hold the same numbers";
-  } else if (text == "full") {
-    kernel.reduce = ntk::Reduce::Full;
-  } else if (text == "trace-mean") {
-    kernel.reduce = ntk::Reduce::TraceMean;
-  } else if (text == "trace-sum") {
-    kernel.reduce = ntk::Reduce::TraceSum;
-  } else if (text == "true-class") {
-    kernel.reduce = ntk::Reduce::TrueClass;
-  } else if (text.starts_with("output:")) {
-    kernel.reduce = ntk::Reduce::Output;
-    const auto numbers = parse_numbers(std::string_view(text).substr(7), "--reduce output");
-    if (numbers.size() != 1 || numbers[0] >= outputs) {
-      throw ArgumentError(
-          fmt::format("--reduce: {} is not one of the model's outputs 0 to {}", text, outputs - 1));
-    }
-    kernel.output = numbers[0];
-  } else {
-    throw ArgumentError(fmt::format(
-        "--reduce: '{}' is unknown; expected one of full, trace-mean, trace-sum, output:K, true-class",
-        text));
-  }
-}
-
-std::vector<std::int32_t> labels_of(const std::string& file, const datasets::Dataset& data,
-                                    const char* option) {
-  if (!file.empty()) return read_labels(file, data.size(), option);
-  if (data.labels.empty()) {
-    throw ArgumentError(
-        fmt::format("--reduce true-class: needs labels, and the data have none; give {}", option));
-  }
-  return data.labels;
-}
 
 template <class T>
 void write_in(const std::filesystem::path& path, const Tensor<double>& values) {

@@ -42,46 +42,38 @@ struct CovarianceSeries {
   std::size_t stride = 0;
 };
 
-/// One layer of a plane: the pairs (p, p + offset) of two images for one offset, both coordinates taken
-/// around the image, as a list of cells in which horizontal neighbours are neighbours. Where a row of either
-/// image begins or ends the list has frame cells, one of whose pixels lies outside and is zero; there the
-/// outside root, both inverses' product and `live` are zero.
+/// One layer of a run of rows of a plane: pairs (p, p + offset) of pixels of two images for one offset, as a
+/// list of cells, `stride` a row, in which neighbours are neighbours. Where a row of either image begins or
+/// ends there are frame cells, and above and below the run `frame_rows` frame rows, of whose pixels one lies
+/// outside and is zero; there its root, both inverses and `live` are zero. Pointers point at the first cell
+/// of the run; frame rows stand before and behind it.
 ///
 /// Deltas and tangents are held times a factor U that the caller chose, roots times sqrt(U / 2):
 ///     left_root = l, left_inverse = 1 / l, right_root = 2 r, right_inverse = 1 / (2 r), 0 where the root is.
-/// In: sums of the cells above, here and below; the step adds `radius` neighbours on each side. Out: delta
-/// and theta of the post-activations, divided by the nonlinearity's scale; frame cells hold theirs, theta 0.
-/// Arrays are readable, and outputs writable, up to a register past `cells`, `delta` and `theta` also
-/// `radius` cells before and after that; all of it must hold finite numbers.
+/// The layer sums each window of 2 radius + 1 cells and rows, times `factor`, and applies the nonlinearity,
+/// divided by its scale. In place; frame cells and rows get their values as well, theta 0.
+///
+/// Readable, and holding finite numbers: everything up to 2 radius_rows rows and six registers past the run,
+/// `*_sums` also radius_columns cells before it.
 template <class T>
-struct PlaneStep {
-  std::size_t cells = 0;
-  std::size_t radius = 0;
-  const T* delta = nullptr;
-  const T* theta = nullptr;  ///< null stands for zeros: the first layer
+struct PlaneRun {
+  std::size_t rows = 0, stride = 0, frame_rows = 0;
+  std::size_t radius_rows = 0, radius_columns = 0;
+  T* delta = nullptr;
+  T* theta = nullptr;
+  bool first = false;       ///< the tangents before this layer are zero: not read
+  T* delta_sums = nullptr;  ///< scratch
+  T* theta_sums = nullptr;
   const T* left_root = nullptr;
   const T* left_inverse = nullptr;
   const T* right_root = nullptr;
   const T* right_inverse = nullptr;
-  const T* live = nullptr;  ///< 1, or 0 in frame cells
-  T ratio = 0;              ///< turn / scale of arc_cosine
-  bool obtuse = false;      ///< whether cosines below zero may occur
-  T* out_delta = nullptr;
-  T* out_theta = nullptr;
-  double* sums = nullptr;  ///< instead of out_*: adds the sums of delta and theta over the live cells
-};
-
-/// out[i] = factor * (sum_k rows[k][i] + sum_k (half_k squares[k][i])^2), half_k = 1 for the first
-/// `left_squares` and 1/2 for the `right_squares` after them.
-template <class T>
-struct PlaneRows {
-  const T* const* rows = nullptr;
-  std::size_t count = 0;
-  const T* const* squares = nullptr;
-  std::size_t left_squares = 0, right_squares = 0;
+  const T* live = nullptr;  ///< 1, or 0 in frame cells; the same in every row
   T factor = 1;
-  T* out = nullptr;
-  std::size_t cells = 0;  ///< rounded up to registers
+  T ratio = 0;          ///< turn / scale of arc_cosine
+  bool obtuse = false;  ///< whether cosines below zero may occur
+  double* sums =
+      nullptr;  ///< the last layer: adds the sums of delta and theta over live cells, writes nothing
 };
 
 /// Two runs of columns of every row of an image, one behind the other: [first, first + first_columns) and
@@ -123,8 +115,7 @@ struct CovarianceTable {
   /// out[i] = scale * sum_c (left[c] - right[c * stride + i])^2, i < n rounded up to kColumnPadding<T>.
   void (*squared_differences)(const T* left, const T* right, std::size_t stride, std::size_t channels,
                               T scale, T* out, std::size_t n) noexcept;
-  void (*plane_step)(const PlaneStep<T>&) noexcept;
-  void (*plane_rows)(const PlaneRows<T>&) noexcept;
+  void (*plane_layer)(const PlaneRun<T>&) noexcept;
   /// out[i] = sum_c (left[c * left_stride + i] - right[c * right_stride + i])^2, i < cells rounded up.
   void (*plane_input)(const T* left, std::size_t left_stride, const T* right, std::size_t right_stride,
                       std::size_t channels, T* out, std::size_t cells) noexcept;

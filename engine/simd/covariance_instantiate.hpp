@@ -310,8 +310,7 @@ constexpr CovarianceTable<T> make_covariance_table(const char* isa) {
           covariance_normalize<T>,
           covariance_scaled_sum<T>,
           covariance_squared_differences<T>,
-          plane_step<T>,
-          plane_rows<T>,
+          plane_layer<T>,
           plane_input<T>,
           plane_layout<T>};
 }

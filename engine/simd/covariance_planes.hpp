@@ -25,120 +25,189 @@ inline constexpr double kPlaneArcCosine<double>[] = {
     -0.0049751606926244258563, 0.015160761233794531853, -0.024870848852302333914,  0.03122447616143299202,
     -0.026991108791482308783,  0.015807131780590903178, -0.0055714567693107878964, 0.0009317550054815523447};
 
+/// Registers of cells that go through a layer together, stage by stage: one chain of a root and a polynomial
+/// after the other would fill the scheduler with instructions that wait.
+inline constexpr std::size_t kPlaneUnroll = 2;
+
 /// Stands for a radius that is known only when it runs.
 inline constexpr std::size_t kAnyRadius = ~std::size_t{0};
 
+/// sum of at[k * step], |k| <= radius.
+template <std::size_t Radius, class T>
+GRADGRAM_INLINE Batch<T> window(const T* at, std::ptrdiff_t step, std::ptrdiff_t radius) {
+  if constexpr (Radius == 0) {
+    return load(at);
+  } else if constexpr (Radius == 1) {
+    return load(at) + (load(at - step) + load(at + step));
+  } else {
+    Batch<T> sum = load(at - radius * step);
+    for (std::ptrdiff_t k = 1 - radius; k <= radius; ++k) sum += load(at + k * step);
+    return sum;
+  }
+}
+
+/// sqrt(z) for z > 1e-35, within 1e-7 relative. The estimate and a Newton step take a third of the time of
+/// the instruction.
+template <class T>
+GRADGRAM_INLINE Batch<T> plane_root(const Batch<T>& z) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    const Batch<T> y = _mm512_rsqrt14_ps(z);
+    const Batch<T> root = z * y;
+    const Batch<T> half = y * T(0.5);
+    const Batch<T> error = z - root * root;
+    return multiply_add(error, half, root);
+  }
+#endif
+  return xsimd::sqrt(z);
+}
+
+/// Stands for 1 - cos 0, so that its root has an inverse; the angle is below 1e-15 and below 1e-150.
+template <class T>
+inline constexpr T kLeastVersine = sizeof(T) == 4 ? T(1e-30) : T(1e-300);
+
+/// The sums down the columns run `ahead` cells before the nonlinearity, in the same loop: one waits for
+/// memory, the other for arithmetic. As far ahead as windows reach, so that the results may be written
+/// over what the sums have read.
 template <class T, std::size_t Radius, bool Obtuse, bool First, bool Last>
-void plane_cells(const PlaneStep<T>& step) noexcept {
+void plane_cells(const PlaneRun<T>& run) noexcept {
   constexpr std::size_t kTerms = sizeof(kPlaneArcCosine<T>) / sizeof(T);
-  const T* __restrict const delta_in = step.delta;
-  const T* __restrict const theta_in = step.theta;
-  T* __restrict const out_delta = step.out_delta;
-  T* __restrict const out_theta = step.out_theta;
-  const std::ptrdiff_t reach =
-      Radius == kAnyRadius ? static_cast<std::ptrdiff_t>(step.radius) : static_cast<std::ptrdiff_t>(Radius);
+  const auto rows_reach = static_cast<std::ptrdiff_t>(run.radius_rows);
+  const auto reach = static_cast<std::ptrdiff_t>(run.radius_columns);
+  const auto stride = static_cast<std::ptrdiff_t>(run.stride);
+  T* const delta = run.delta;
+  T* const theta = run.theta;
+  T* const delta_sums = run.delta_sums;
+  T* const theta_sums = run.theta_sums;
+  const T* const left_root = run.left_root;
+  const T* const left_inverse = run.left_inverse;
+  const T* const right_root = run.right_root;
+  const T* const right_inverse = run.right_inverse;
+  const T* const lives = run.live;
   Batch<T> weights[kTerms];
   Unroll<0, kTerms>::run([&](std::size_t k) __attribute__((always_inline)) {
-    weights[k] = broadcast(kPlaneArcCosine<T>[k] * step.ratio);
+    weights[k] = broadcast(kPlaneArcCosine<T>[k] * run.ratio);
   });
-  const Batch<T> ratio = broadcast(step.ratio);
-  const Batch<T> zero = broadcast(T(0));
-  Batch<T> delta_sum = zero;
-  Batch<T> theta_sum = zero;
-  const auto across = [&](const T* at) __attribute__((always_inline)) {
-    if constexpr (Radius == 0) return load(at);
-    if constexpr (Radius == 1) return Batch<T>(load(at) + (load(at - 1) + load(at + 1)));
-    Batch<T> sum = load(at - reach);
-    for (std::ptrdiff_t k = 1 - reach; k <= reach; ++k) sum += load(at + k);
-    return sum;
+  const Batch<T> ratio = broadcast(run.ratio);
+  const Batch<T> least = broadcast(kLeastVersine<T>);
+  Batch<T> delta_sum = broadcast(T(0));
+  Batch<T> theta_sum = broadcast(T(0));
+  const auto down = [&](std::size_t i) __attribute__((always_inline)) {
+    store(delta_sums + i, window<Radius>(delta + i, stride, rows_reach));
+    if constexpr (!First) store(theta_sums + i, window<Radius>(theta + i, stride, rows_reach));
   };
-  for (std::size_t i = 0; i < step.cells; i += kLanes<T>) {
-    const Batch<T> left = load(step.left_root + i);
-    const Batch<T> right = load(step.right_root + i);
-    const Batch<T> gap = left - right * T(0.5);
-    const Batch<T> square = gap * gap;
-    const Batch<T> rest = across(delta_in + i) - square;
-    const Batch<T> product = load(step.left_inverse + i) * load(step.right_inverse + i);
-    Batch<T> u = xsimd::max(Batch<T>(rest * product), zero);
-    if constexpr (Obtuse) u = xsimd::min(u, broadcast(T(2)));
-    const Batch<T> cosine = T(1) - u;
-    const Batch<T> sine = xsimd::sqrt(multiply_add(u, cosine, u));
-    const Batch<T> argument = Obtuse ? Batch<T>(xsimd::min(u, Batch<T>(T(2) - u))) : u;
-    Batch<T> sum = weights[kTerms - 1];
-    Unroll<1, kTerms>::run([&](std::size_t k) __attribute__((always_inline)) {
-      sum = multiply_add(sum, argument, weights[kTerms - 1 - k]);
+  const std::size_t cells = run.rows * run.stride;
+  const std::size_t widest = run.radius_rows * run.stride + run.radius_columns;
+  const std::size_t ahead = (widest + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+  for (std::size_t i = 0; i < ahead; i += kLanes<T>) down(i);
+  for (std::size_t begin = 0; begin < cells; begin += kPlaneUnroll * kLanes<T>) {
+    Batch<T> square[kPlaneUnroll], covariance[kPlaneUnroll], u[kPlaneUnroll], sine[kPlaneUnroll];
+    Batch<T> angle[kPlaneUnroll];
+    Unroll<0, kPlaneUnroll>::run([&](std::size_t k) __attribute__((always_inline)) {
+      const std::size_t i = begin + k * kLanes<T>;
+      down(i + ahead);
+      const Batch<T> left = load(left_root + i);
+      const Batch<T> right = load(right_root + i);
+      const Batch<T> gap = left - right * T(0.5);
+      square[k] = gap * gap;
+      covariance[k] = left * right;  // where the cosine is 1
+      const Batch<T> rest = window<Radius>(delta_sums + i, 1, reach) - square[k];
+      const Batch<T> product = load(left_inverse + i) * load(right_inverse + i);
+      u[k] = xsimd::max(Batch<T>(rest * product), least);
+      if constexpr (Obtuse) u[k] = xsimd::min(u[k], broadcast(T(2)));
     });
-    Batch<T> angle = sine * sum;  // times the ratio
-    if constexpr (Obtuse) {
-      angle = xsimd::select(u > broadcast(T(1)), T(3.14159265358979323846) * ratio - angle, angle);
-    }
-    const Batch<T> covariance = left * right;  // where the cosine is 1
-    const Batch<T> turned = multiply_add(cosine, angle, u) - ratio * sine;
-    const Batch<T> after = multiply_add(covariance, turned, square);
-    const Batch<T> live = load(step.live + i);
-    const Batch<T> slope = live - angle;
-    Batch<T> theta = covariance * cosine;
-    if constexpr (!First) theta += across(theta_in + i);
-    theta *= slope;
-    if constexpr (Last) {
-      delta_sum = multiply_add(live, after, delta_sum);
-      theta_sum += theta;
-    } else {
-      store(out_delta + i, after);
-      store(out_theta + i, theta);
-    }
+    Unroll<0, kPlaneUnroll>::run([&](std::size_t k) __attribute__((always_inline)) {
+      sine[k] = multiply_add(u[k], Batch<T>(T(1) - u[k]), u[k]);
+      if constexpr (Obtuse) sine[k] = xsimd::max(sine[k], least);
+      sine[k] = plane_root<T>(sine[k]);
+    });
+    Batch<T> argument[kPlaneUnroll];
+    Unroll<0, kPlaneUnroll>::run([&](std::size_t k) __attribute__((always_inline)) {
+      argument[k] = Obtuse ? Batch<T>(xsimd::min(u[k], Batch<T>(T(2) - u[k]))) : u[k];
+      angle[k] = weights[kTerms - 1];
+    });
+    Unroll<1, kTerms>::run([&](std::size_t t) __attribute__((always_inline)) {
+      Unroll<0, kPlaneUnroll>::run([&](std::size_t k) __attribute__((always_inline)) {
+        angle[k] = multiply_add(angle[k], argument[k], weights[kTerms - 1 - t]);
+      });
+    });
+    Unroll<0, kPlaneUnroll>::run([&](std::size_t k) __attribute__((always_inline)) {
+      angle[k] = sine[k] * angle[k];  // times the ratio
+      if constexpr (Obtuse) {
+        angle[k] =
+            xsimd::select(u[k] > broadcast(T(1)), T(3.14159265358979323846) * ratio - angle[k], angle[k]);
+      }
+    });
+    Unroll<0, kPlaneUnroll>::run([&](std::size_t k) __attribute__((always_inline)) {
+      const std::size_t i = begin + k * kLanes<T>;
+      const Batch<T> cosine = T(1) - u[k];
+      const Batch<T> turned = multiply_add(cosine, angle[k], u[k]) - ratio * sine[k];
+      const Batch<T> after = multiply_add(covariance[k], turned, square[k]);
+      const Batch<T> live = load(lives + i);
+      Batch<T> tangent = covariance[k] * cosine;
+      if constexpr (!First) tangent += window<Radius>(theta_sums + i, 1, reach);
+      tangent *= live - angle[k];
+      if constexpr (Last) {
+        delta_sum = multiply_add(live, after, delta_sum);
+        theta_sum += tangent;
+      } else {
+        store(delta + i, after);
+        store(theta + i, tangent);
+      }
+    });
   }
   if constexpr (Last) {
     alignas(64) T lanes[kLanes<T>];
     delta_sum.store_aligned(lanes);
-    for (const T lane : lanes) step.sums[0] += static_cast<double>(lane);
+    for (const T lane : lanes) run.sums[0] += static_cast<double>(lane);
     theta_sum.store_aligned(lanes);
-    for (const T lane : lanes) step.sums[1] += static_cast<double>(lane);
+    for (const T lane : lanes) run.sums[1] += static_cast<double>(lane);
+  } else {
+    const auto frames = [&](std::ptrdiff_t begin) {
+      for (std::ptrdiff_t i = begin; i < begin + static_cast<std::ptrdiff_t>(run.frame_rows) * stride;
+           i += kLanes<T>) {
+        const Batch<T> left = load(left_root + i);
+        const Batch<T> right = load(right_root + i) * T(0.5);
+        store(delta + i, multiply_add(left, left, Batch<T>(right * right)));
+        store(theta + i, broadcast(T(0)));
+      }
+    };
+    // Those above may run over into the first row: it is kept.
+    const Batch<T> first_delta = load(delta);
+    const Batch<T> first_theta = load(theta);
+    frames(-static_cast<std::ptrdiff_t>(run.frame_rows) * stride);
+    store(delta, first_delta);
+    store(theta, first_theta);
+    frames(static_cast<std::ptrdiff_t>(cells));
   }
 }
 
 template <class T, std::size_t Radius, bool Obtuse>
-void plane_cells_of(const PlaneStep<T>& step) noexcept {
-  const bool first = step.theta == nullptr;
-  const bool last = step.sums != nullptr;
-  if (first) {
-    last ? plane_cells<T, Radius, Obtuse, true, true>(step)
-         : plane_cells<T, Radius, Obtuse, true, false>(step);
+void plane_cells_of(const PlaneRun<T>& run) noexcept {
+  const bool last = run.sums != nullptr;
+  if (run.first) {
+    last ? plane_cells<T, Radius, Obtuse, true, true>(run) : plane_cells<T, Radius, Obtuse, true, false>(run);
   } else {
-    last ? plane_cells<T, Radius, Obtuse, false, true>(step)
-         : plane_cells<T, Radius, Obtuse, false, false>(step);
+    last ? plane_cells<T, Radius, Obtuse, false, true>(run)
+         : plane_cells<T, Radius, Obtuse, false, false>(run);
   }
 }
 
 template <class T>
-void plane_step(const PlaneStep<T>& step) noexcept {
-  if (step.radius == 1) {
-    step.obtuse ? plane_cells_of<T, 1, true>(step) : plane_cells_of<T, 1, false>(step);
+void plane_layer(const PlaneRun<T>& run) noexcept {
+  if (run.factor != T(1)) {
+    const auto frames = static_cast<std::ptrdiff_t>(run.frame_rows * run.stride);
+    const Batch<T> factor = broadcast(run.factor);
+    const std::ptrdiff_t end = static_cast<std::ptrdiff_t>(run.rows * run.stride) + frames;
+    for (std::ptrdiff_t i = -frames; i < end; i += kLanes<T>) {
+      store(run.delta + i, Batch<T>(factor * load(run.delta + i)));
+      store(run.theta + i, Batch<T>(factor * load(run.theta + i)));
+    }
+  }
+  if (run.radius_rows == 1 && run.radius_columns == 1) {
+    run.obtuse ? plane_cells_of<T, 1, true>(run) : plane_cells_of<T, 1, false>(run);
   } else {
-    step.obtuse ? plane_cells_of<T, kAnyRadius, true>(step) : plane_cells_of<T, kAnyRadius, false>(step);
-  }
-}
-
-template <class T>
-void plane_rows(const PlaneRows<T>& what) noexcept {
-  const Batch<T> factor = broadcast(what.factor);
-  if (what.count == 3 && what.left_squares + what.right_squares == 0 && what.factor == T(1)) {
-    const T* const a = what.rows[0];
-    const T* const b = what.rows[1];
-    const T* const c = what.rows[2];
-    for (std::size_t i = 0; i < what.cells; i += kLanes<T>) {
-      store(what.out + i, Batch<T>(load(a + i) + (load(b + i) + load(c + i))));
-    }
-    return;
-  }
-  for (std::size_t i = 0; i < what.cells; i += kLanes<T>) {
-    Batch<T> sum = broadcast(T(0));
-    for (std::size_t k = 0; k < what.count; ++k) sum += load(what.rows[k] + i);
-    for (std::size_t k = 0; k < what.left_squares + what.right_squares; ++k) {
-      const Batch<T> root = load(what.squares[k] + i) * (k < what.left_squares ? T(1) : T(0.5));
-      sum = multiply_add(root, root, sum);
-    }
-    store(what.out + i, Batch<T>(factor * sum));
+    run.obtuse ? plane_cells_of<T, kAnyRadius, true>(run) : plane_cells_of<T, kAnyRadius, false>(run);
   }
 }
 

@@ -26,7 +26,7 @@ namespace {
 /// pixels in f32. Full: pairs of one left example.
 constexpr std::size_t kVectorTile = 256;
 constexpr std::size_t kVectorRows = 8;
-constexpr std::size_t kDiagonalRows = 4;
+constexpr std::size_t kDiagonalRows = 8;
 constexpr std::size_t kDiagonalColumns = 32;
 constexpr std::size_t kFullColumns = 4;
 
@@ -214,6 +214,13 @@ class Builder {
       right_inputs_ = std::make_unique<Inputs<T>>(program_, *versus, scales_.variance[0], transposed);
     }
     if (has_planes(program_)) plan_ = plan_planes(program_, scales_);
+    if (plan_ && plan_->diagonal) {
+      left_images_ = std::make_unique<PlaneImages<T>>(*plan_, *left_sides_, left_inputs_->rows(), workers_);
+      if (!same_) {
+        right_images_ =
+            std::make_unique<PlaneImages<T>>(*plan_, *right_sides_, right_inputs_->rows(), workers_);
+      }
+    }
     for (std::size_t w = 0; w < workers_.count(); ++w) {
       propagators_.push_back(std::make_unique<Propagator<T>>(program_, scales_, series_, what_.ntk));
     }
@@ -333,17 +340,24 @@ class Builder {
     // States, frame and spare of one worker, two arrays each; in f64 while variances are prepared.
     std::size_t block = kVectorRows * kVectorTile;
     const std::size_t pixels = *std::ranges::max_element(program_.pixels);
-    if (program_.reach == Reach::Diagonal) block = pixels * kDiagonalRows * kDiagonalColumns;
+    if (program_.reach == Reach::Diagonal)
+      block = (has_planes(program_) ? 1 : pixels) * kDiagonalRows * kDiagonalColumns;
     const bool planes = has_planes(program_) && !program_.pooled_variances;
     if (program_.reach == Reach::Full && !planes)
       block = 2 * checked_multiply(pixels, padded<T>(pixels), what);
     const std::vector<int> zeros(program_.pixels.size());
     const Scales unscaled{zeros, zeros};
     const std::size_t tile = largest_tile().rows * largest_tile().columns;
+    std::size_t plane_scratch = 0;
+    if (has_planes(program_)) {
+      const PlanePlan plan = plan_planes(program_, unscaled);
+      plane_scratch = PlaneWorker<T>::bytes(plan);
+      if (plan.diagonal) bytes = checked_add(bytes, PlaneImages<T>::bytes(plan, examples), what);
+    }
     const std::size_t scratch = checked_add(
         checked_multiply(2 * (program_.depth + 2), checked_multiply(block, sizeof(double), what), what),
         3 * tile * sizeof(T) +
-            (has_planes(program_) ? PlaneWorker<T>::bytes(plan_planes(program_, unscaled)) : 0),
+            plane_scratch,
         what);
     bytes = checked_add(bytes, checked_multiply(scratch, workers_.count(), what), what);
     if (bytes > budget) {
@@ -407,6 +421,10 @@ class Builder {
   void diagonals(const Tile& tile, std::size_t worker) {
     const std::size_t pixels = program_.pixels[0];
     const std::size_t channels = program_.channels;
+    if (plan_) {
+      diagonal_planes(tile, worker);
+      return;
+    }
     const Inputs<T>& right = right_inputs();
     PairState<T>& state = propagators_[worker]->start(pixels, tile.rows, tile.columns);
     for (std::size_t p = 0; p < pixels; ++p) {
@@ -418,6 +436,31 @@ class Builder {
       }
     }
     run_and_store(tile, tile, worker);
+  }
+
+  void diagonal_planes(const Tile& tile, std::size_t worker) {
+    const PlaneImages<T>& rights = same_ ? *left_images_ : *right_images_;
+    PlaneWorker<T>& planes = *scratch_[worker].planes;
+    Propagator<T>& propagator = *propagators_[worker];
+    PairState<T>& state = propagator.start(1, tile.rows, tile.columns);
+    const Step& head = program_.steps[plan_->head];
+    const double delta_shift = std::ldexp(1.0, scales_.variance[head.in] - scales_.variance[head.out]);
+    const double theta_shift = std::ldexp(1.0, scales_.theta[head.in] - scales_.theta[head.out]);
+    std::fill_n(state.delta(), state.size(), T(0));
+    for (std::size_t c = 0; c < tile.columns; ++c) {
+      const std::size_t column = tile.column + c;
+      if (same_ && column >= tile.row + tile.rows) break;
+      planes.set_right(rights.image(column));
+      for (std::size_t r = 0; r < tile.rows; ++r) {
+        if (same_ && column > tile.row + r) continue;
+        const PlaneMeans means = planes.diagonal(left_images_->image(tile.row + r));
+        const std::size_t at = r * state.stride() + c;
+        state.delta()[at] = static_cast<T>(delta_shift * means.delta);
+        if (what_.ntk) state.theta()[at] = static_cast<T>(theta_shift * means.theta);
+      }
+    }
+    propagator.run(place(tile.row, tile.column), plan_->head + 1, program_.steps.size());
+    store(propagator.state(), tile, tile, worker);
   }
 
   template <class Wanted>
@@ -464,8 +507,8 @@ class Builder {
       Propagator<T>& propagator = *propagators_[worker];
       const BlockPlace<T> where = place(tile.row, rights[j].index);
       propagator.start(1, 1, 1);
-      propagator.set_mean(plan_->pool, where, means[j].delta, means[j].theta);
-      propagator.run(where, plan_->pool + 1, program_.steps.size());
+      propagator.set_mean(plan_->head, where, means[j].delta, means[j].theta);
+      propagator.run(where, plan_->head + 1, program_.steps.size());
       store(propagator.state(), {tile.row, 1, rights[j].index, 1}, tile, worker);
     }
   }
@@ -553,8 +596,9 @@ class Builder {
   std::optional<PlanePlan> plan_;  ///< for models that planes can follow
   std::unique_ptr<Sides<T>> left_sides_, right_sides_;
   std::unique_ptr<Inputs<T>> left_inputs_, right_inputs_;
-  std::vector<std::unique_ptr<Propagator<T>>> propagators_;  ///< per worker
-  std::vector<Scratch> scratch_;                             ///< per worker
+  std::unique_ptr<PlaneImages<T>> left_images_, right_images_;  ///< for diagonal plans
+  std::vector<std::unique_ptr<Propagator<T>>> propagators_;     ///< per worker
+  std::vector<Scratch> scratch_;                                ///< per worker
 };
 
 template <class To, class From>

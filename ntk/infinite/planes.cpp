@@ -2,16 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "engine/error.hpp"
 
 namespace gradgram::ntk::infinite {
 namespace {
-
-/// Cells before and after every list of cells that kernels may touch.
-template <class T>
-constexpr std::size_t kMargin = 4 * simd::kColumnPadding<T>;
 
 bool keeps_resolution(const ConvGeometry& g) {
   return g.stride_h == 1 && g.stride_w == 1 && g.kernel_h % 2 == 1 && g.kernel_w % 2 == 1 &&
@@ -22,7 +17,6 @@ bool keeps_resolution(const ConvGeometry& g) {
 }  // namespace
 
 bool has_planes(const Program& program) {
-  if (program.reach != Reach::Full) return false;
   const auto is = [&](std::size_t s, StepKind kind) {
     return s < program.steps.size() && program.steps[s].kind == kind;
   };
@@ -38,7 +32,9 @@ bool has_planes(const Program& program) {
     if (program.steps[s + 1].phi.kind != Nonlinearity::Kind::ArcCosine) return false;
     s += 2;
   }
-  if (s == 0 || !is(s, StepKind::AveragePool)) return false;
+  if (s == 0) return false;
+  if (program.reach == Reach::Diagonal) return is(s, StepKind::Flatten);
+  if (!is(s, StepKind::AveragePool)) return false;
   const ConvGeometry& g = program.steps[s].geometry;
   return g.out_pixels() == 1 && g.kernel_h == g.in_h && g.kernel_w == g.in_w;
 }
@@ -49,6 +45,7 @@ PlanePlan plan_planes(const Program& program, const Scales& scales) {
   plan.height = first.in_h;
   plan.width = first.in_w;
   plan.channels = program.channels;
+  plan.diagonal = program.reach == Reach::Diagonal;
   bool obtuse = true;
   // Sums over windows, and phi's scale, are left out of the planes and gather in their unit.
   double carried = 0;
@@ -86,37 +83,97 @@ PlanePlan plan_planes(const Program& program, const Scales& scales) {
     plan.radius_h = std::max(plan.radius_h, layer.radius_h);
     plan.radius_w = std::max(plan.radius_w, layer.radius_w);
     plan.layers.push_back(layer);
-    plan.pool = s + 2;
+    plan.head = s + 2;
   }
-  const std::size_t slot = program.steps[plan.pool].in;
+  const std::size_t slot = program.steps[plan.head].in;
   plan.delta_out = std::ldexp(1 / carried, exponent_before - scales.variance[slot]);
   plan.theta_out = std::ldexp(1 / carried, exponent_before - scales.theta[slot]);
   return plan;
 }
 
 template <class T>
+PlaneArrays<T>::PlaneArrays(const PlanePlan& plan)
+    // Frame rows, in whole registers, with room for what kernels touch.
+    : frame(padded<T>(2 * plan.radius_h * plan.stride() + plan.radius_w) + 6 * simd::kColumnPadding<T>),
+      stride(padded<T>(plan.cells()) + 2 * frame),
+      count(plan.channels + 2 * plan.layers.size()) {}
+
+template <class T>
+std::size_t PlaneImages<T>::bytes(const PlanePlan& plan, std::size_t examples) {
+  return checked_multiply(examples, PlaneArrays<T>(plan).size() * sizeof(T),
+                          "infinite_kernel: bytes of planes");
+}
+
+template <class T>
+PlaneImages<T>::PlaneImages(const PlanePlan& plan, const Sides<T>& side, const T* rows,
+                            const Workers& workers)
+    : arrays_(plan), data_(Shape{side.examples(), arrays_.count, arrays_.stride}) {
+  const std::size_t pixels = plan.height * plan.width;
+  workers.run(side.examples(), [&](std::size_t example, std::size_t) {
+    T* to = data_.data() + example * arrays_.size() + arrays_.frame;
+    const auto place = [&](double scale, const auto& at) {
+      for (std::size_t p = 0; p < pixels; ++p) {
+        to[p / plan.width * plan.stride() + p % plan.width] = static_cast<T>(scale) * at(p);
+      }
+      to += arrays_.stride;
+    };
+    for (std::size_t c = 0; c < plan.channels; ++c) {
+      place(plan.input_scale,
+            [&](std::size_t p) { return rows[(example * pixels + p) * plan.channels + c]; });
+    }
+    for (const PlaneLayer& layer : plan.layers) {
+      const double scale = std::sqrt(layer.unit / 2);
+      place(scale, [&](std::size_t p) { return *side.factor(layer.nonlinear, p, example); });
+      place(1 / scale, [&](std::size_t p) { return *side.inverse(layer.nonlinear, p, example); });
+    }
+  });
+}
+
+template <class T>
 std::size_t PlaneWorker<T>::bytes(const PlanePlan& plan) {
-  const std::size_t single = plan.cells() + 2 * kMargin<T>;
-  const std::size_t arrays = plan.layers.size() * 6 + plan.channels * 3 + 5;
-  return arrays * single * sizeof(T);
+  const PlaneArrays<T> arrays(plan);
+  return (2 * arrays.size() + 6 * arrays.stride) * sizeof(T);
 }
 
 template <class T>
 PlaneWorker<T>::PlaneWorker(const PlanePlan& plan)
     : plan_(plan),
       kernels_(covariance_kernels<T>()),
-      single_(plan.cells() + kMargin<T>),
-      double_(2 * plan.cells() + kMargin<T>),
-      left_(Shape{plan.layers.size(), 2, single_}),
-      right_(Shape{plan.layers.size(), 2, double_}),
-      left_input_(Shape{plan.channels, single_}),
-      right_input_(Shape{plan.channels, double_}),
-      live_(Shape{single_}),
-      line_(Shape{4 * plan.stride() + kMargin<T>}),
-      delta_(Shape{single_ + kMargin<T>}),
-      theta_(Shape{single_ + kMargin<T>}),
-      delta_sums_(Shape{single_ + kMargin<T>}),
-      theta_sums_(Shape{single_ + kMargin<T>}) {}
+      arrays_(plan),
+      left_(Shape{plan.diagonal ? 0 : arrays_.count, arrays_.stride}),
+      right_(Shape{arrays_.count, arrays_.stride}),
+      live_(Shape{arrays_.stride}),
+      line_(Shape{4 * plan.stride() + 4 * simd::kColumnPadding<T>}),
+      delta_(Shape{arrays_.stride}),
+      theta_(Shape{arrays_.stride}),
+      delta_sums_(Shape{arrays_.stride}),
+      theta_sums_(Shape{arrays_.stride}) {
+  if (!plan.diagonal) return;
+  for (std::size_t y = 0; y < plan.height; ++y) {
+    std::fill_n(live_.data() + arrays_.frame + y * plan.stride(), plan.width, T(1));
+  }
+}
+
+template <class T>
+void PlaneWorker<T>::set_right(const T* image) {
+  // The right image's roots are doubled: see simd::PlaneRun.
+  for (std::size_t array = 0; array < arrays_.count; ++array) {
+    const T* const from = image + array * arrays_.stride;
+    T* const to = right_.data() + array * arrays_.stride;
+    T factor = 1;
+    if (array >= plan_.channels) factor = (array - plan_.channels) % 2 == 0 ? T(2) : T(0.5);
+    for (std::size_t i = 0; i < arrays_.stride; ++i) to[i] = factor * from[i];
+  }
+}
+
+template <class T>
+PlaneMeans PlaneWorker<T>::diagonal(const T* left) {
+  const FlushDenormals flush;
+  double sums[2] = {};
+  run_rows(left, right_.data(), 0, sums);
+  const auto pixels = static_cast<double>(plan_.height * plan_.width);
+  return {sums[0] * plan_.delta_out / pixels, sums[1] * plan_.theta_out / pixels};
+}
 
 /// Brings the arrays of an image into the order of the planes with horizontal offset dx.
 template <class T>
@@ -131,27 +188,25 @@ void PlaneWorker<T>::lay_out(const Image& image, bool right, std::size_t dx) {
   layout.second = right ? -radius : width - offset - radius;
   layout.first_columns = plan_.width - dx + 2 * plan_.radius_w;
   layout.second_columns = dx + 2 * plan_.radius_w;
-  const auto place = [&](const T* from, double scale, T* to) {
+  T* to = (right ? right_ : left_).data() + arrays_.frame;
+  const auto place = [&](const T* from, double scale) {
     kernels_.plane_layout(from, static_cast<T>(scale), layout, line_.data(), to);
-    // Rows of the right image begin anywhere and go around.
-    if (right) std::memcpy(to + plan_.cells(), to, plan_.cells() * sizeof(T));
+    // The last row runs over into the frame.
+    std::fill_n(to + plan_.cells(), simd::kColumnPadding<T>, T(0));
+    to += arrays_.stride;
   };
-  for (std::size_t c = 0; c < plan_.channels; ++c) {
-    place(image.channels + c * image.stride, plan_.input_scale,
-          right ? right_input_.data() + c * double_ : left_input_.data() + c * single_);
-  }
-  for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
-    const PlaneLayer& layer = plan_.layers[l];
+  for (std::size_t c = 0; c < plan_.channels; ++c)
+    place(image.channels + c * image.stride, plan_.input_scale);
+  for (const PlaneLayer& layer : plan_.layers) {
     const double scale = std::sqrt(layer.unit / 2) * (right ? 2 : 1);
-    place(image.side->factor(layer.nonlinear, 0, image.index), scale, right ? right_root(l) : left_root(l));
-    place(image.side->inverse(layer.nonlinear, 0, image.index), 1 / scale,
-          right ? right_inverse(l) : left_inverse(l));
+    place(image.side->factor(layer.nonlinear, 0, image.index), scale);
+    place(image.side->inverse(layer.nonlinear, 0, image.index), 1 / scale);
   }
 }
 
 template <class T>
 void PlaneWorker<T>::lay_out_live(std::size_t dx) {
-  T* const live = live_.data();
+  T* const live = live_.data() + arrays_.frame;
   const std::size_t stride = plan_.stride();
   const std::size_t radius = plan_.radius_w;
   std::fill_n(live, plan_.cells(), T(0));
@@ -162,124 +217,40 @@ void PlaneWorker<T>::lay_out_live(std::size_t dx) {
   }
 }
 
-/// Sums of one row of cells with those above and below, of which some lie outside of one image. [begin, end)
-/// are the rows of which both lie inside, for this run of rows.
 template <class T>
-void PlaneWorker<T>::add_edge_row(const PlaneLayer& layer, std::size_t index, std::size_t dy, std::size_t y,
-                                  std::size_t begin, std::size_t end) {
+void PlaneWorker<T>::run_rows(const T* left, const T* right, std::ptrdiff_t down, double* sums) {
   const std::size_t stride = plan_.stride();
-  const T* const delta = delta_.data() + kMargin<T>;
-  const T* const theta = theta_.data() + kMargin<T>;
-  const auto radius = static_cast<std::ptrdiff_t>(layer.radius_h);
-  const auto height = static_cast<std::ptrdiff_t>(plan_.height);
-  // Row y of the left image meets row y + shift of the right one.
-  const std::ptrdiff_t shift =
-      begin == 0 ? static_cast<std::ptrdiff_t>(dy) : static_cast<std::ptrdiff_t>(dy) - height;
-  rows_.clear();
-  theta_rows_.clear();
-  squares_.clear();
-  std::size_t left_squares = 0;
-  for (const bool left : {true, false}) {
-    for (std::ptrdiff_t k = -radius; k <= radius; ++k) {
-      const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(y) + k;
-      const bool inside = row >= static_cast<std::ptrdiff_t>(begin) && row < static_cast<std::ptrdiff_t>(end);
-      if (inside) {
-        if (!left) continue;
-        const std::size_t at = static_cast<std::size_t>(row) * stride;
-        rows_.push_back(delta + at);
-        theta_rows_.push_back(theta + at);
-        continue;
-      }
-      const std::ptrdiff_t own = left ? row : row + shift;
-      if (own < 0 || own >= height) continue;
-      const std::size_t at = static_cast<std::size_t>(own) * stride;
-      if (index > 0) {
-        squares_.push_back((left ? left_root(index - 1) : right_root(index - 1)) + at);
-      } else {
-        for (std::size_t c = 0; c < plan_.channels; ++c) {
-          squares_.push_back((left ? left_input_.data() + c * single_ : right_input_.data() + c * double_) +
-                             at);
-        }
-      }
-    }
-    if (left) left_squares = squares_.size();
-  }
-  simd::PlaneRows<T> sums;
-  sums.rows = rows_.data();
-  sums.count = rows_.size();
-  sums.squares = squares_.data();
-  // The roots of right images are doubled, their channels are not.
-  sums.left_squares = index == 0 ? squares_.size() : left_squares;
-  sums.right_squares = index == 0 ? 0 : squares_.size() - left_squares;
-  sums.factor = static_cast<T>(layer.factor);
-  sums.out = delta_sums_.data() + kMargin<T> + y * stride;
-  sums.cells = stride;
-  kernels_.plane_rows(sums);
-  if (index == 0) return;
-  sums.rows = theta_rows_.data();
-  sums.left_squares = sums.right_squares = 0;
-  sums.out = theta_sums_.data() + kMargin<T> + y * stride;
-  kernels_.plane_rows(sums);
-}
-
-template <class T>
-void PlaneWorker<T>::add_rows(const PlaneLayer& layer, std::size_t index, std::size_t dy) {
-  const std::size_t stride = plan_.stride();
-  const std::size_t radius = layer.radius_h;
-  // Rows for which the right image has not gone around, and those for which it has.
-  const std::size_t bounds[3] = {0, plan_.height - dy, plan_.height};
-  for (std::size_t run = 0; run < 2; ++run) {
-    const std::size_t begin = bounds[run];
-    const std::size_t end = bounds[run + 1];
-    if (begin == end) continue;
-    // What a sum writes beyond its cells is written again by the rows after it.
-    const std::size_t inner = std::min(end, begin + radius);
-    const std::size_t inner_end = std::max(inner, end < radius ? 0 : end - radius);
-    for (std::size_t y = begin; y < inner; ++y) add_edge_row(layer, index, dy, y, begin, end);
-    if (inner < inner_end) {
-      for (const bool theta : {false, true}) {
-        if (theta && index == 0) break;
-        const T* const from = (theta ? theta_ : delta_).data() + kMargin<T>;
-        rows_.clear();
-        for (std::size_t k = 0; k <= 2 * radius; ++k) rows_.push_back(from + (inner + k - radius) * stride);
-        simd::PlaneRows<T> sums;
-        sums.rows = rows_.data();
-        sums.count = rows_.size();
-        sums.factor = static_cast<T>(layer.factor);
-        sums.out = (theta ? theta_sums_ : delta_sums_).data() + kMargin<T> + inner * stride;
-        sums.cells = (inner_end - inner) * stride;
-        kernels_.plane_rows(sums);
-      }
-    }
-    for (std::size_t y = inner_end; y < end; ++y) add_edge_row(layer, index, dy, y, begin, end);
-  }
-}
-
-template <class T>
-void PlaneWorker<T>::plane(std::size_t dy, double* sums) {
-  const std::size_t cells = plan_.cells();
-  const std::size_t around = dy * plan_.stride();
-  kernels_.plane_input(left_input_.data(), single_, right_input_.data() + around, double_, plan_.channels,
-                       delta_.data() + kMargin<T>, cells);
+  const auto frame = static_cast<std::ptrdiff_t>(plan_.radius_h * stride);
+  const auto step = static_cast<std::ptrdiff_t>(stride);
+  left += static_cast<std::ptrdiff_t>(arrays_.frame) + (down < 0 ? -down * step : 0);
+  right += static_cast<std::ptrdiff_t>(arrays_.frame) + (down > 0 ? down * step : 0);
+  simd::PlaneRun<T> run;
+  run.rows = plan_.height - static_cast<std::size_t>(down < 0 ? -down : down);
+  run.stride = stride;
+  run.frame_rows = plan_.radius_h;
+  run.delta = delta_.data() + arrays_.frame;
+  run.theta = theta_.data() + arrays_.frame;
+  run.delta_sums = delta_sums_.data() + arrays_.frame;
+  run.theta_sums = theta_sums_.data() + arrays_.frame;
+  // Of the last register only cells before the end of the run count: behind them live must be zero.
+  run.live = live_.data() + arrays_.frame + (plan_.height - run.rows) * stride;
+  kernels_.plane_input(left - frame, arrays_.stride, right - frame, arrays_.stride, plan_.channels,
+                       run.delta - frame, run.rows * stride + 2 * static_cast<std::size_t>(frame));
   for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
     const PlaneLayer& layer = plan_.layers[l];
-    add_rows(layer, l, dy);
-    simd::PlaneStep<T> step;
-    step.cells = cells;
-    step.radius = layer.radius_w;
-    step.delta = delta_sums_.data() + kMargin<T>;
-    step.theta = l == 0 ? nullptr : theta_sums_.data() + kMargin<T>;
-    step.left_root = left_root(l);
-    step.left_inverse = left_inverse(l);
-    step.right_root = right_root(l) + around;
-    step.right_inverse = right_inverse(l) + around;
-    step.live = live_.data();
-    step.ratio = static_cast<T>(layer.ratio);
-    step.obtuse = layer.obtuse;
-    step.out_delta = delta_.data() + kMargin<T>;
-    step.out_theta = theta_.data() + kMargin<T>;
-    step.sums = l + 1 == plan_.layers.size() ? sums : nullptr;
-    kernels_.plane_step(step);
+    const std::size_t array = plan_.channels + 2 * l;
+    run.radius_rows = layer.radius_h;
+    run.radius_columns = layer.radius_w;
+    run.first = l == 0;
+    run.left_root = left + array * arrays_.stride;
+    run.left_inverse = left + (array + 1) * arrays_.stride;
+    run.right_root = right + array * arrays_.stride;
+    run.right_inverse = right + (array + 1) * arrays_.stride;
+    run.factor = static_cast<T>(layer.factor);
+    run.ratio = static_cast<T>(layer.ratio);
+    run.obtuse = layer.obtuse;
+    run.sums = l + 1 == plan_.layers.size() ? sums : nullptr;
+    kernels_.plane_layer(run);
   }
 }
 
@@ -305,7 +276,9 @@ void PlaneWorker<T>::run(const Image& left, const Image* rights, std::size_t cou
         const bool pair_of_planes = dx != mirrored_dx || dy != mirrored_dy;
         if (same[j] && dx == mirrored_dx && dy > mirrored_dy) continue;
         double sums[2] = {};
-        plane(dy, sums);
+        const auto down = static_cast<std::ptrdiff_t>(dy);
+        run_rows(left_.data(), right_.data(), down, sums);
+        if (dy > 0) run_rows(left_.data(), right_.data(), down - static_cast<std::ptrdiff_t>(height), sums);
         const double weight = same[j] && pair_of_planes ? 2 : 1;
         means[j].delta += weight * sums[0];
         means[j].theta += weight * sums[1];
@@ -319,6 +292,8 @@ void PlaneWorker<T>::run(const Image& left, const Image* rights, std::size_t cou
   }
 }
 
+template class PlaneImages<float>;
+template class PlaneImages<double>;
 template class PlaneWorker<float>;
 template class PlaneWorker<double>;
 

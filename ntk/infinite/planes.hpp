@@ -25,26 +25,55 @@ struct PlaneLayer {
 
 struct PlanePlan {
   std::vector<PlaneLayer> layers;
-  std::size_t pool = 0;  ///< the step of the global average
+  /// The head: the step that averages over all pairs of pixels, or, when `diagonal`, over equal pixels; then
+  /// only the plane of offset zero is followed.
+  std::size_t head = 0;
+  bool diagonal = false;
   std::size_t height = 0, width = 0, channels = 0;
   std::size_t radius_h = 0, radius_w = 0;  ///< largest
   double input_scale = 1;                  ///< of the inputs as Sides hold them
   /// Factors that turn mean deltas and tangents of the last plane into those of the slot before the average.
   double delta_out = 1, theta_out = 1;
 
-  /// A row of cells: every column, and `radius_w` frame cells at both ends of both runs of columns.
-  std::size_t stride() const { return width + 4 * radius_w; }
+  /// A row of cells: every column, and `radius_w` frame cells at both ends of both runs of columns; on the
+  /// diagonal both pixels of a frame cell lie outside, and rows share theirs.
+  std::size_t stride() const { return width + (diagonal ? 1 : 4) * radius_w; }
   std::size_t cells() const { return height * stride(); }
 };
 
 /// Whether the program begins with stride-1 convolutions of odd size that keep the resolution, each followed
-/// by a rectifier, and then averages over the whole image: what can follow by planes.
+/// by a rectifier, and then averages over the whole image or flattens it: what planes can follow.
 bool has_planes(const Program& program);
 PlanePlan plan_planes(const Program& program, const Scales& scales);
 
-/// Means over all pairs of pixels, in the scales of the slot before the average.
+/// Means over the pairs of pixels, in the scales of the slot before the head.
 struct PlaneMeans {
   double delta = 0, theta = 0;
+};
+
+/// How the arrays of an image stand one after the other: its channels, then root and inverse of every layer,
+/// each with frames of zeros before and behind.
+template <class T>
+struct PlaneArrays {
+  explicit PlaneArrays(const PlanePlan& plan);
+  std::size_t frame = 0;   ///< elements before the first cell
+  std::size_t stride = 0;  ///< from one array to the next
+  std::size_t count = 0;
+  std::size_t size() const { return stride * count; }
+};
+
+/// The arrays of all images of one side in the order of the plane of offset zero; for diagonal plans.
+template <class T>
+class PlaneImages {
+ public:
+  /// rows: [example, pixel, channel] in the scale of the inputs.
+  PlaneImages(const PlanePlan& plan, const Sides<T>& side, const T* rows, const Workers& workers);
+  static std::size_t bytes(const PlanePlan& plan, std::size_t examples);
+  const T* image(std::size_t example) const { return data_.data() + example * arrays_.size(); }
+
+ private:
+  PlaneArrays<T> arrays_;
+  Tensor<T> data_;
 };
 
 /// Scratch of one worker; not shared.
@@ -65,25 +94,21 @@ class PlaneWorker {
   /// suffice. The bits of a pair do not depend on its company.
   void run(const Image& left, const Image* rights, std::size_t count, const bool* same, PlaneMeans* means);
 
+  /// Diagonal plans: makes `image` the right one, then follows pairs with it.
+  void set_right(const T* image);
+  PlaneMeans diagonal(const T* left);
+
  private:
   void lay_out(const Image& image, bool right, std::size_t dx);
   void lay_out_live(std::size_t dx);
-  /// Adds the sums over one plane.
-  void plane(std::size_t dy, double* sums);
-  void add_rows(const PlaneLayer& layer, std::size_t index, std::size_t dy);
-  void add_edge_row(const PlaneLayer& layer, std::size_t index, std::size_t dy, std::size_t y,
-                    std::size_t begin, std::size_t end);
-  T* left_root(std::size_t layer) { return left_.data() + 2 * layer * single_; }
-  T* left_inverse(std::size_t layer) { return left_root(layer) + single_; }
-  T* right_root(std::size_t layer) { return right_.data() + 2 * layer * double_; }
-  T* right_inverse(std::size_t layer) { return right_root(layer) + double_; }
+  /// Adds the sums over the pairs of row y of the left image and row y + down of the right one.
+  void run_rows(const T* left, const T* right, std::ptrdiff_t down, double* sums);
 
   const PlanePlan& plan_;
   const simd::CovarianceTable<T>& kernels_;
-  std::size_t single_, double_;  ///< elements of an array of one image, and of one whose rows come twice
-  Tensor<T> left_, right_, left_input_, right_input_, live_, line_;
-  Tensor<T> delta_, theta_, delta_sums_, theta_sums_;
-  std::vector<const T*> rows_, theta_rows_, squares_;
+  PlaneArrays<T> arrays_;
+  Tensor<T> left_, right_;
+  Tensor<T> live_, line_, delta_, theta_, delta_sums_, theta_sums_;
 };
 
 }  // namespace gradgram::ntk::infinite

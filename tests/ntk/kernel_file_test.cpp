@@ -4,11 +4,13 @@
 #include <gtest/gtest.h>
 #include <spawn.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
@@ -25,6 +27,7 @@
 
 #include "engine/npy.hpp"
 #include "engine/random.hpp"
+#include "ntk/packed.hpp"
 #include "ntk/planned_kernel.hpp"
 #include "tests/ntk/kernel_cases.hpp"
 
@@ -34,25 +37,84 @@ constexpr bool kSanitized = true;
 constexpr bool kSanitized = false;
 #endif
 
-/// While armed, the next allocation through operator new fails once.
+/// Faults on order: the call of that number from now on fails, 0 for none. Memory is short once; a disk stays
+/// full.
 namespace {
-std::atomic<bool> fail_next{false};
-}  // namespace
+std::atomic<long> failing_allocation{0};
+std::atomic<long> failing_write{0};
+std::atomic<bool> disk_full{false};
+std::atomic<bool> torn_write{false};  ///< the failing write writes half of its bytes first
 
-[[gnu::noinline]] void* operator new(std::size_t bytes) {
-  if (fail_next.exchange(false)) throw std::bad_alloc();
-  void* const pointer = std::malloc(std::max<std::size_t>(bytes, 1));
+bool counts_down_to_zero(std::atomic<long>& counter) {
+  if (counter.load(std::memory_order_relaxed) == 0) return false;
+  return counter.fetch_sub(1) == 1;
+}
+
+void* allocate(std::size_t bytes, std::size_t alignment) noexcept {
+  if (counts_down_to_zero(failing_allocation)) return nullptr;
+  bytes = std::max<std::size_t>(bytes, 1);
+  if (alignment == 0) return std::malloc(bytes);
+  return std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+}
+void* allocate_or_throw(std::size_t bytes, std::size_t alignment) {
+  void* const pointer = allocate(bytes, alignment);
   if (pointer == nullptr) throw std::bad_alloc();
   return pointer;
 }
+
+/// What is left of `bytes` for the disk; -1 for an error.
+ssize_t room_for(std::size_t bytes) {
+  if (disk_full) return -1;
+  if (!counts_down_to_zero(failing_write)) return static_cast<ssize_t>(bytes);
+  disk_full = true;
+  return torn_write && bytes > 1 ? static_cast<ssize_t>(bytes / 2) : -1;
+}
+}  // namespace
+
+[[gnu::noinline]] void* operator new(std::size_t bytes) {
+  return allocate_or_throw(bytes, 0);
+}
+[[gnu::noinline]] void* operator new(std::size_t bytes, std::align_val_t alignment) {
+  return allocate_or_throw(bytes, static_cast<std::size_t>(alignment));
+}
 [[gnu::noinline]] void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  return fail_next.exchange(false) ? nullptr : std::malloc(std::max<std::size_t>(bytes, 1));
+  return allocate(bytes, 0);
 }
 [[gnu::noinline]] void operator delete(void* pointer) noexcept {
   std::free(pointer);
 }
 [[gnu::noinline]] void operator delete(void* pointer, std::size_t) noexcept {
   std::free(pointer);
+}
+[[gnu::noinline]] void operator delete(void* pointer, std::align_val_t) noexcept {
+  std::free(pointer);
+}
+[[gnu::noinline]] void operator delete(void* pointer, std::size_t, std::align_val_t) noexcept {
+  std::free(pointer);
+}
+
+/// In the place of the system's.
+extern "C" ssize_t pwrite(int descriptor, const void* data, std::size_t bytes, off_t offset) {
+  const ssize_t room = room_for(bytes);
+  if (room < 0) {
+    errno = ENOSPC;
+    return -1;
+  }
+  return syscall(SYS_pwrite64, descriptor, data, static_cast<std::size_t>(room), offset);
+}
+extern "C" int fsync(int) {
+  // Hundreds of runs would wait for the disk.
+  if (room_for(1) > 0) return 0;
+  errno = EIO;
+  return -1;
+}
+extern "C" ssize_t write(int descriptor, const void* data, std::size_t bytes) {
+  const ssize_t room = room_for(bytes);
+  if (room < 0) {
+    errno = ENOSPC;
+    return -1;
+  }
+  return syscall(SYS_write, descriptor, data, static_cast<std::size_t>(room));
 }
 
 namespace gradgram::ntk {
@@ -88,9 +150,36 @@ struct Job {
   void reference(const fs::path& path) const {
     const auto network_ = network();
     const auto inputs = x();
-    write_npy<float>(path, kernel<float>(network_, inputs.view(), options, Workers(1)).values);
+    KernelOptions quiet = options;
+    quiet.progress = {};
+    const Tensor<float> square = kernel<float>(network_, inputs.view(), quiet, Workers(1)).values;
+    write_npy<float>(path, destination.packed ? lower_triangle(square) : square.clone());
+  }
+
+  /// Row by row: what numpy's k[numpy.tril_indices(n)] gives.
+  template <class T>
+  static Tensor<T> lower_triangle(const Tensor<T>& square) {
+    const Shape& shape = square.shape();
+    const std::size_t n = shape[0];
+    std::vector<T> entries;
+    const std::size_t block = shape.rank() == 4 ? shape[2] * shape[3] : 1;
+    for (std::size_t i = 0; i < n; ++i) {
+      for (std::size_t e = i * n * block; e < (i * n + i + 1) * block; ++e)
+        entries.push_back(square.span()[e]);
+    }
+    const std::size_t pairs = n * (n + 1) / 2;
+    return Tensor<T>(shape.rank() == 4 ? Shape{pairs, shape[2], shape[3]} : Shape{pairs}, entries);
   }
 };
+
+/// A network and data so small that hundreds of runs take a second; six tiles.
+Job tiny_job() {
+  Job job;
+  job.text = "dense(5) tanh dense(2)";
+  job.input = {3};
+  job.n = 130;
+  return job;
+}
 
 std::string bytes_of(const fs::path& path) {
   std::ifstream stream(path, std::ios::binary);
@@ -104,6 +193,9 @@ std::uintmax_t size_or_zero(const fs::path& path) {
   const auto size = fs::file_size(path, error);
   return error ? 0 : size;
 }
+
+/// Nothing of the library's.
+struct Interruption {};
 
 /// What a call throws, `Type: text`.
 template <class F>
@@ -126,6 +218,8 @@ std::string thrown(F call) {
     return std::string("NumericError: ") + error.what();
   } catch (const std::bad_alloc&) {
     return "bad_alloc";
+  } catch (const Interruption&) {
+    return "Interruption";
   }
   return "nothing";
 }
@@ -216,6 +310,7 @@ Job child_job(const fs::path& folder) {
   Job job;
   job.options.reduce = Reduce::Full;
   job.destination.path = folder / "k.npy";
+  job.destination.packed = fs::exists(folder / "packed");
   return job;
 }
 
@@ -268,10 +363,97 @@ TEST_F(KernelFileTest, RectangularAndDouble) {
   EXPECT_TRUE(bytes_of(path()) == bytes_of(folder / "r.npy"));
 }
 
+TEST_F(KernelFileTest, PackedIsTheLowerTriangleRowByRow) {
+  job.destination.packed = true;
+  for (const Reduce reduce : {Reduce::Full, Reduce::TraceMean}) {
+    job.options.reduce = reduce;
+    for (const std::size_t n : {std::size_t{1}, std::size_t{2}, std::size_t{113}, std::size_t{331}}) {
+      job.n = n;
+      for (const std::size_t memory : {std::size_t{0}, std::size_t{18} << 20}) {
+        job.options.memory = memory;
+        const KernelFile file = job.run();
+        const std::size_t pairs = n * (n + 1) / 2;
+        EXPECT_EQ(file.shape, reduce == Reduce::Full ? Shape({pairs, 3, 3}) : Shape({pairs}));
+        job.options.memory = 0;
+        expect_finished_like_reference();
+      }
+    }
+    // And back again.
+    const auto network = job.network();
+    const auto x = job.x();
+    const Tensor<float> square = kernel<float>(network, x.view(), job.options, Workers(1)).values;
+    const Tensor<double> unpacked = unpack(read_npy(path()));
+    ASSERT_EQ(unpacked.shape(), square.shape());
+    EXPECT_TRUE(std::equal(square.span().begin(), square.span().end(), unpacked.span().begin()));
+  }
+  const kernel_cases::Case c{"cnn", job.text, job.input, models::Parameterization::Ntk, {}};
+  const auto module = kernel_cases::module_of<double>(c);
+  const auto wide = kernel_cases::inputs_of<double>(job.input, 101, 3);
+  kernel_to_file<double>(*module, wide.view(), job.options, job.destination, Workers(2));
+  write_npy<double>(
+      folder / "r.npy",
+      Job::lower_triangle(kernel<double>(*module, wide.view(), job.options, Workers(1)).values));
+  EXPECT_TRUE(bytes_of(path()) == bytes_of(folder / "r.npy"));
+}
+
+TEST_F(KernelFileTest, PackedGoesOnAndFindsDamage) {
+  job.destination.packed = true;
+  interrupt(5);
+  job.workers = 3;
+  EXPECT_GE(job.run().found, 5u);
+  expect_finished_like_reference();
+  interrupt(5);
+  {
+    std::fstream stream(partial(), std::ios::in | std::ios::out | std::ios::binary);
+    for (std::uintmax_t at = 128; at < fs::file_size(partial()); at += 61) {
+      stream.seekp(static_cast<std::streamoff>(at));
+      stream.put('\x2a');
+    }
+  }
+  const KernelFile file = job.run();
+  EXPECT_EQ(file.found, 0u);
+  EXPECT_GE(file.damaged, 5u);
+  expect_finished_like_reference();
+}
+
+TEST_F(KernelFileTest, PackedNeedsSymmetry) {
+  job.destination.packed = true;
+  const auto network = job.network();
+  const auto x = job.x();
+  const std::string text = thrown(
+      [&] { kernel_to_file<float>(network, x.view(), x.view(), job.options, job.destination, Workers(1)); });
+  EXPECT_TRUE(text.starts_with("ArgumentError: kernel_to_file: packed ")) << text;
+  EXPECT_TRUE(fs::is_empty(folder));
+}
+
+TEST(PackedKernel, SideOfSoManyEntries) {
+  EXPECT_EQ(packed_side(0), 0u);
+  EXPECT_EQ(packed_side(1), 1u);
+  for (std::size_t n = 2; n < 300; ++n) {
+    EXPECT_EQ(packed_side(n * (n + 1) / 2), n);
+    EXPECT_EQ(packed_side(n * (n + 1) / 2 + 1), std::nullopt) << n;
+    EXPECT_EQ(packed_side(n * (n + 1) / 2 - 1), std::nullopt) << n;
+  }
+  for (const std::size_t n : {60000u, 94906267u, 3000000000u}) {
+    EXPECT_EQ(packed_side(packed_size(n)), n);
+    EXPECT_EQ(packed_side(packed_size(n) - 1), std::nullopt);
+  }
+  for (const std::vector<std::size_t>& shape :
+       std::vector<std::vector<std::size_t>>{{5}, {2, 2}, {}, {3, 2, 3}, {5, 2, 2}, {3, 1, 1, 1}}) {
+    NpyArray array;
+    array.shape = shape;
+    array.bytes.resize(array.size() * 8);
+    EXPECT_THROW(unpack(array), ShapeError);
+  }
+}
+
 TEST_F(KernelFileTest, NoExamples) {
   job.n = 0;
   job.run();
   EXPECT_EQ(read_npy(path()).shape, (std::vector<std::size_t>{0, 0, 3, 3}));
+  job.destination.packed = true;
+  job.run();
+  EXPECT_EQ(read_npy(path()).shape, (std::vector<std::size_t>{0, 3, 3}));
 }
 
 TEST_F(KernelFileTest, KilledAgainAndAgain) {
@@ -309,6 +491,39 @@ TEST_F(KernelFileTest, KilledAgainAndAgain) {
   stream.put('\x55');
   stream.close();
   EXPECT_FALSE(bytes_of(path()) == bytes_of(folder / "reference.npy"));
+}
+
+TEST_F(KernelFileTest, KilledAtRandomMoments) {
+  Random random(20240608);
+  for (const bool packed : {false, true}) {
+    job.destination.packed = packed;
+    if (packed) std::ofstream(folder / "packed") << "yes";
+    const auto begin = std::chrono::steady_clock::now();
+    ASSERT_EQ(wait_for(child(folder, "Write")), 0) << bytes_of(folder / "child.log");
+    const auto whole =
+        std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - begin);
+    expect_finished_like_reference();
+    fs::remove(path());
+    std::size_t killed = 0;
+    for (int round = 0; killed < 12; ++round) {
+      ASSERT_LT(round, 100);
+      const pid_t pid = child(folder, "Write");
+      std::this_thread::sleep_for(
+          std::chrono::microseconds(random.below(static_cast<std::uint64_t>(whole.count()))));
+      kill(pid, SIGKILL);
+      const int code = wait_for(pid);
+      ASSERT_TRUE(code == 0 || code == -SIGKILL) << code << bytes_of(folder / "child.log");
+      if (code != 0) {
+        ++killed;
+        continue;
+      }
+      expect_finished_like_reference();
+      fs::remove(path());
+    }
+    job.run();
+    expect_finished_like_reference();
+    fs::remove(path());
+  }
 }
 
 TEST_F(KernelFileTest, GoesOnWithOtherThreadsAndBudget) {
@@ -376,6 +591,29 @@ TEST_F(KernelFileTest, RefusesWhatDiffers) {
   changed.text = "conv(4,3) relu maxpool(2) flatten dense(9) erf dense(3)";  // the same weights
   refused(changed, "outputs of the first examples");
   changed = job;
+  changed.destination.packed = true;
+  EXPECT_NE(refused(changed, "storage").find("storage was square and is now packed"), std::string::npos);
+  changed = job;
+  changed.options.ways = {{"4.weight", Way::Materialize}};
+  refused(changed, "ways to contract");
+  {
+    const std::string before = bytes_of(partial()) + bytes_of(journal());
+    const auto network = job.network();
+    const auto x = job.x();
+    std::string text = thrown([&] {
+      kernel_to_file<float>(network, x.view(), x.view(), job.options, job.destination, Workers(2));
+    });
+    EXPECT_NE(text.find("kernel was of the inputs with themselves and is now of two sets"), std::string::npos)
+        << text;
+    const models::Network<double> wide(models::parse(job.text, job.input), {});
+    text = thrown([&] {
+      kernel_to_file<double>(wide, kernel_cases::inputs_of<double>(job.input, job.n, 1).view(), job.options,
+                             job.destination, Workers(2));
+    });
+    EXPECT_NE(text.find("precision was f32 and is now f64"), std::string::npos) << text;
+    EXPECT_TRUE(bytes_of(partial()) + bytes_of(journal()) == before);
+  }
+  changed = job;
   changed.destination.provenance = {{"model", "cnn"}};
   EXPECT_NE(refused(changed, "model").find("model was not given and is now cnn"), std::string::npos);
   // Not a difference: the same again. And beginning anew with another option when asked to.
@@ -386,6 +624,53 @@ TEST_F(KernelFileTest, RefusesWhatDiffers) {
   job.destination.restart = true;
   EXPECT_EQ(job.run().found, 0u);
   expect_finished_like_reference();
+}
+
+TEST_F(KernelFileTest, RefusesOtherOutputsLabelsAndSecondInputs) {
+  const auto difference = [&](Job begun, const Job& changed) {
+    begun.destination = changed.destination;
+    fs::remove(partial());
+    fs::remove(journal());
+    job = begun;
+    interrupt(2);
+    return thrown([&] { changed.run(); });
+  };
+  Job one = job;
+  one.options.reduce = Reduce::Output;
+  Job other = one;
+  other.options.output = 2;
+  std::string text = difference(one, other);
+  EXPECT_NE(text.find("reduction was output 0 and is now output 2"), std::string::npos) << text;
+  one = other = job;
+  one.options.reduce = other.options.reduce = Reduce::TrueClass;
+  one.labels = kernel_cases::labels_of(one.n, 3, 7);
+  other.labels = kernel_cases::labels_of(one.n, 3, 8);
+  one.options.labels = one.labels;
+  other.options.labels = other.labels;
+  text = difference(one, other);
+  EXPECT_NE(text.find("labels (checksum) was "), std::string::npos) << text;
+  // Two sets: the second one changes.
+  fs::remove(partial());
+  fs::remove(journal());
+  const auto network = job.network();
+  const auto x = job.x();
+  KernelOptions options;
+  options.reduce = Reduce::Full;
+  std::size_t pieces = 0;
+  options.progress = [&](std::size_t done, std::size_t total) {
+    pieces = done;
+    if (done + 1 == total) throw Interruption();
+  };
+  const auto run = [&](std::uint64_t seed) {
+    return thrown([&] {
+      kernel_to_file<float>(network, x.view(), kernel_cases::inputs_of<float>(job.input, 97, seed).view(),
+                            options, {.path = path(), .provenance = {}, .verify_progress = {}}, Workers(1));
+    });
+  };
+  EXPECT_EQ(run(3), "Interruption");
+  EXPECT_GT(pieces, 2u);
+  text = run(4);
+  EXPECT_NE(text.find("second inputs (checksum) was "), std::string::npos) << text;
 }
 
 TEST_F(KernelFileTest, DamagedTilesAndTornRecordsAreComputedAgain) {
@@ -485,26 +770,181 @@ TEST_F(KernelFileTest, OneProcessAtATime) {
   expect_finished_like_reference();
 }
 
-TEST_F(KernelFileTest, ExceptionsLeaveAResumableFileAndAUsableProcess) {
-  // In a tile: the next allocation after some tiles are there.
-  Job faulty = job;
-  std::uintmax_t first = 0;
-  bool armed = false;
-  faulty.options.progress = [&](std::size_t, std::size_t) {
-    if (first == 0) first = size_or_zero(journal());
-    if (!armed && size_or_zero(journal()) >= first + 4 * 16) {
-      armed = true;
-      fail_next = true;
+/// Runs the tiny job again and again, each time with the fault one step later, until it no longer strikes.
+/// Each time what is left must go on to the same bits, in the same process.
+class FaultTest : public KernelFileTest {
+ protected:
+  /// `arm(k)` orders the fault, `disarm()` takes it back; returns whether it struck. Returns how often it
+  /// did.
+  template <class Arm, class Disarm>
+  std::size_t strike(const Arm& arm, const Disarm& disarm, std::size_t step, bool packed = false) {
+    job = tiny_job();
+    job.destination.path = path();
+    job.destination.packed = packed;
+    job.options.reduce = Reduce::Full;
+    job.reference(folder / "reference.npy");
+    const std::string reference = bytes_of(folder / "reference.npy");
+    const auto network = job.network();
+    const auto inputs = job.x();
+    const Workers workers(2);
+    std::size_t strikes = 0;
+    std::size_t resumed = 0;
+    for (std::size_t k = 1;; k += step) {
+      EXPECT_LT(k, 20000u);
+      KernelOptions options = job.options;
+      arm(k, options);
+      const std::string text =
+          thrown([&] { kernel_to_file<float>(network, inputs.view(), options, job.destination, workers); });
+      const bool struck = disarm();
+      if (!struck) {
+        EXPECT_EQ(text, "nothing");
+        EXPECT_TRUE(bytes_of(path()) == reference);
+        break;
+      }
+      ++strikes;
+      // A fault after the last tile may have been harmless.
+      if (text != "nothing") {
+        EXPECT_FALSE(fs::exists(path())) << k << text;
+        EXPECT_EQ(fs::exists(partial()), fs::exists(journal())) << k << text;
+        if (fs::exists(partial())) ++resumed;
+        const KernelFile file =
+            kernel_to_file<float>(network, inputs.view(), job.options, job.destination, workers);
+        EXPECT_EQ(file.damaged, 0u);
+      }
+      EXPECT_TRUE(bytes_of(path()) == reference) << k;
+      EXPECT_FALSE(fs::exists(partial()) || fs::exists(journal())) << k;
+      fs::remove(path());
+      if (HasFailure()) break;
     }
-  };
-  const std::string text = thrown([&] { faulty.run(); });
-  fail_next = false;
-  EXPECT_EQ(text, "bad_alloc");
-  EXPECT_TRUE(fs::exists(partial()) && fs::exists(journal()) && !fs::exists(path()));
-  const KernelFile file = job.run();
-  EXPECT_GE(file.found, 4u);
-  EXPECT_EQ(file.damaged, 0u);
-  expect_finished_like_reference();
+    EXPECT_GE(resumed, 1u);
+    fs::remove(path());
+    return strikes;
+  }
+};
+
+TEST_F(FaultTest, AnExceptionAtAnyPiece) {
+  std::atomic<bool> struck{false};
+  const std::size_t strikes = strike(
+      [&](std::size_t k, KernelOptions& options) {
+        struck = false;
+        options.progress = [&struck, calls = std::size_t{0}, k](std::size_t, std::size_t) mutable {
+          if (++calls != k) return;
+          struck = true;
+          throw Interruption();
+        };
+      },
+      [&] { return struck.load(); }, 1);
+  EXPECT_GE(strikes, 7u);
+}
+
+TEST_F(FaultTest, NoMemoryAtAnyAllocation) {
+  const std::size_t strikes =
+      strike([](std::size_t k, KernelOptions&) { failing_allocation = static_cast<long>(k); },
+             [] { return failing_allocation.exchange(0) <= 0; }, kSanitized ? 7 : 1);
+  EXPECT_GE(strikes, 20u);
+}
+
+TEST_F(FaultTest, ADiskThatIsFullAtAnyWrite) {
+  for (const bool packed : {false, true}) {
+    for (const bool torn : {false, true}) {
+      torn_write = torn;
+      const std::size_t strikes =
+          strike([](std::size_t k, KernelOptions&) { failing_write = static_cast<long>(k); },
+                 [] {
+                   disk_full = false;
+                   return failing_write.exchange(0) <= 0;
+                 },
+                 kSanitized ? 41 : 7, packed);
+      EXPECT_GE(strikes, 30u);
+    }
+  }
+  torn_write = false;
+}
+
+/// An unfinished tiny job with half of its tiles, whose files are then spoilt in every way.
+class SpoiltTest : public KernelFileTest {
+ protected:
+  void begin(bool packed) {
+    job = tiny_job();
+    job.destination.path = path();
+    job.destination.packed = packed;
+    job.options.reduce = Reduce::Full;
+    job.workers = 1;
+    job.reference(folder / "reference.npy");
+    reference = bytes_of(folder / "reference.npy");
+    interrupt(3);
+    whole_journal = bytes_of(journal());
+    whole_partial = bytes_of(partial());
+    network = std::make_unique<models::Network<float>>(job.network());
+    inputs = job.x();
+  }
+  static void put(const fs::path& path, const std::string& bytes) {
+    std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+  }
+  /// Whether the job was finished, with the right bits, rather than refused, with its files as they were.
+  bool goes_on(const std::string& spoilt_journal, const std::string& spoilt_partial) {
+    fs::remove(path());
+    put(journal(), spoilt_journal);
+    put(partial(), spoilt_partial);
+    const std::string text = thrown(
+        [&] { kernel_to_file<float>(*network, inputs.view(), job.options, job.destination, workers); });
+    if (text == "nothing") {
+      EXPECT_TRUE(bytes_of(path()) == reference);
+      EXPECT_FALSE(fs::exists(partial()) || fs::exists(journal()));
+      return true;
+    }
+    EXPECT_TRUE(text.starts_with("FormatError: ") || text.starts_with("ArgumentError: ")) << text;
+    EXPECT_FALSE(fs::exists(path()));
+    EXPECT_TRUE(bytes_of(partial()) == spoilt_partial);
+    EXPECT_TRUE(bytes_of(journal()) == spoilt_journal);
+    return false;
+  }
+
+  std::string reference, whole_journal, whole_partial;
+  std::unique_ptr<models::Network<float>> network;
+  Tensor<float> inputs;
+  Workers workers{1};
+};
+
+TEST_F(SpoiltTest, AJournalCutAnywhere) {
+  for (const bool packed : {false, true}) {
+    begin(packed);
+    std::size_t finished = 0;
+    for (std::size_t bytes = 0; bytes <= whole_journal.size() && !HasFailure(); ++bytes) {
+      if (goes_on(whole_journal.substr(0, bytes), whole_partial)) ++finished;
+    }
+    // At its records, which are three or more, and when nothing is left of it.
+    EXPECT_GE(finished, 3 * 16u + 1);
+    EXPECT_LT(finished, whole_journal.size());
+  }
+}
+
+TEST_F(SpoiltTest, AJournalWithAnyByteChanged) {
+  begin(false);
+  Random random(5);
+  std::size_t finished = 0;
+  for (std::size_t at = 0; at < whole_journal.size() && !HasFailure(); ++at) {
+    std::string spoilt = whole_journal;
+    spoilt[at] = static_cast<char>(spoilt[at] ^ static_cast<char>(1 + random.below(255)));
+    if (goes_on(spoilt, whole_partial)) ++finished;
+  }
+  EXPECT_GE(finished, 3 * 16u);
+  EXPECT_LT(finished, whole_journal.size());
+}
+
+TEST_F(SpoiltTest, AnUnfinishedFileWithAnyByteChangedOrCut) {
+  for (const bool packed : {false, true}) {
+    begin(packed);
+    Random random(6);
+    // Every byte of the head, then a ragged walk.
+    for (std::size_t at = 0; at < whole_partial.size() && !HasFailure(); at += at < 140 ? 1 : 1009) {
+      std::string spoilt = whole_partial;
+      spoilt[at] = static_cast<char>(spoilt[at] ^ static_cast<char>(1 + random.below(255)));
+      EXPECT_TRUE(goes_on(whole_journal, spoilt)) << at;
+      if (at % 5 != 0) continue;
+      EXPECT_TRUE(goes_on(whole_journal, whole_partial.substr(0, at))) << at;
+    }
+  }
 }
 
 TEST_F(KernelFileTest, NotANumberIsRefusedAndTheRestIsKept) {

@@ -13,6 +13,7 @@
 #include "engine/shape.hpp"
 #include "engine/tensor.hpp"
 #include "ntk/tile_store.hpp"
+#include "ntk/time_left.hpp"
 
 /// A matrix as an .npy file that is written tile by tile and survives being stopped, whatever makes the tiles
 /// (docs/large-kernels.md).
@@ -37,6 +38,7 @@ struct KernelDestination {
   /// (ntk/packed.hpp). For symmetric kernels.
   bool packed = false;
   bool restart = false;      ///< begin anew even when an unfinished file is there
+  WorkProgress work;         ///< of kernel_to_file: what is done, by kind of work
   Progress verify_progress;  ///< while the finished tiles of an unfinished file are read again
 };
 

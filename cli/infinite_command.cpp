@@ -15,7 +15,7 @@
 #include "engine/cpu.hpp"
 #include "engine/error.hpp"
 #include "engine/npy.hpp"
-#include "ntk/infinite/infinite.hpp"
+#include "ntk/infinite/infinite_file.hpp"
 
 namespace gradgram::cli {
 namespace {
@@ -38,7 +38,7 @@ void refuse_finite_options(const Options& options) {
   refuse(!options.reduce.empty(), "--reduce");
   refuse(options.diagonal, "--diagonal");
   refuse(options.per_parameter, "--per-parameter");
-  refuse(options.restart, "--restart");
+  refuse(options.preview, "--preview");
   refuse(!options.labels.empty(), "--labels");
   refuse(!options.versus_labels.empty(), "--versus-labels");
 }
@@ -84,14 +84,23 @@ void run(const Context& context) {
   json["bias_variance"] = options.bias_variance;
   json["data"] = describe(options, data);
   json["n"] = data.size();
-  ntk::InfiniteKernels<T> kernels;
+  ntk::KernelDestination destination;
+  destination.path = out;
+  destination.packed = options.packed;
+  destination.restart = options.restart;
+  destination.verify_progress = meter.phase("verifying");
+  ntk::KernelFile kernel;
   std::size_t columns = data.size();
   if (options.versus.empty()) {
-    kernels = ntk::infinite_kernel<T>(model, variances, x.view(), what, workers);
+    kernel = ntk::infinite_kernel_to_file<T>(model, variances, x.view(), what, destination, workers);
   } else {
     const datasets::Dataset versus = open_versus(options, data.example_shape());
     const Tensor<T> versus_x = versus.template inputs_as<T>();
-    kernels = ntk::infinite_kernel<T>(model, variances, x.view(), versus_x.view(), what, workers);
+    if (options.packed) {
+      throw ArgumentError("--packed: cannot be combined with --versus, whose block is not symmetric");
+    }
+    kernel = ntk::infinite_kernel_to_file<T>(model, variances, x.view(), versus_x.view(), what, destination,
+                                             workers);
     columns = versus.size();
     json["versus"] = {{"name", options.versus},
                       {"source", versus.source},
@@ -99,11 +108,13 @@ void run(const Context& context) {
                       {"inputs_crc32", checksum(versus.inputs.view())}};
   }
   meter.close();
-  const Tensor<T>& kernel = nngp ? kernels.nngp : kernels.ntk;
-  write_npy<T>(out, kernel.view());
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   json["n_versus"] = columns;
-  json["shape"] = list(kernel.shape());
+  json["shape"] = list(kernel.shape);
+  json["packed"] = options.packed;
+  json["tiles"] = kernel.tiles;
+  json["tiles_of_earlier_runs"] = kernel.found;
+  json["tiles_found_damaged"] = kernel.damaged;
   json["seconds"] = seconds;
   const std::filesystem::path sidecar = beside(out, ".json");
   write_json(sidecar, json);
@@ -114,7 +125,7 @@ void run(const Context& context) {
   }
   fmt::print(context.out, "Infinite-width {} of {}\n", nngp ? "NNGP covariance" : "tangent kernel",
              model.to_text());
-  const std::vector<std::vector<std::string>> rows = {
+  std::vector<std::vector<std::string>> rows = {
       {"data",
        fmt::format("{} examples {} of {}", grouped(data.size()), extents(data.example_shape()), data.source)},
       {"prepared", preparation_text(options)},
@@ -125,8 +136,9 @@ void run(const Context& context) {
        fmt::format("{}, {} thread{}, BLIS kernels {}, budget {}", isa_name(active_isa()), workers.count(),
                    workers.count() == 1 ? "" : "s", blas::kernel_set(), budget_text(memory))},
       {"time", seconds_text(seconds)}};
+  if (kernel.found + kernel.damaged != 0) rows.push_back({"went on", went_on_text(kernel)});
   context.out << table(rows, {false, false});
-  fmt::print(context.out, "Wrote {} {} and {}\n", out.string(), kernel.shape().to_string(), sidecar.string());
+  fmt::print(context.out, "Wrote {} {} and {}\n", out.string(), kernel.shape.to_string(), sidecar.string());
 }
 
 }  // namespace

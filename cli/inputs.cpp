@@ -273,4 +273,10 @@ std::string preparation_text(const Options& options) {
   return text;
 }
 
+std::string went_on_text(const ntk::KernelFile& file) {
+  return fmt::format(
+      "{} of {} tiles were there from an earlier run{}", grouped(file.found), grouped(file.tiles),
+      file.damaged == 0 ? "" : fmt::format(", {} were damaged and computed again", grouped(file.damaged)));
+}
+
 }  // namespace gradgram::cli

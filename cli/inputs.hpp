@@ -10,6 +10,7 @@
 #include "cli/options.hpp"
 #include "datasets/dataset.hpp"
 #include "models/network.hpp"
+#include "ntk/tile_file.hpp"
 
 /// What the options name, opened; and how it is told in every result.
 namespace gradgram::cli {
@@ -56,5 +57,7 @@ nlohmann::ordered_json describe_run(const Options& options, std::size_t threads,
 /// The line of text that names parameterization, variances and seed or weights.
 std::string parameterization_text(const Options& options);
 std::string preparation_text(const Options& options);
+/// What a run found of earlier ones.
+std::string went_on_text(const ntk::KernelFile& file);
 
 }  // namespace gradgram::cli

@@ -5,8 +5,10 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <ostream>
+#include <utility>
 
 #include "cli/commands.hpp"
 #include "cli/inputs.hpp"
@@ -17,8 +19,11 @@
 #include "engine/cpu.hpp"
 #include "engine/error.hpp"
 #include "engine/npy.hpp"
+#include "ntk/cost.hpp"
 #include "ntk/kernel.hpp"
 #include "ntk/kernel_file.hpp"
+#include "ntk/packed.hpp"
+#include "ntk/planned_kernel.hpp"
 #include "ntk/precision.hpp"
 
 namespace gradgram::cli {
@@ -46,6 +51,70 @@ double largest_output(const Module<T>& module, TensorView<const T> x, const Work
   return largest;
 }
 
+/// What the diagonal tells about a kernel before it is computed.
+struct Preview {
+  double trace = 0, mean = 0, smallest = 0, largest = 0;
+  double seconds = 0;
+};
+
+/// diagonal: [n], or [n, O, O] whose blocks' diagonals count.
+Preview preview_of(const Tensor<double>& diagonal) {
+  const std::size_t outputs = diagonal.shape().rank() == 3 ? diagonal.shape()[1] : 1;
+  const std::size_t block = outputs * outputs;
+  Preview preview;
+  preview.smallest = std::numeric_limits<double>::infinity();
+  for (std::size_t i = 0; i < diagonal.size(); ++i) {
+    if (i % block % (outputs + 1) != 0) continue;
+    const double value = diagonal.span()[i];
+    preview.trace += value;
+    preview.smallest = std::min(preview.smallest, value);
+    preview.largest = std::max(preview.largest, value);
+  }
+  preview.mean = preview.trace / static_cast<double>(diagonal.size() / outputs);
+  return preview;
+}
+
+/// Whether the diagonal is computed first: when asked for, or when the kernel is long in coming.
+bool wants_preview(const Options& options, const std::filesystem::path& out, std::size_t bytes,
+                   double seconds) {
+  constexpr std::size_t kManyBytes = std::size_t{2} << 30;
+  constexpr double kManySeconds = 60;
+  if (options.preview || options.no_preview) return options.preview;
+  std::filesystem::path partial = out;
+  partial += ".partial";
+  std::error_code error;
+  if (!options.restart && std::filesystem::exists(partial, error)) return false;
+  return bytes > kManyBytes || seconds > kManySeconds;
+}
+
+/// Computes and tells it, and writes it to `file`.
+template <class T>
+Preview show_preview(const Context& context, const models::Network<T>& network, TensorView<const T> x,
+                     const ntk::KernelOptions& kernel_options, const Workers& workers, ProgressMeter& meter,
+                     double expected_seconds, const std::filesystem::path& file) {
+  const auto begin = std::chrono::steady_clock::now();
+  ntk::KernelOptions options = kernel_options;
+  options.progress = meter.phase("diagonal");
+  options.ways.clear();
+  const Tensor<double> diagonal = ntk::diagonal<T>(network, x, options, workers);
+  meter.close();
+  write_in<T>(file, diagonal);
+  Preview preview = preview_of(diagonal);
+  preview.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  if (context.options.json) return preview;
+  fmt::print(context.out, "The diagonal, in {} (wrote {}):\n", seconds_text(preview.seconds), file.string());
+  context.out << table(
+      {{"trace", significant(preview.trace, 5)},
+       {"k(x, x)", fmt::format("mean {}, from {} to {}", significant(preview.mean),
+                               significant(preview.smallest), significant(preview.largest))},
+       {"largest eigenvalue",
+        fmt::format("at least {} and at most {}", significant(preview.largest), significant(preview.trace))},
+       {"the whole kernel", fmt::format("expected in {}", seconds_text(expected_seconds))}},
+      {false, false});
+  context.out << '\n' << std::flush;
+  return preview;
+}
+
 template <class T>
 void run(const Context& context) {
   const Options& options = context.options;
@@ -67,6 +136,16 @@ void run(const Context& context) {
   if (options.diagonal && (!options.versus.empty() || options.per_parameter)) {
     throw ArgumentError(fmt::format("--diagonal: cannot be combined with {}",
                                     options.per_parameter ? "--per-parameter" : "--versus"));
+  }
+  const bool symmetric_file = !options.diagonal && !options.per_parameter && options.versus.empty();
+  for (const auto& [given, option] :
+       {std::pair(options.packed, "--packed"), std::pair(options.preview, "--preview")}) {
+    if (given && !symmetric_file) {
+      throw ArgumentError(fmt::format("{}: cannot be combined with {}", option,
+                                      options.diagonal        ? "--diagonal"
+                                      : options.per_parameter ? "--per-parameter"
+                                                              : "--versus, whose block is not symmetric"));
+    }
   }
   ProgressMeter meter(context.err, options.quiet);
   kernel_options.per_parameter = options.per_parameter;
@@ -135,6 +214,31 @@ void run(const Context& context) {
       destination.provenance = {{"model", network.model().to_text()},
                                 {"parameterization", parameterization_text(options)}};
       destination.restart = options.restart;
+      destination.packed = options.packed;
+      destination.work = meter.work("kernel");
+      kernel_options.progress = {};
+      if (symmetric_file && data.size() != 0) {
+        const ntk::Plan plan =
+            ntk::plan_for<T>(network, x.view(), nullptr, kernel_options, workers.count(), true);
+        const std::size_t group = plan.rows_per_example();
+        const std::size_t pairs = options.packed ? ntk::packed_size(data.size()) : data.size() * data.size();
+        const double expected = ntk::plan_cost(plan).wall;
+        if (wants_preview(options, out, pairs * group * group * sizeof(T), expected)) {
+          const std::filesystem::path file = beside(out, ".diagonal.npy");
+          const Preview preview =
+              show_preview<T>(context, network, x.view(), kernel_options, workers, meter, expected, file);
+          json["preview"] = {{"file", file.filename().string()},
+                             {"seconds", preview.seconds},
+                             {"trace", preview.trace},
+                             {"mean", preview.mean},
+                             {"smallest", preview.smallest},
+                             {"largest", preview.largest},
+                             {"lambda_max_at_least", preview.largest},
+                             {"lambda_max_at_most", preview.trace},
+                             {"expected_seconds", expected}};
+        }
+      }
+      json["packed"] = options.packed;
       destination.verify_progress = meter.phase("verifying");
       const ntk::KernelFile kernel =
           options.versus.empty()
@@ -149,11 +253,7 @@ void run(const Context& context) {
       json["tiles_found_damaged"] = kernel.damaged;
       shape = kernel.shape;
       if (kernel.found + kernel.damaged != 0) {
-        went_on = fmt::format(
-            "{} of {} tiles were there from an earlier run{}", grouped(kernel.found), grouped(kernel.tiles),
-            kernel.damaged == 0
-                ? ""
-                : fmt::format(", {} were damaged and computed again", grouped(kernel.damaged)));
+        went_on = went_on_text(kernel);
       }
     }
   }

@@ -291,6 +291,18 @@ struct Parser {
         ->type_name("FILE")
         ->required()
         ->group("Result");
+    sub.add_flag(
+           "--packed", options.packed,
+           "Store only what is on and below the diagonal, row by row: an array [n (n + 1) / 2], half of the "
+           "bytes; the other verbs read it like the square one")
+        ->group("Result");
+    sub.add_flag(
+           "--preview", options.preview,
+           "Compute the diagonal first, print trace, range and bounds, and write FILE.diagonal.npy; done "
+           "anyway when the kernel is expected to take more than a minute or to fill more than 2 GB, "
+           "unless an unfinished file is gone on with")
+        ->group("Result");
+    sub.add_flag("--no-preview", options.no_preview, "Never do that")->group("Result");
     sub.add_flag("--restart", options.restart, "Begin anew although FILE.partial could be continued")
         ->group("Result");
     common(sub, true);
@@ -419,6 +431,9 @@ void check(const Options& options) {
           fmt::format("{}: {} must be {} zero", name, value, zero_is_good ? "at least" : "above"));
     }
   };
+  if (options.preview && options.no_preview) {
+    throw ArgumentError("--preview: cannot be combined with --no-preview");
+  }
   positive("--weight-variance", options.weight_variance, false);
   positive("--bias-variance", options.bias_variance, true);
   positive("--learning-rate", options.learning_rate, true);

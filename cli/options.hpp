@@ -50,6 +50,9 @@ struct Options {
   bool infinite = false;
   std::string get;  ///< with infinite: ntk or nngp; empty is ntk
   bool restart = false;
+  bool packed = false;
+  bool preview = false;
+  bool no_preview = false;
 
   std::string kernel_file;
   std::size_t top = 0;

@@ -20,8 +20,23 @@ Progress ProgressMeter::phase(std::string name) {
   return [this, name = std::move(name)](std::size_t done, std::size_t total) { update(name, done, total); };
 }
 
+ntk::WorkProgress ProgressMeter::work(std::string name) {
+  return [this, name = std::move(name), estimate = ntk::TimeLeft()](const ntk::KernelWork& work) mutable {
+    if (quiet_) return;
+    estimate.report(work, enter(name));
+    const bool finished = work.done[0] >= work.total[0] && work.done[1] >= work.total[1];
+    show(name, finished, estimate.share(), estimate.left().value_or(-1));
+  };
+}
+
 void ProgressMeter::update(const std::string& phase, std::size_t done, std::size_t total) {
   if (quiet_) return;
+  const double elapsed = enter(phase);
+  const double share = total == 0 ? 1 : static_cast<double>(done) / static_cast<double>(total);
+  show(phase, done >= total, share, done == 0 ? -1 : elapsed * (1 - share) / share);
+}
+
+double ProgressMeter::enter(const std::string& phase) {
   const Clock::time_point now = Clock::now();
   if (phase != phase_) {
     close();
@@ -29,20 +44,23 @@ void ProgressMeter::update(const std::string& phase, std::size_t done, std::size
     begin_ = shown_ = now;
     finished_ = false;
   }
+  return std::chrono::duration<double>(now - begin_).count();
+}
+
+void ProgressMeter::show(const std::string& phase, bool finished, double share, double left) {
   if (finished_) return;
+  const Clock::time_point now = Clock::now();
   const double elapsed = std::chrono::duration<double>(now - begin_).count();
   const double since = std::chrono::duration<double>(now - shown_).count();
-  finished_ = done >= total;
+  finished_ = finished;
   if (terminal_) {
     if (!finished_ && since < 0.1) return;
-    draw(done, total, elapsed);
+    draw(share, elapsed, left);
   } else if (finished_) {
     err_ << fmt::format("{}: {}\n", phase, seconds_text(elapsed)) << std::flush;
   } else if (since >= 10) {
-    const double left =
-        done == 0 ? 0 : elapsed * static_cast<double>(total - done) / static_cast<double>(done);
-    err_ << fmt::format("{}: {} of {}{}\n", phase, grouped(done), grouped(total),
-                        done == 0 ? "" : ", " + seconds_text(left) + " left")
+    err_ << fmt::format("{}: {} in {}{}\n", phase, percent(share), seconds_text(elapsed),
+                        left < 0 ? "" : ", " + seconds_text(left) + " left")
          << std::flush;
   } else {
     return;
@@ -50,19 +68,13 @@ void ProgressMeter::update(const std::string& phase, std::size_t done, std::size
   shown_ = now;
 }
 
-void ProgressMeter::draw(std::size_t done, std::size_t total, double elapsed) {
+void ProgressMeter::draw(double share, double elapsed, double left) {
   constexpr std::size_t kWidth = 30;
-  const double share = total == 0 ? 1 : static_cast<double>(done) / static_cast<double>(total);
   const auto filled = static_cast<std::size_t>(share * kWidth);
   std::string bar;
   for (std::size_t i = 0; i < kWidth; ++i) bar += i < filled ? "━" : "·";
-  std::string tail;
-  if (finished_) {
-    tail = seconds_text(elapsed);
-  } else if (done > 0 && elapsed > 0.2) {
-    tail = fmt::format("{}/s, {} left", significant(static_cast<double>(done) / elapsed, 2),
-                       seconds_text(elapsed * (1 - share) / share));
-  }
+  std::string tail = seconds_text(elapsed);
+  if (!finished_ && left >= 0 && elapsed > 0.2) tail += ", " + seconds_text(left) + " left";
   err_ << fmt::format("\r\033[K{:<20} {} {:>4} {}", phase_, bar, percent(share), tail);
   if (finished_) err_ << '\n';
   err_ << std::flush;

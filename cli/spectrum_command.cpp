@@ -13,57 +13,18 @@
 
 #include "cli/commands.hpp"
 #include "cli/inputs.hpp"
+#include "cli/kernel_input.hpp"
 #include "cli/spectrum_table.hpp"
 #include "cli/text.hpp"
 #include "engine/error.hpp"
 #include "engine/file.hpp"
 #include "engine/npy.hpp"
-#include "ntk/precision.hpp"
 #include "ntk/spectrum.hpp"
 
 namespace gradgram::cli {
 namespace {
 
 using nlohmann::ordered_json;
-
-/// The kernel as [n, n] in f64.
-Tensor<double> square_kernel(const NpyArray& array, const std::string& path) {
-  const std::vector<std::size_t>& shape = array.shape;
-  const bool square =
-      (shape.size() == 2 || (shape.size() == 4 && shape[2] == 1 && shape[3] == 1)) && shape[0] == shape[1];
-  if (!square || shape[0] == 0) {
-    throw ShapeError(fmt::format("{}: a spectrum needs a kernel of shape [n, n] or [n, n, 1, 1], found [{}]",
-                                 path, fmt::join(shape, ", ")));
-  }
-  const Tensor<double> tensor = array.to_tensor<double>();
-  return Tensor<double>(Shape{shape[0], shape[0]}, tensor.span());
-}
-
-struct EntryError {
-  double value = 0;
-  std::string origin;
-};
-
-/// From the .json beside the kernel, else from the type it is stored in.
-EntryError entry_error_of(const std::filesystem::path& kernel, const NpyArray& array) {
-  const std::filesystem::path sidecar = beside(kernel, ".json");
-  std::error_code error;
-  if (std::filesystem::exists(sidecar, error)) {
-    const std::vector<std::byte> bytes = read_file(sidecar, std::size_t{1} << 26);
-    const auto* text = reinterpret_cast<const char*>(bytes.data());
-    const ordered_json json = ordered_json::parse(text, text + bytes.size(), nullptr, false);
-    if (json.is_discarded()) throw FormatError(fmt::format("{}: is not JSON", sidecar.string()));
-    if (json.is_object() && json.contains("relative_entry_error") &&
-        json["relative_entry_error"].is_number()) {
-      const double value = json["relative_entry_error"].get<double>();
-      if (value >= 0 && value < 1) return {value, sidecar.filename().string()};
-      throw FormatError(fmt::format("{}: relative_entry_error is {}, expected at least 0 and below 1",
-                                    sidecar.string(), value));
-    }
-  }
-  if (array.type == NpyType::F4) return {ntk::entry_error<float>(), "its being stored as f32"};
-  return {ntk::entry_error<double>(), "its being stored as f64"};
-}
 
 /// Classes as -1/+1 or one-hot, other numbers as they are; `kind` says which.
 Tensor<double> label_targets(const std::string& path, std::size_t n, std::string& kind) {
@@ -141,10 +102,9 @@ void run_spectrum(const Context& context) {
     }
     require_writable(csv);
   }
-  const NpyArray array = read_npy(options.kernel_file);
-  const Tensor<double> kernel = square_kernel(array, options.kernel_file);
+  const KernelInput input = read_kernel(options.kernel_file);
+  const Tensor<double>& kernel = input.values;
   const std::size_t n = kernel.shape()[0];
-  const EntryError entry_error = entry_error_of(options.kernel_file, array);
   std::string label_kind;
   Tensor<double> y;
   if (!options.labels.empty()) y = label_targets(options.labels, n, label_kind);
@@ -152,7 +112,7 @@ void run_spectrum(const Context& context) {
   ntk::SpectrumOptions spectrum_options;
   spectrum_options.top = std::min(options.top, n);
   spectrum_options.vectors = !options.labels.empty() || options.top > 0;
-  spectrum_options.entry_error = entry_error.value;
+  spectrum_options.entry_error = input.entry_error;
   const ntk::Spectrum spectrum = ntk::spectrum(kernel.view(), spectrum_options);
   const bool whole = spectrum.values.size() == n;
   std::vector<double> energy;
@@ -172,8 +132,8 @@ void run_spectrum(const Context& context) {
     json["command"] = command_line(options);
     json["kernel"] = options.kernel_file;
     json["n"] = n;
-    json["relative_entry_error"] = entry_error.value;
-    json["relative_entry_error_from"] = entry_error.origin;
+    json["relative_entry_error"] = input.entry_error;
+    json["relative_entry_error_from"] = input.entry_error_origin;
     json["trace"] = spectrum.trace;
     json["frobenius"] = spectrum.frobenius;
     json["lambda_max"] = spectrum.values.front();
@@ -225,8 +185,8 @@ void run_spectrum(const Context& context) {
   rows.push_back({"above the error bar", fmt::format("{} of {} eigenvalues", grouped(spectrum.resolved()),
                                                      grouped(spectrum.values.size()))});
   rows.push_back({"effective rank", significant(spectrum.effective_rank()) + " (trace^2 / ||K||_F^2)"});
-  rows.push_back({"entry error", fmt::format("{} sqrt(k_ii k_jj), from {}", significant(entry_error.value, 2),
-                                             entry_error.origin)});
+  rows.push_back({"entry error", fmt::format("{} sqrt(k_ii k_jj), from {}", significant(input.entry_error, 2),
+                                             input.entry_error_origin)});
   if (!energy.empty()) {
     rows.push_back({"labels", label_kind});
     rows.push_back(

@@ -3,9 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <span>
+#include <sstream>
 #include <string>
+#include <vector>
 
+#include "ntk/cost.hpp"
 #include "ntk/passes.hpp"
 #include "ntk/planned_kernel.hpp"
 
@@ -52,26 +56,146 @@ std::string fingerprint_of(std::span<const std::int32_t> labels) {
   return hexadecimal(crc32_of(labels.data(), labels.size_bytes()));
 }
 
+constexpr const char* kWaysFact = "ways to contract";
+
+/// `0.weight=outer 2.weight=materialize`.
+std::string text_of(const std::vector<std::pair<std::string, Way>>& ways) {
+  std::string text;
+  for (const auto& [weight, way] : ways) {
+    text += (text.empty() ? "" : " ") + weight + '=' + std::string(way_name(way));
+  }
+  return text;
+}
+/// Those that it can read.
+std::vector<std::pair<std::string, Way>> ways_of(const std::string& text) {
+  std::vector<std::pair<std::string, Way>> ways;
+  std::istringstream words(text);
+  for (std::string word; words >> word;) {
+    const std::size_t sign = word.rfind('=');
+    for (const Way way : kAllWays) {
+      if (sign != std::string::npos && word.substr(sign + 1) == way_name(way)) {
+        ways.emplace_back(word.substr(0, sign), way);
+      }
+    }
+  }
+  return ways;
+}
+
+/// Stands before a store and tells how much of which kind of work is done, in seconds of one worker as the
+/// plan expects them. Every tile is one piece of the work, whatever remains are passes.
+class WorkMeter final : public TileStore {
+ public:
+  WorkMeter(const Plan& plan, TileStore& store, const WorkProgress& work, const Progress& progress)
+      : store_(store), work_(work), progress_(progress) {
+    const PlanRequest& request = plan.request;
+    std::size_t all_pairs = 0;
+    for (std::size_t row = 0; row < request.rows; row += plan.tile) {
+      const std::size_t end = request.symmetric ? row + 1 : request.columns;
+      for (std::size_t column = 0; column < end; column += plan.tile) {
+        const TilePlace place{row, std::min(plan.tile, request.rows - row), column,
+                              std::min(plan.tile, request.columns - column),
+                              request.symmetric && row == column};
+        all_pairs += pairs(place);
+        if (store.has(place)) continue;
+        ++tiles_;
+        total_pairs_ += pairs(place);
+      }
+    }
+    const PlanCost cost = plan_cost(plan);
+    const std::size_t examples = request.rows + (request.symmetric ? 0 : request.columns);
+    tape_block_seconds_ = cost.passes / (cost.passed * static_cast<double>(examples)) *
+                          static_cast<double>(std::min(plan.tape_block, examples));
+    pair_seconds_ = cost.contraction / static_cast<double>(all_pairs);
+  }
+
+  bool has(const TilePlace& place) const override { return store_.has(place); }
+  void put(const PlacedTile& tile, std::size_t worker) override {
+    store_.put(tile, worker);
+    put_pairs_.fetch_add(pairs(tile.place), std::memory_order_relaxed);
+    put_tiles_.fetch_add(1, std::memory_order_relaxed);
+  }
+
+  /// Nothing done: the clock starts.
+  void begin() {
+    KernelWork work;
+    work.total = {0, static_cast<double>(total_pairs_) * pair_seconds_};
+    work_(work);
+  }
+  /// Called by one thread at a time.
+  void piece(std::size_t done, std::size_t total) {
+    if (progress_) progress_(done, total);
+    // Tiles of pieces that are not reported yet may be counted already.
+    const std::size_t put_tiles = put_tiles_.load(std::memory_order_relaxed);
+    const std::size_t passes = done - std::min(done, put_tiles);
+    KernelWork work;
+    work.kind = put_tiles > tiles_seen_ || passes <= passes_seen_ ? WorkKind::Tiles : WorkKind::Passes;
+    tiles_seen_ = put_tiles;
+    passes_seen_ = std::max(passes_seen_, passes);
+    work.done = {static_cast<double>(passes_seen_) * tape_block_seconds_,
+                 static_cast<double>(put_pairs_.load(std::memory_order_relaxed)) * pair_seconds_};
+    work.total = {static_cast<double>(total - std::min(total, tiles_)) * tape_block_seconds_,
+                  static_cast<double>(total_pairs_) * pair_seconds_};
+    work_(work);
+  }
+
+ private:
+  static std::size_t pairs(const TilePlace& place) {
+    return place.diagonal ? place.rows * (place.rows + 1) / 2 : place.rows * place.columns;
+  }
+
+  TileStore& store_;
+  const WorkProgress& work_;
+  const Progress& progress_;
+  std::size_t tiles_ = 0, total_pairs_ = 0;  ///< to do
+  double tape_block_seconds_ = 0, pair_seconds_ = 0;
+  std::atomic<std::size_t> put_tiles_{0}, put_pairs_{0};
+  std::size_t tiles_seen_ = 0, passes_seen_ = 0;
+};
+
 /// The kernel of a network.
 template <class T>
 class NetworkTiles final : public TileSource {
  public:
   /// versus = nullptr for the kernel of x with itself.
   NetworkTiles(const Module<T>& module, TensorView<const T> x, const TensorView<const T>* versus,
-               const KernelOptions& options, const Workers& workers)
-      : module_(module), x_(x), versus_(versus), options_(options), workers_(workers) {
-    if (rows() == 0 || columns() == 0) return;
-    plan_ = plan_for<T>(module, x, versus, options, workers.count(), true);
-    follow_grid(plan_, plan_.tile);
+               const KernelOptions& options, const WorkProgress& work, const Workers& workers)
+      : module_(module), x_(x), versus_(versus), options_(options), work_(work), workers_(workers) {
+    if (rows() != 0 && columns() != 0) make_plan(options.ways);
   }
 
   TileGrid grid() const override {
     return {rows(), columns(), versus_ == nullptr, options_.reduce == Reduce::Full ? module_.outputs() : 0,
             plan_.tile};
   }
+  /// The ways to contract may depend on the budget.
+  void adopt(const Facts& begun_with) override {
+    const auto fact = std::find_if(begun_with.begin(), begun_with.end(),
+                                   [](const auto& named) { return named.first == kWaysFact; });
+    std::vector<std::pair<std::string, Way>> ways = options_.ways;
+    if (fact != begun_with.end()) {
+      for (const auto& [weight, way] : ways_of(fact->second)) {
+        const bool forced = std::any_of(ways.begin(), ways.end(),
+                                        [&name = weight](const auto& given) { return given.first == name; });
+        if (!forced) ways.emplace_back(weight, way);
+      }
+    }
+    try {
+      make_plan(ways);
+    } catch (const ArgumentError&) {
+      // Another network: facts() will tell.
+    }
+  }
   void follow(std::size_t tile) override { follow_grid(plan_, tile); }
   void produce(TileStore& store) override {
-    planned_tiles(module_, x_, versus_, options_, plan_, workers_, store);
+    if (!work_) {
+      planned_tiles(module_, x_, versus_, options_, plan_, workers_, store);
+      return;
+    }
+    WorkMeter meter(plan_, store, work_, options_.progress);
+    meter.begin();
+    KernelOptions options = options_;
+    options.progress = [&meter](std::size_t done, std::size_t total) { meter.piece(done, total); };
+    planned_tiles(module_, x_, versus_, options, plan_, workers_, meter);
   }
   std::size_t block_examples() const override { return plan_.resident; }
   std::size_t planned_bytes() const override { return plan_.total_bytes(); }
@@ -102,15 +226,17 @@ class NetworkTiles final : public TileSource {
     // What the module does with them, activations included, shows in its outputs.
     const Tensor<T> outputs = evaluate<T>(module_, x_.slice(0, std::min<std::size_t>(8, rows())), workers_);
     facts.emplace_back("outputs of the first examples (checksum)", fingerprint<T>(outputs.view()));
-    std::string ways;
-    for (const PlannedUse& use : plan_.uses) {
-      ways += (ways.empty() ? "" : " ") + std::to_string(static_cast<int>(use.way));
-    }
-    facts.emplace_back("ways to contract", ways);
+    facts.emplace_back(kWaysFact, text_of(plan_.ways()));
     return facts;
   }
 
  private:
+  void make_plan(const std::vector<std::pair<std::string, Way>>& ways) {
+    KernelOptions options = options_;
+    options.ways = ways;
+    plan_ = plan_for<T>(module_, x_, versus_, options, workers_.count(), true);
+    follow_grid(plan_, plan_.tile);
+  }
   std::size_t rows() const { return x_.shape()[0]; }
   std::size_t columns() const { return versus_ == nullptr ? rows() : versus_->shape()[0]; }
 
@@ -118,6 +244,7 @@ class NetworkTiles final : public TileSource {
   TensorView<const T> x_;
   const TensorView<const T>* versus_;
   const KernelOptions& options_;
+  const WorkProgress& work_;
   const Workers& workers_;
   Plan plan_;
 };
@@ -129,7 +256,7 @@ KernelFile to_file(const Module<T>& module, TensorView<const T> x, const TensorV
   if (options.per_parameter) {
     throw ArgumentError("kernel_to_file: per_parameter must be off: such kernels stay in memory");
   }
-  NetworkTiles<T> source(module, x, versus, options, workers);
+  NetworkTiles<T> source(module, x, versus, options, destination.work, workers);
   return tiles_to_file<T>(source, destination, workers, options.stop);
 }
 

@@ -576,6 +576,7 @@ KernelFile tiles_to_file(TileSource& source, const KernelDestination& destinatio
     return facts;
   };
   if (!destination.restart && journal.begun()) {
+    source.adopt(journal.facts());
     const std::string different = differences(journal.facts(), facts_now());
     if (is_there(partial)) {
       if (!different.empty()) {
@@ -593,8 +594,10 @@ KernelFile tiles_to_file(TileSource& source, const KernelDestination& destinatio
   if (!resumed) {
     litter.arm();
     ::unlink(partial.c_str());
+    source.adopt({});
+    grid = source.grid();
     journal.begin(facts_now(), grid.tile);
-  } else if (journal.tile() != grid.tile) {
+  } else {
     source.follow(journal.tile());
     grid = source.grid();
   }

@@ -71,6 +71,9 @@ class TileSource {
   virtual TileGrid grid() const = 0;
   /// Everything that makes the bits, in words: an unfinished file is continued when all of it is the same.
   virtual Facts facts() const = 0;
+  /// Takes over what an unfinished file was begun with where the choice is free but makes bits; called before
+  /// facts(). Without facts: back to its own choices.
+  virtual void adopt(const Facts& /*begun_with*/) {}
   /// The side of the tiles of an unfinished file, which it keeps. Throws BudgetError when the budget does not
   /// hold such tiles.
   virtual void follow(std::size_t tile) = 0;

@@ -12,24 +12,29 @@ void TimeLeft::report(const KernelWork& work, double now) {
     kind.done = std::max(kind.done, work.done[k]);
     kind.total = work.total[k];
     if (k != static_cast<std::size_t>(work.kind)) continue;
+    kind.waiting += std::max(0.0, now - now_);
+    if (units <= 0) continue;
     const double fade = kind.total > 0 ? std::exp(-3 * units / kind.total) : 1;
     kind.units = fade * kind.units + units;
-    kind.seconds = fade * kind.seconds + std::max(0.0, now - now_);
+    kind.seconds = fade * kind.seconds + kind.waiting;
+    kind.waiting = 0;
+    ++kind.pieces;
   }
   now_ = std::max(now_, now);
 }
 
 std::optional<double> TimeLeft::left() const {
-  double units = 0;
-  double seconds = 0;
-  for (const Kind& kind : kinds_) {
-    units += kind.units;
-    seconds += kind.seconds;
-  }
-  if (units <= 0) return std::nullopt;
+  if (kinds_[0].pieces + kinds_[1].pieces == 0) return std::nullopt;
   double left = 0;
-  for (const Kind& kind : kinds_) {
-    const double pace = kind.units > 0 ? kind.seconds / kind.units : seconds / units;
+  for (std::size_t k = 0; k < kinds_.size(); ++k) {
+    const Kind& kind = kinds_[k];
+    const Kind& other = kinds_[1 - k];
+    // The first pieces of a kind say little, so the other one's pace counts as well, but soon no longer.
+    const double trust = kind.pieces == 0    ? 0
+                         : other.pieces == 0 ? 1
+                                             : 1 - std::exp(-static_cast<double>(kind.pieces) / 3);
+    const double pace = (trust > 0 ? trust * kind.seconds / kind.units : 0) +
+                        (trust < 1 ? (1 - trust) * other.seconds / other.units : 0);
     left += std::max(0.0, kind.total - kind.done) * pace;
   }
   return left;

@@ -39,6 +39,8 @@ class TimeLeft {
   struct Kind {
     double done = 0, total = 0;
     double units = 0, seconds = 0;  ///< fading
+    double waiting = 0;             ///< seconds since its last piece
+    std::size_t pieces = 0;
   };
   std::array<Kind, 2> kinds_;
   double now_ = 0;

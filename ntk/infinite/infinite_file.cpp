@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <exception>
 #include <string>
 #include <vector>
 
@@ -81,24 +82,19 @@ class InfiniteTiles final : public TileSource {
     std::size_t done = 0;
     for (std::size_t first = 0; first < places.size(); first += batch_) {
       const std::size_t count = std::min(batch_, places.size() - first);
-      for (std::size_t t = 0; t < count; ++t) {
-        const TilePlace& place = places[first + t];
-        InfiniteBlock<T> block;
-        (what_.ntk ? block.ntk : block.nngp) = values.data() + t * area;
-        block.stride = place.columns;
-        Progress progress;
-        if (what_.progress) {
-          progress = [&](std::size_t pieces, std::size_t all) {
-            const double share = static_cast<double>(pieces) / static_cast<double>(all);
-            what_.progress(done + static_cast<std::size_t>(share * static_cast<double>(entries(place))),
-                           total);
-          };
+      std::size_t computed = 0;
+      std::exception_ptr failure;
+      try {
+        for (; computed < count; ++computed) {
+          const TilePlace& place = places[first + computed];
+          compute(prepared, place, values.data() + computed * area, done, total);
+          done += entries(place);
         }
-        prepared.block({place.row, place.row + place.rows}, {place.column, place.column + place.columns}, block,
-                     progress);
-        done += entries(place);
+      } catch (...) {
+        failure = std::current_exception();
       }
-      workers_.run(count, [&](std::size_t t, std::size_t worker) {
+      // What is computed is kept, whatever ended the rest.
+      workers_.run(computed, [&](std::size_t t, std::size_t worker) {
         const TilePlace& place = places[first + t];
         const T* const from = values.data() + t * area;
         double* const to = wide[worker].data();
@@ -106,10 +102,26 @@ class InfiniteTiles final : public TileSource {
                        [](T value) { return static_cast<double>(value); });
         store.put({.place = place, .sums = {to, place.rows, place.columns, place.columns}}, worker);
       });
+      if (failure) std::rethrow_exception(failure);
     }
   }
 
  private:
+  void compute(InfiniteKernel<T>& prepared, const TilePlace& place, T* values, std::size_t done,
+               std::size_t total) const {
+    InfiniteBlock<T> block;
+    (what_.ntk ? block.ntk : block.nngp) = values;
+    block.stride = place.columns;
+    Progress progress;
+    if (what_.progress) {
+      progress = [&](std::size_t pieces, std::size_t all) {
+        const double share = static_cast<double>(pieces) / static_cast<double>(all);
+        what_.progress(done + static_cast<std::size_t>(share * static_cast<double>(entries(place))), total);
+      };
+    }
+    prepared.block({place.row, place.row + place.rows}, {place.column, place.column + place.columns}, block,
+                   progress);
+  }
   InfiniteKernel<T> kernel(std::size_t memory) const {
     InfiniteOptions held = what_;
     held.progress = {};
@@ -130,10 +142,11 @@ class InfiniteTiles final : public TileSource {
     const std::size_t tiles =
         batch_ * area * sizeof(T) + workers_.count() * area * (sizeof(double) + sizeof(T));
     if (tiles >= budget) {
-      throw BudgetError(fmt::format(
-          "infinite_kernel_to_file: the memory budget ({} bytes) cannot hold tiles of {} examples, which take "
-          "{} bytes",
-          budget, tile_, tiles));
+      throw BudgetError(
+          fmt::format("infinite_kernel_to_file: the memory budget ({} bytes) cannot hold tiles of {} "
+                      "examples, which take "
+                      "{} bytes",
+                      budget, tile_, tiles));
     }
     return budget - tiles;
   }
@@ -173,14 +186,13 @@ KernelFile infinite_kernel_to_file(const models::Model& model, const models::Net
   return to_file<T>(model, options, x, &versus, what, destination, workers);
 }
 
-#define GRADGRAM_INSTANTIATE(T)                                                                              \
-  template KernelFile infinite_kernel_to_file(const models::Model&, const models::NetworkOptions&,           \
-                                              TensorView<const T>, const InfiniteOptions&,                   \
-                                              const KernelDestination&, const Workers&);                     \
-  template KernelFile infinite_kernel_to_file(const models::Model&, const models::NetworkOptions&,           \
-                                              TensorView<const T>, TensorView<const T>,                      \
-                                              const InfiniteOptions&, const KernelDestination&,              \
-                                              const Workers&);
+#define GRADGRAM_INSTANTIATE(T)                                                                      \
+  template KernelFile infinite_kernel_to_file(const models::Model&, const models::NetworkOptions&,   \
+                                              TensorView<const T>, const InfiniteOptions&,           \
+                                              const KernelDestination&, const Workers&);             \
+  template KernelFile infinite_kernel_to_file(                                                       \
+      const models::Model&, const models::NetworkOptions&, TensorView<const T>, TensorView<const T>, \
+      const InfiniteOptions&, const KernelDestination&, const Workers&);
 GRADGRAM_INSTANTIATE(float)
 GRADGRAM_INSTANTIATE(double)
 #undef GRADGRAM_INSTANTIATE

@@ -7,10 +7,10 @@
 /// (docs/large-kernels.md).
 namespace gradgram::ntk {
 
-/// infinite_kernel(...) as the .npy file that write_npy() would make of it, bit for bit, without holding it in
-/// memory; one of nngp and ntk must be asked for. Goes on after a stop like kernel_to_file; compared are the
-/// library's version, instruction set and precision, the model's text, the variances, shape and checksum of
-/// the inputs, which kernel it is, the storage and `destination.provenance`. `what.memory` bounds what is
+/// infinite_kernel(...) as the .npy file that write_npy() would make of it, bit for bit, without holding it
+/// in memory; one of nngp and ntk must be asked for. Goes on after a stop like kernel_to_file; compared are
+/// the library's version, instruction set and precision, the model's text, the variances, shape and checksum
+/// of the inputs, which kernel it is, the storage and `destination.provenance`. `what.memory` bounds what is
 /// held: what belongs to examples, and some tiles. Progress counts entries. Throws what infinite_kernel and
 /// tiles_to_file throw.
 template <class T>

@@ -380,6 +380,127 @@ TEST_F(Command, AStoppedKernelGoesOnWithTheSameCommand) {
   EXPECT_TRUE(read_text(at("k.npy")) == read_text(at("whole.npy")));
 }
 
+TEST_F(Command, AnInfiniteKernelGoesOnWithTheSameCommand) {
+  const std::string x = array("x.npy", Shape{60, 2, 9, 9}, 1);
+  const auto command = [&](const std::string& out) {
+    return std::vector<std::string>{
+        "kernel", "--infinite", "--model", "conv(1,3) relu conv(1,3) relu gap dense(1)", "--data", x, "--out",
+        at(out),  "--json",     "--quiet"};
+  };
+  ASSERT_EQ(run(command("whole.npy")).code, kDone);
+  std::stop_source stop;
+  std::jthread watcher([&](const std::stop_token& ended) {
+    std::uintmax_t first = 0;
+    while (!ended.stop_requested() && !stop.stop_requested()) {
+      std::error_code error;
+      const auto size = fs::file_size(at("k.npy.journal"), error);
+      if (!error && size > 100 && first == 0) first = size;
+      if (!error && first != 0 && size >= first + 16) stop.request_stop();
+    }
+  });
+  const Outcome stopped = run(command("k.npy"), stop.get_token());
+  watcher.request_stop();
+  watcher.join();
+  // Three tiles: the stop may come too late.
+  if (stopped.code != kDone) {
+    EXPECT_NE(stopped.err.find("goes on from there"), std::string::npos) << stopped.err;
+    const Outcome rest = run(command("k.npy"));
+    ASSERT_EQ(rest.code, kDone) << rest.err;
+    EXPECT_GE(nlohmann::json::parse(rest.out)["tiles_of_earlier_runs"].get<int>(), 1);
+  }
+  EXPECT_TRUE(read_text(at("k.npy")) == read_text(at("whole.npy")));
+}
+
+TEST_F(Command, PackedKernelsAreReadLikeSquareOnes) {
+  const std::string x = array("x.npy", Shape{30, 4}, 1);
+  for (const bool infinite : {false, true}) {
+    const auto kernel = [&](const std::string& out, std::vector<std::string> more) {
+      std::vector<std::string> words = {
+          "kernel", "--model", "dense(6) relu dense(1)", "--data", x, "--out", at(out), "--dtype", "f64"};
+      words.insert(words.end(), more.begin(), more.end());
+      if (infinite) words.push_back("--infinite");
+      return run(words);
+    };
+    ASSERT_EQ(kernel("square.npy", {}).code, kDone);
+    const Outcome packed = kernel("packed.npy", {"--packed"});
+    ASSERT_EQ(packed.code, kDone) << packed.err;
+    const NpyArray square_array = read_npy(at("square.npy"));
+    const NpyArray packed_array = read_npy(at("packed.npy"));
+    ASSERT_EQ(packed_array.shape, std::vector<std::size_t>{30 * 31 / 2});
+    std::size_t entry = 0;
+    for (std::size_t i = 0; i < 30; ++i) {
+      for (std::size_t j = 0; j <= i; ++j) EXPECT_EQ(packed_array.at(entry++), square_array.at(i * 30 + j));
+    }
+    EXPECT_EQ(nlohmann::json::parse(read_text(at("packed.json")))["packed"], true);
+    EXPECT_EQ(nlohmann::json::parse(read_text(at("square.json")))["packed"], false);
+    const auto read = [&](const std::string& name) {
+      const Outcome outcome = run({"spectrum", at(name), "--json"});
+      EXPECT_EQ(outcome.code, kDone) << outcome.err;
+      return nlohmann::json::parse(outcome.out);
+    };
+    const auto one = read("square.npy");
+    const auto other = read("packed.npy");
+    EXPECT_EQ(one["eigenvalues"], other["eigenvalues"]);
+    EXPECT_EQ(one["relative_entry_error"], other["relative_entry_error"]);
+    // Not a matrix with two sides: refused.
+    EXPECT_EQ(kernel("r.npy", {"--packed", "--versus", x}).code, kWrongUsage);
+    EXPECT_FALSE(fs::exists(at("r.npy")));
+  }
+  EXPECT_EQ(
+      run({"kernel", "--model", "dense(1)", "--data", x, "--out", at("d.npy"), "--diagonal", "--packed"})
+          .code,
+      kWrongUsage);
+  // A row of numbers might be a diagonal: without the file beside it is not guessed at.
+  fs::remove(at("packed.json"));
+  const Outcome alone = run({"spectrum", at("packed.npy")});
+  EXPECT_EQ(alone.code, kFailed);
+  EXPECT_NE(alone.err.find("packed.json"), std::string::npos) << alone.err;
+  array("wrong.npy", Shape{5}, 2);
+  std::ofstream(at("wrong.json")) << R"({"packed": true})";
+  EXPECT_EQ(run({"spectrum", at("wrong.npy")}).code, kFailed);
+}
+
+TEST_F(Command, ThePreviewIsTheDiagonal) {
+  const std::string x = array("x.npy", Shape{12, 4}, 1);
+  const auto kernel = [&](std::vector<std::string> more) {
+    std::vector<std::string> words = {
+        "kernel",   "--model", "dense(6) relu dense(2)", "--data", x, "--out", at("k.npy"), "--dtype", "f64",
+        "--reduce", "full"};
+    words.insert(words.end(), more.begin(), more.end());
+    return run(words);
+  };
+  // Short work: only when asked for.
+  ASSERT_EQ(kernel({}).code, kDone);
+  EXPECT_FALSE(fs::exists(at("k.diagonal.npy")));
+  EXPECT_FALSE(nlohmann::json::parse(read_text(at("k.json"))).contains("preview"));
+  const Outcome text = kernel({"--preview"});
+  ASSERT_EQ(text.code, kDone) << text.err;
+  EXPECT_LT(text.out.find("largest eigenvalue"), text.out.find("Kernel of"));
+  const Outcome outcome = kernel({"--preview", "--json"});
+  ASSERT_EQ(outcome.code, kDone) << outcome.err;
+  const auto preview = nlohmann::json::parse(outcome.out)["preview"];
+  const Tensor<double> whole = read_npy(at("k.npy")).to_tensor<double>();
+  const NpyArray diagonal = read_npy(at("k.diagonal.npy"));
+  ASSERT_EQ(diagonal.shape, (std::vector<std::size_t>{12, 2, 2}));
+  double trace = 0;
+  double largest = 0;
+  for (std::size_t i = 0; i < 12; ++i) {
+    for (std::size_t k = 0; k < 2; ++k) {
+      const double entry = whole.span()[((i * 12 + i) * 2 + k) * 2 + k];
+      trace += entry;
+      largest = std::max(largest, entry);
+      EXPECT_LE(std::abs(diagonal.at((i * 2 + k) * 2 + k) - entry), 1e-12 * entry);
+    }
+  }
+  EXPECT_LE(std::abs(preview["trace"].get<double>() - trace), 1e-12 * trace);
+  EXPECT_LE(std::abs(preview["mean"].get<double>() - trace / 24), 1e-12 * trace);
+  EXPECT_LE(std::abs(preview["largest"].get<double>() - largest), 1e-12 * largest);
+  EXPECT_LE(preview["smallest"].get<double>(), preview["mean"].get<double>());
+  EXPECT_EQ(preview["file"], "k.diagonal.npy");
+  EXPECT_EQ(kernel({"--preview", "--versus", x}).code, kWrongUsage);
+  EXPECT_EQ(kernel({"--preview", "--no-preview"}).code, kWrongUsage);
+}
+
 /// K = u u^T + 3 v v^T with orthonormal u, v: eigenvalues 3, 1, 0, 0.
 TEST_F(Command, SpectrumOfAKnownMatrix) {
   const double u[4] = {0.5, 0.5, 0.5, 0.5};

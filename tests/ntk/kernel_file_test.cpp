@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -526,6 +527,42 @@ TEST_F(KernelFileTest, KilledAtRandomMoments) {
   }
 }
 
+TEST_F(KernelFileTest, ReportsWorkByItsKind) {
+  const auto follow = [&](const Job& followed) {
+    KernelWork last;
+    std::size_t reports = 0;
+    Job watched = followed;
+    watched.destination.work = [&](const KernelWork& work) {
+      if (reports++ == 0) {
+        EXPECT_EQ(work.done, (std::array<double, 2>{}));
+      } else {
+        EXPECT_GT(work.total[0], 0);
+        EXPECT_EQ(work.total[1], last.total[1]);
+      }
+      for (const std::size_t kind : {0, 1}) {
+        EXPECT_GE(work.done[kind], last.done[kind]);
+        EXPECT_TRUE(reports == 1 || work.done[kind] <= work.total[kind] * (1 + 1e-12));
+      }
+      last = work;
+    };
+    watched.run();
+    EXPECT_GT(reports, 10u);
+    EXPECT_EQ(last.done, last.total);
+    EXPECT_EQ(last.kind, WorkKind::Tiles);
+    return last;
+  };
+  const KernelWork whole = follow(job);
+  for (const std::size_t memory : {std::size_t{0}, std::size_t{18} << 20}) {
+    job.options.memory = memory;
+    interrupt(6);
+    const KernelWork rest = follow(job);
+    // Only what is left.
+    EXPECT_TRUE(memory != 0 || rest.total[1] < whole.total[1]);
+    job.options.memory = 0;
+    expect_finished_like_reference();
+  }
+}
+
 TEST_F(KernelFileTest, GoesOnWithOtherThreadsAndBudget) {
   interrupt(4);
   job.workers = 7;
@@ -562,6 +599,24 @@ TEST_F(KernelFileTest, KeepsTheTilesOfTheFirstCallUnderAnotherBudget) {
   EXPECT_TRUE(fs::exists(partial()) && fs::exists(journal()));
   job.options.memory = 0;
   EXPECT_GE(job.run().found, 3u);
+}
+
+TEST_F(KernelFileTest, KeepsTheWaysOfTheFirstCall) {
+  // As when another budget would choose other ways.
+  const Job plain = job;
+  job.options.ways = {{"0.weight", Way::PositionGram}};
+  interrupt(3);
+  EXPECT_GE(plain.run().found, 3u);
+  expect_finished_like_reference();
+  plain.reference(folder / "plain.npy");
+  EXPECT_FALSE(bytes_of(path()) == bytes_of(folder / "plain.npy"));
+  // What is asked for in so many words counts.
+  interrupt(3);
+  Job forced = plain;
+  forced.options.ways = {{"0.weight", Way::Materialize}};
+  const std::string text = thrown([&] { forced.run(); });
+  EXPECT_NE(text.find("0.weight=position-gram"), std::string::npos) << text;
+  EXPECT_NE(text.find("and is now 0.weight=materialize"), std::string::npos) << text;
 }
 
 TEST_F(KernelFileTest, RefusesWhatDiffers) {
@@ -664,7 +719,7 @@ TEST_F(KernelFileTest, RefusesOtherOutputsLabelsAndSecondInputs) {
   const auto run = [&](std::uint64_t seed) {
     return thrown([&] {
       kernel_to_file<float>(network, x.view(), kernel_cases::inputs_of<float>(job.input, 97, seed).view(),
-                            options, {.path = path(), .provenance = {}, .verify_progress = {}}, Workers(1));
+                            options, job.destination, Workers(1));
     });
   };
   EXPECT_EQ(run(3), "Interruption");

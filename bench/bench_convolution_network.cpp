@@ -78,36 +78,36 @@ struct Step {
 class NetworkSteps {
  public:
   explicit NetworkSteps(std::size_t side, std::size_t channels) { shapes_.push_back({side, side, channels}); }
-  std::size_t conv(std::size_t x, std::size_t channels, std::size_t kernel, std::size_t stride = 1) {
+  enum class Tail { None, Relu, ReluMaxPool };
+  std::size_t conv(std::size_t x, std::size_t channels, std::size_t kernel, Tail tail,
+                   std::size_t stride = 1) {
     const Shape in = shapes_[x];
     const ConvGeometry g = conv_geometry(in[0], in[1], in[2], channels, kernel, kernel, stride, stride, {});
+    const ConvGeometry pool = conv_geometry(g.out_h, g.out_w, channels, channels, 2, 2, 2, 2, {});
     const std::size_t weight = parameters_.count();
     parameters_.add(std::to_string(weight),
                     random_tensor(Shape{g.kernel_h, g.kernel_w, g.c_in, g.c_out}, weight));
     parameters_.add(std::to_string(weight + 1), random_tensor(Shape{g.c_out}, weight + 1));
     const auto scale = static_cast<float>(std::sqrt(2.0 / static_cast<double>(g.patch())));
     char name[80];
-    std::snprintf(name, sizeof name, "conv%zux%zu/%zu %3zu->%3zu on %zux%zu", kernel, kernel, stride, g.c_in,
-                  g.c_out, g.in_h, g.in_w);
-    return add(name, {x}, {g.out_h, g.out_w, g.c_out},
-               2.0 * static_cast<double>(g.out_pixels()) * static_cast<double>(g.weights()),
-               [=, this](Tape<float>& tape, const std::vector<Var>& in) {
-                 return ops::conv2d(tape, in[0], g,
-                                    ops::Affine<float>{parameters_, weight, weight + 1, scale, 0.1F});
+    std::snprintf(name, sizeof name, "conv%zux%zu/%zu %3zu->%3zu on %zux%zu%s", kernel, kernel, stride,
+                  g.c_in, g.c_out, g.in_h, g.in_w,
+                  tail == Tail::None   ? ""
+                  : tail == Tail::Relu ? " relu"
+                                       : " relu maxpool");
+    const Shape out = tail == Tail::ReluMaxPool ? Shape{pool.out_h, pool.out_w, channels}
+                                                : Shape{g.out_h, g.out_w, channels};
+    return add(name, {x}, out, 2.0 * static_cast<double>(g.out_pixels()) * static_cast<double>(g.weights()),
+               [=, this](Tape<float>& tape, const std::vector<Var>& in_vars) {
+                 const ops::Affine<float> affine{parameters_, weight, weight + 1, scale, 0.1F};
+                 if (tail == Tail::None) return ops::conv2d(tape, in_vars[0], g, affine);
+                 return ops::conv2d_relu(tape, in_vars[0], g, affine, tail == Tail::Relu ? nullptr : &pool);
                });
   }
   std::size_t relu(std::size_t x) {
     return add("relu", {x}, shapes_[x], 0, [](Tape<float>& tape, const std::vector<Var>& in) {
       return ops::activation(tape, in[0], simd::Activation::Relu);
     });
-  }
-  std::size_t max_pool(std::size_t x) {
-    const Shape in = shapes_[x];
-    const ConvGeometry g = conv_geometry(in[0], in[1], in[2], in[2], 2, 2, 2, 2, {});
-    return add("maxpool", {x}, {g.out_h, g.out_w, g.c_out}, 0,
-               [=](Tape<float>& tape, const std::vector<Var>& in_vars) {
-                 return ops::max_pool(tape, in_vars[0], g);
-               });
   }
   std::size_t sum(std::size_t a, std::size_t b) {
     return add("add", {a, b}, shapes_[a], 0,
@@ -162,7 +162,7 @@ Times best(std::size_t images, const std::function<Times()>& run) {
 
 void print(const std::string& name, std::size_t count, const Times& times, double forward_flop,
            double cotangent_flop) {
-  std::printf("%-30s x%-2zu", name.c_str(), count);
+  std::printf("%-44s x%-2zu", name.c_str(), count);
   const auto column = [&](double seconds, double flop) {
     std::printf(" %9.1f", 1e6 * seconds);
     if (flop > 0) {
@@ -182,7 +182,7 @@ void profile(const std::string& title, const NetworkSteps& network, std::size_t 
   const Tensor<float> x = random_tensor(network.input().with_outer(images), 99);
   std::printf("%s, blocks of %zu images; microseconds an image, GFLOP/s of dense products, share of FMA\n",
               title.c_str(), images);
-  std::printf("%-33s %24s %24s %24s\n", "", "forward", "cotangents", "forming gradients");
+  std::printf("%-47s %24s %24s %24s\n", "", "forward", "cotangents", "forming gradients");
 
   // Every op on a tape of its own, fed with the values and cotangents of the whole network.
   std::vector<Tensor<float>> values;
@@ -288,28 +288,31 @@ void profile(const std::string& title, const NetworkSteps& network, std::size_t 
   print("whole network", 1, whole, forward_flop, cotangent_flop);
   const double seconds = whole.forward + whole.cotangent + whole.forming;
   const double flop = 2 * forward_flop + cotangent_flop;
-  std::printf("%-33s %9.1f %7.1f %5.2f   (FMA %.0f GFLOP/s)\n\n", "all three passes", 1e6 * seconds,
+  std::printf("%-47s %9.1f %7.1f %5.2f   (FMA %.0f GFLOP/s)\n\n", "all three passes", 1e6 * seconds,
               flop / seconds * 1e-9, flop / seconds / whole.fma, whole.fma * 1e-9);
   std::fflush(stdout);
 }
 
+using Tail = NetworkSteps::Tail;
+
 NetworkSteps cnn3(std::size_t channels) {
   NetworkSteps network(32, 3);
   std::size_t x = 0;
-  for (int i = 0; i < 2; ++i) x = network.max_pool(network.relu(network.conv(x, channels, 3)));
-  network.head(network.relu(network.conv(x, channels, 3)), 1);
+  for (int i = 0; i < 2; ++i) x = network.conv(x, channels, 3, Tail::ReluMaxPool);
+  network.head(network.conv(x, channels, 3, Tail::Relu), 1);
   return network;
 }
 
 NetworkSteps resnet() {
   NetworkSteps network(32, 3);
-  std::size_t x = network.relu(network.conv(0, 64, 3));
+  std::size_t x = network.conv(0, 64, 3, Tail::Relu);
   std::size_t last = 64;
   for (const std::size_t channels : {64, 128, 256, 512}) {
     for (int block = 0; block < 2; ++block) {
       const std::size_t stride = channels != last ? 2 : 1;
-      const std::size_t body = network.conv(network.relu(network.conv(x, channels, 3, stride)), channels, 3);
-      x = network.relu(network.sum(body, stride == 2 ? network.conv(x, channels, 1, 2) : x));
+      const std::size_t body =
+          network.conv(network.conv(x, channels, 3, Tail::Relu, stride), channels, 3, Tail::None);
+      x = network.relu(network.sum(body, stride == 2 ? network.conv(x, channels, 1, Tail::None, 2) : x));
       last = channels;
     }
   }

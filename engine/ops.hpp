@@ -34,6 +34,12 @@ Var dense(Tape<T>& tape, Var x, const Affine<T>& affine);
 template <class T>
 Var conv2d(Tape<T>& tape, Var x, const ConvGeometry& geometry, const Affine<T>& affine);
 
+/// Relu(conv2d(x)) or, with `pool`, max_pool(relu(conv2d(x)), *pool): the same bits as the ops one after the
+/// other, without keeping or reading again what stands between them.
+template <class T>
+Var conv2d_relu(Tape<T>& tape, Var x, const ConvGeometry& geometry, const Affine<T>& affine,
+                const ConvGeometry* pool = nullptr);
+
 /// Elementwise nonlinearity. Erf is erf(x); Gelu is x Phi(x) (exact, not the tanh form); Relu'(0) = 0.
 template <class T>
 Var activation(Tape<T>& tape, Var x, simd::Activation kind, T slope = T(0.01));

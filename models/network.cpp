@@ -136,7 +136,25 @@ class Forward {
       : tape_(tape), parameters_(parameters), options_(options) {}
 
   Var list(std::span<const Layer> layers, Var x) {
-    for (const Layer& layer : layers) x = one(layer, x);
+    for (std::size_t i = 0; i < layers.size();) {
+      const bool rectified = layers[i].kind == LayerKind::Conv && i + 1 < layers.size() &&
+                             layers[i + 1].kind == LayerKind::Activation &&
+                             layers[i + 1].activation == simd::Activation::Relu;
+      if (!rectified) {
+        x = one(layers[i++], x);
+        continue;
+      }
+      // In one op: nobody else sees what stands between the layers.
+      const ConvGeometry g = layer_geometry(layers[i], tape_.shape(x).inner());
+      const auto weights = affine(layers[i], g.patch());
+      i += 2;
+      if (i < layers.size() && layers[i].kind == LayerKind::MaxPool) {
+        const ConvGeometry pool = layer_geometry(layers[i++], Shape{g.out_h, g.out_w, g.c_out});
+        x = ops::conv2d_relu(tape_, x, g, weights, &pool);
+      } else {
+        x = ops::conv2d_relu(tape_, x, g, weights);
+      }
+    }
     return x;
   }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "engine/ops/common.hpp"
+#include "engine/ops/pool.hpp"
 
 /// Direct convolution, channels-last: zero-padded copies of a few images and one gather product over all
 /// their pixels, so that panels of the weights are read once for all of them. The offset tables depend on the
@@ -118,15 +119,23 @@ void each_group(const Frame& frame, const T* images, std::size_t n, std::size_t 
   }
 }
 
-/// y (+)= scale * (x correlated with the weights) + bias_scale * bias, for n images. Either part may be
-/// absent (null).
+/// Images of one product of a forward convolution.
 template <class T>
+std::size_t forward_group(const ConvGeometry& g, std::size_t n) {
+  return group_images<T>(n, image_frame(g).size(), g.out_pixels() * g.c_out);
+}
+
+/// scale * (x correlated with the weights) + bias_scale * bias for n images; bias may be absent (null). A
+/// group of images goes to target(first image); then finish(its images, first image) may do something with
+/// it.
+template <class T, class Target, class Finish>
 void convolve(const ConvGeometry& g, const T* x, const T* weights, T scale, const T* bias, T bias_scale,
-              bool accumulate, T* y, std::size_t n, Arena& arena) {
+              bool accumulate, bool rectify, std::size_t n, Arena& arena, const Target& target,
+              const Finish& finish) {
   const ArenaScope scope(arena);
   const Frame frame = image_frame(g);
   const std::size_t rows = g.out_pixels();
-  const std::size_t group = group_images<T>(n, frame.size(), rows * g.c_out);
+  const std::size_t group = forward_group<T>(g, n);
   Offset* const pixels = offsets(arena, group * rows);
   Offset* const taps = offsets(arena, g.patch());
   Offset* const out = offsets(arena, group * rows);
@@ -139,7 +148,7 @@ void convolve(const ConvGeometry& g, const T* x, const T* weights, T scale, cons
                                  .x_offset = taps,
                                  .v = weights,
                                  .v_stride = g.c_out,
-                                 .out = y + first * rows * g.c_out,
+                                 .out = target(first),
                                  .out_base = out,
                                  .rows = count * rows,
                                  .depth = g.patch(),
@@ -147,8 +156,20 @@ void convolve(const ConvGeometry& g, const T* x, const T* weights, T scale, cons
                                  .accumulate = accumulate,
                                  .start = bias,
                                  .start_scale = bias_scale,
+                                 .rectify = rectify,
                                  .v_scale = scale});
+    finish(count, first);
   });
+}
+
+/// The same into y (+)=.
+template <class T>
+void convolve(const ConvGeometry& g, const T* x, const T* weights, T scale, const T* bias, T bias_scale,
+              bool accumulate, bool rectify, T* y, std::size_t n, Arena& arena) {
+  convolve(
+      g, x, weights, scale, bias, bias_scale, accumulate, rectify, n, arena,
+      [&](std::size_t first) { return y + first * g.out_pixels() * g.c_out; },
+      [](std::size_t, std::size_t) {});
 }
 
 /// One axis of the transposed convolution. In padded coordinates u = output * stride + tap; inputs of one
@@ -268,61 +289,135 @@ double sparse_cost(const ConvGeometry& g, double density, bool accumulate) {
   return 0.05 + 1.27 * density * filled + squares + 80.0 / (taps * channels);
 }
 
+/// What follows a convolution in the same op.
+template <class T>
+struct Tail {
+  bool relu = false;
+  const ConvGeometry* pool = nullptr;  ///< in the arena
+  const T* chosen = nullptr;           ///< of the pool, with negative maxima left out
+};
+
 template <class T>
 class Conv2dNode final : public Node<T> {
  public:
-  Conv2dNode(const ConvGeometry& geometry, const Affine<T>& affine, Var x, Var y)
-      : geometry_(geometry), affine_(affine), x_(x), y_(y) {}
+  Conv2dNode(const ConvGeometry& geometry, const Affine<T>& affine, const Tail<T>& tail, Var x, Var y)
+      : geometry_(geometry), affine_(affine), tail_(tail), x_(x), y_(y) {}
 
   void jvp(Tape<T>& tape) const override {
-    const auto x = tape.tangent(x_);
-    const auto weight = tape.parameter_tangent(affine_.weight);
-    const auto bias = tape.parameter_tangent(affine_.bias);
-    if (!x && !weight && !bias) return;
-    const ConvGeometry& g = geometry_;
-    const auto y = tape.make_tangent(y_);
-    const std::size_t n = tape.examples(y_);
-    if (!x && !weight) {
-      fill_rows(bias.data(), affine_.bias_scale, y.data(), n * g.out_pixels(), g.c_out);
+    if (!tape.tangent(x_) && !tape.parameter_tangent(affine_.weight) &&
+        !tape.parameter_tangent(affine_.bias)) {
       return;
     }
-    if (x) {
-      convolve(g, x.data(), affine_.parameters.value(affine_.weight).data(), affine_.weight_scale,
-               bias.data(), affine_.bias_scale, false, y.data(), n, tape.arena());
+    const auto y = tape.make_tangent(y_);
+    if (tail_.pool != nullptr) {
+      const ArenaScope scope(tape.arena());
+      const auto before = tape.arena().template tensor<T>(conv_shape(tape));
+      conv_tangent(tape, before.data());
+      max_pool_tangent(*tail_.pool, before.data(), tail_.chosen, tape.examples(y_), y.data());
+      return;
     }
-    if (weight) {
-      convolve<T>(g, tape.value(x_).data(), weight.data(), affine_.weight_scale, x ? nullptr : bias.data(),
-                  affine_.bias_scale, static_cast<bool>(x), y.data(), n, tape.arena());
-    }
+    conv_tangent(tape, y.data());
+    if (tail_.relu) rectify_chain(tape, y.data());
   }
 
   void vjp(Tape<T>& tape, Sink<T>& sink) const override {
-    const auto cotangent = tape.cotangent(y_);
+    auto cotangent = tape.cotangent(y_);
     if (!cotangent) return;
-    {
-      const ArenaScope scope(tape.arena());
-      sink.use(ConvUse<T>{.weight = affine_.weight,
-                          .bias = affine_.bias,
-                          .weight_scale = affine_.weight_scale,
-                          .bias_scale = affine_.bias_scale,
-                          .geometry = geometry_,
-                          .inputs = tape.value(x_),
-                          .cotangents = cotangent},
-               tape.arena());
+    typename Tape<T>::Target target{};
+    if (tape.depends(x_)) target = tape.cotangent_target(x_);
+    const ArenaScope scope(tape.arena());
+    if (tail_.pool != nullptr) {
+      const auto before = tape.arena().template tensor<T>(conv_shape(tape));
+      max_pool_cotangent(*tail_.pool, cotangent.data(), tail_.chosen, tape.examples(y_), false,
+                         before.data());
+      cotangent = before;
+    } else if (tail_.relu) {
+      // In place: nobody needs the cotangent of y afterwards.
+      rectify_chain(tape, tape.cotangent_target(y_).view.data());
     }
+    sink.use(ConvUse<T>{.weight = affine_.weight,
+                        .bias = affine_.bias,
+                        .weight_scale = affine_.weight_scale,
+                        .bias_scale = affine_.bias_scale,
+                        .geometry = geometry_,
+                        .inputs = tape.value(x_),
+                        .cotangents = cotangent},
+             tape.arena());
     if (!tape.depends(x_)) return;
-    const auto target = tape.cotangent_target(x_);
     convolve_transposed(geometry_, cotangent.data(), affine_.parameters.value(affine_.weight).data(),
                         affine_.weight_scale, !target.first, target.view.data(), tape.examples(y_),
                         tape.arena());
   }
 
  private:
+  Shape conv_shape(Tape<T>& tape) const {
+    return {tape.examples(y_), geometry_.out_h, geometry_.out_w, geometry_.c_out};
+  }
+  /// The rectifier's derivative follows from its value as well as from its argument.
+  void rectify_chain(Tape<T>& tape, T* numbers) const {
+    const auto y = tape.value(y_);
+    kernels<T>().activation_chain(simd::Activation::Relu, T(0), y.data(), y.data(), numbers, numbers,
+                                  y.size());
+  }
+  /// The tangent before the tail; one of its sources is there.
+  void conv_tangent(Tape<T>& tape, T* y) const {
+    const auto x = tape.tangent(x_);
+    const auto weight = tape.parameter_tangent(affine_.weight);
+    const auto bias = tape.parameter_tangent(affine_.bias);
+    const ConvGeometry& g = geometry_;
+    const std::size_t n = tape.examples(y_);
+    if (!x && !weight) {
+      fill_rows(bias.data(), affine_.bias_scale, y, n * g.out_pixels(), g.c_out);
+      return;
+    }
+    if (x) {
+      convolve(g, x.data(), affine_.parameters.value(affine_.weight).data(), affine_.weight_scale,
+               bias.data(), affine_.bias_scale, false, false, y, n, tape.arena());
+    }
+    if (weight) {
+      convolve<T>(g, tape.value(x_).data(), weight.data(), affine_.weight_scale, x ? nullptr : bias.data(),
+                  affine_.bias_scale, static_cast<bool>(x), false, y, n, tape.arena());
+    }
+  }
+
   ConvGeometry geometry_;
   Affine<T> affine_;
+  Tail<T> tail_;
   Var x_;
   Var y_;
 };
+
+template <class T>
+void check_conv2d(Tape<T>& tape, Var x, const ConvGeometry& g, const Affine<T>& affine) {
+  const Shape shape = tape.shape(x);
+  require_rank("conv2d", shape, 4, "[examples, height, width, channels]");
+  if (shape[1] != g.in_h) mismatch("conv2d", "input height", shape[1], "geometry.in_h", g.in_h);
+  if (shape[2] != g.in_w) mismatch("conv2d", "input width", shape[2], "geometry.in_w", g.in_w);
+  if (shape[3] != g.c_in) mismatch("conv2d", "input channels", shape[3], "geometry.c_in", g.c_in);
+  require_shape("conv2d", affine.parameters, affine.weight, Shape{g.kernel_h, g.kernel_w, g.c_in, g.c_out});
+  if (affine.bias != kNoParameter) require_shape("conv2d", affine.parameters, affine.bias, Shape{g.c_out});
+}
+
+template <class T>
+void record_conv2d(Tape<T>& tape, const ConvGeometry& g, const Affine<T>& affine, const Tail<T>& tail, Var x,
+                   Var y) {
+  tape.count_parameter_use(affine.weight);
+  tape.count_parameter_use(affine.bias);
+  tape.record(Conv2dNode<T>(g, affine, tail, x, y));
+}
+
+/// The convolution with at most a rectifier behind it.
+template <class T>
+Var unpooled(Tape<T>& tape, Var x, const ConvGeometry& g, const Affine<T>& affine, bool relu) {
+  check_conv2d(tape, x, g, affine);
+  const std::size_t n = tape.examples(x);
+  const Var y = tape.emit(Shape{n, g.out_h, g.out_w, g.c_out}, true);
+  convolve<T>(g, tape.value(x).data(), affine.parameters.value(affine.weight).data(), affine.weight_scale,
+              affine.bias == kNoParameter ? nullptr : affine.parameters.value(affine.bias).data(),
+              affine.bias_scale, false, relu, tape.mutable_value(y).data(), n, tape.arena());
+  record_conv2d(tape, g, affine, Tail<T>{.relu = relu}, x, y);
+  return y;
+}
 
 }  // namespace
 
@@ -430,23 +525,38 @@ void conv_weight_gradient(const ConvGeometry& geometry, const T* image, const T*
 
 template <class T>
 Var conv2d(Tape<T>& tape, Var x, const ConvGeometry& geometry, const Affine<T>& affine) {
-  const ConvGeometry& g = geometry;
-  const Shape shape = tape.shape(x);
-  require_rank("conv2d", shape, 4, "[examples, height, width, channels]");
-  if (shape[1] != g.in_h) mismatch("conv2d", "input height", shape[1], "geometry.in_h", g.in_h);
-  if (shape[2] != g.in_w) mismatch("conv2d", "input width", shape[2], "geometry.in_w", g.in_w);
-  if (shape[3] != g.c_in) mismatch("conv2d", "input channels", shape[3], "geometry.c_in", g.c_in);
-  require_shape("conv2d", affine.parameters, affine.weight, Shape{g.kernel_h, g.kernel_w, g.c_in, g.c_out});
-  const bool has_bias = affine.bias != kNoParameter;
-  if (has_bias) require_shape("conv2d", affine.parameters, affine.bias, Shape{g.c_out});
+  return unpooled(tape, x, geometry, affine, false);
+}
 
-  const Var y = tape.emit(Shape{shape[0], g.out_h, g.out_w, g.c_out}, true);
-  convolve<T>(g, tape.value(x).data(), affine.parameters.value(affine.weight).data(), affine.weight_scale,
-              has_bias ? affine.parameters.value(affine.bias).data() : nullptr, affine.bias_scale, false,
-              tape.mutable_value(y).data(), shape[0], tape.arena());
-  tape.count_parameter_use(affine.weight);
-  tape.count_parameter_use(affine.bias);
-  tape.record(Conv2dNode<T>(geometry, affine, x, y));
+template <class T>
+Var conv2d_relu(Tape<T>& tape, Var x, const ConvGeometry& geometry, const Affine<T>& affine,
+                const ConvGeometry* pool) {
+  if (pool == nullptr) return unpooled(tape, x, geometry, affine, true);
+  const ConvGeometry& g = geometry;
+  check_conv2d(tape, x, g, affine);
+  const std::size_t n = tape.examples(x);
+  check_max_pool<T>(Shape{n, g.out_h, g.out_w, g.c_out}, *pool);
+  const Var y = tape.emit(Shape{n, pool->out_h, pool->out_w, g.c_out}, true);
+  T* const chosen = tape.arena().template tensor<T>(tape.shape(y)).data();
+  auto* const kept = new (tape.arena().allocate(sizeof(ConvGeometry))) ConvGeometry(*pool);
+  {
+    const ArenaScope scope(tape.arena());
+    const std::size_t size = g.out_pixels() * g.c_out;
+    const std::size_t pooled = pool->out_pixels() * g.c_out;
+    T* const before = tape.arena().template tensor<T>(Shape{forward_group<T>(g, n), size}).data();
+    T* const values = tape.mutable_value(y).data();
+    convolve<T>(
+        g, tape.value(x).data(), affine.parameters.value(affine.weight).data(), affine.weight_scale,
+        affine.bias == kNoParameter ? nullptr : affine.parameters.value(affine.bias).data(),
+        affine.bias_scale, false, false, n, tape.arena(), [&](std::size_t) { return before; },
+        [&](std::size_t count, std::size_t first) {
+          for (std::size_t i = 0; i < count; ++i) {
+            kernels<T>().max_pool(*pool, true, before + i * size, values + (first + i) * pooled,
+                                  chosen + (first + i) * pooled);
+          }
+        });
+  }
+  record_conv2d(tape, g, affine, Tail<T>{.relu = true, .pool = kept, .chosen = chosen}, x, y);
   return y;
 }
 
@@ -458,5 +568,7 @@ template void conv_weight_gradient(const ConvGeometry&, const double*, const dou
                                    double*, double*, Arena&);
 template Var conv2d(Tape<float>&, Var, const ConvGeometry&, const Affine<float>&);
 template Var conv2d(Tape<double>&, Var, const ConvGeometry&, const Affine<double>&);
+template Var conv2d_relu(Tape<float>&, Var, const ConvGeometry&, const Affine<float>&, const ConvGeometry*);
+template Var conv2d_relu(Tape<double>&, Var, const ConvGeometry&, const Affine<double>&, const ConvGeometry*);
 
 }  // namespace gradgram::ops

@@ -1,3 +1,5 @@
+#include "engine/ops/pool.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -32,6 +34,19 @@ void check(const char* op, const Shape& shape, const ConvGeometry& g) {
   if (g.c_in != g.c_out) mismatch(op, "geometry.c_in", g.c_in, "geometry.c_out", g.c_out);
 }
 
+/// Offset of the pixel that a window chose; a NaN is taken from its first pixel in the image.
+template <class T>
+std::size_t chosen_pixel(const ConvGeometry& g, std::size_t y, std::size_t x, T chosen) {
+  if (std::isnan(chosen)) {
+    const Window w = window(g, y, x);
+    return (w.top * g.in_w + w.left) * g.c_in;
+  }
+  const auto place = static_cast<std::size_t>(chosen);
+  const std::size_t row = y * g.stride_h + place / g.kernel_w - g.pad_top;
+  const std::size_t column = x * g.stride_w + place % g.kernel_w - g.pad_left;
+  return (row * g.in_w + column) * g.c_in;
+}
+
 template <class T>
 class MaxPoolNode final : public Node<T> {
  public:
@@ -41,50 +56,18 @@ class MaxPoolNode final : public Node<T> {
   void jvp(Tape<T>& tape) const override {
     const auto x = tape.tangent(x_);
     if (!x) return;
-    const ConvGeometry& g = geometry_;
-    const T* in = x.data();
-    const T* chosen = chosen_;
-    T* out = tape.make_tangent(y_).data();
-    for (std::size_t i = 0; i < tape.examples(y_); ++i, in += in_size()) {
-      for (std::size_t y = 0; y < g.out_h; ++y) {
-        for (std::size_t column = 0; column < g.out_w; ++column) {
-          for (std::size_t c = 0; c < g.c_in; ++c, ++chosen) *out++ = in[source(y, column, *chosen) + c];
-        }
-      }
-    }
+    max_pool_tangent(geometry_, x.data(), chosen_, tape.examples(y_), tape.make_tangent(y_).data());
   }
 
   void vjp(Tape<T>& tape, Sink<T>&) const override {
     const auto cotangent = tape.cotangent(y_);
     if (!cotangent || !tape.depends(x_)) return;
-    const ConvGeometry& g = geometry_;
-    const bool apart = g.stride_h >= g.kernel_h && g.stride_w >= g.kernel_w;
-    const bool tiles = g.stride_h == g.kernel_h && g.stride_w == g.kernel_w && g.pad_top == 0 &&
-                       g.pad_left == 0 && g.out_h * g.kernel_h == g.in_h && g.out_w * g.kernel_w == g.in_w;
     const auto target = tape.cotangent_target(x_);
-    if (target.first && !(apart && tiles)) fill_zero(target.view.data(), target.view.size());
-    for (std::size_t i = 0; i < tape.examples(y_); ++i) {
-      kernels<T>().max_pool_chain(g, cotangent.data() + i * out_size(), chosen_ + i * out_size(),
-                                  !(apart && target.first), target.view.data() + i * in_size());
-    }
+    max_pool_cotangent(geometry_, cotangent.data(), chosen_, tape.examples(y_), !target.first,
+                       target.view.data());
   }
 
  private:
-  std::size_t in_size() const { return geometry_.in_pixels() * geometry_.c_in; }
-  std::size_t out_size() const { return geometry_.out_pixels() * geometry_.c_in; }
-  /// Offset of the pixel that a window chose; a NaN is taken from its first pixel in the image.
-  std::size_t source(std::size_t y, std::size_t x, T chosen) const {
-    const ConvGeometry& g = geometry_;
-    if (std::isnan(chosen)) {
-      const Window w = window(g, y, x);
-      return (w.top * g.in_w + w.left) * g.c_in;
-    }
-    const auto place = static_cast<std::size_t>(chosen);
-    const std::size_t row = y * g.stride_h + place / g.kernel_w - g.pad_top;
-    const std::size_t column = x * g.stride_w + place % g.kernel_w - g.pad_left;
-    return (row * g.in_w + column) * g.c_in;
-  }
-
   ConvGeometry geometry_;
   Var x_;
   Var y_;
@@ -153,9 +136,8 @@ class AveragePoolNode final : public Node<T> {
 }  // namespace
 
 template <class T>
-Var max_pool(Tape<T>& tape, Var x, const ConvGeometry& geometry) {
-  const ConvGeometry& g = geometry;
-  check("max_pool", tape.shape(x), g);
+void check_max_pool(const Shape& x, const ConvGeometry& g) {
+  check("max_pool", x, g);
   const auto require_pad = [](const char* axis, std::size_t pad, std::size_t kernel) {
     if (pad >= kernel) {
       throw ShapeError(std::string("max_pool: padding of the ") + axis + " (" + std::to_string(pad) +
@@ -171,6 +153,40 @@ Var max_pool(Tape<T>& tape, Var x, const ConvGeometry& geometry) {
     mismatch("max_pool", "pixels of a window", g.kernel_h * g.kernel_w, "what its number format can count",
              most);
   }
+}
+
+template <class T>
+void max_pool_cotangent(const ConvGeometry& g, const T* cotangent, const T* chosen, std::size_t n,
+                        bool accumulate, T* in) {
+  const bool apart = g.stride_h >= g.kernel_h && g.stride_w >= g.kernel_w;
+  const bool tiles = g.stride_h == g.kernel_h && g.stride_w == g.kernel_w && g.pad_top == 0 &&
+                     g.pad_left == 0 && g.out_h * g.kernel_h == g.in_h && g.out_w * g.kernel_w == g.in_w;
+  const std::size_t in_size = g.in_pixels() * g.c_in;
+  const std::size_t out_size = g.out_pixels() * g.c_in;
+  if (!accumulate && !tiles) fill_zero(in, n * in_size);
+  for (std::size_t i = 0; i < n; ++i) {
+    kernels<T>().max_pool_chain(g, cotangent + i * out_size, chosen + i * out_size, accumulate || !apart,
+                                in + i * in_size);
+  }
+}
+
+template <class T>
+void max_pool_tangent(const ConvGeometry& g, const T* tangent, const T* chosen, std::size_t n, T* out) {
+  for (std::size_t i = 0; i < n; ++i, tangent += g.in_pixels() * g.c_in) {
+    for (std::size_t y = 0; y < g.out_h; ++y) {
+      for (std::size_t x = 0; x < g.out_w; ++x) {
+        for (std::size_t c = 0; c < g.c_in; ++c, ++chosen) {
+          *out++ = *chosen < T(0) ? T(0) : tangent[chosen_pixel(g, y, x, *chosen) + c];
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+Var max_pool(Tape<T>& tape, Var x, const ConvGeometry& geometry) {
+  const ConvGeometry& g = geometry;
+  check_max_pool<T>(tape.shape(x), g);
   const std::size_t n = tape.examples(x);
   const Var result = tape.emit(Shape{n, g.out_h, g.out_w, g.c_in}, tape.depends(x));
   T* const chosen = tape.arena().template tensor<T>(tape.shape(result)).data();
@@ -203,6 +219,13 @@ Var global_average_pool(Tape<T>& tape, Var x) {
   return reshape(tape, average_pool(tape, x, geometry), Shape{shape[3]});
 }
 
+template void check_max_pool<float>(const Shape&, const ConvGeometry&);
+template void check_max_pool<double>(const Shape&, const ConvGeometry&);
+template void max_pool_cotangent(const ConvGeometry&, const float*, const float*, std::size_t, bool, float*);
+template void max_pool_cotangent(const ConvGeometry&, const double*, const double*, std::size_t, bool,
+                                 double*);
+template void max_pool_tangent(const ConvGeometry&, const float*, const float*, std::size_t, float*);
+template void max_pool_tangent(const ConvGeometry&, const double*, const double*, std::size_t, double*);
 template Var max_pool(Tape<float>&, Var, const ConvGeometry&);
 template Var max_pool(Tape<double>&, Var, const ConvGeometry&);
 template Var average_pool(Tape<float>&, Var, const ConvGeometry&);

@@ -212,6 +212,106 @@ TEST(Conv2d, AccumulatesAndScalesSingleImages) {
   for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(2 * weight(i), before(i), 1e-13);
 }
 
+/// conv2d_relu, in one op or in two or three.
+auto tail_op(ConvGeometry g, const ConvGeometry* pool, bool together, bool relu = true) {
+  return [=]<class T>(Tape<T>& tape, Var x, const ParameterSet<T>& parameters) {
+    const ops::Affine<T> affine{
+        .parameters = parameters, .weight = 0, .bias = 1, .weight_scale = T(0.75), .bias_scale = T(0.5)};
+    if (together) return ops::conv2d_relu(tape, x, g, affine, pool);
+    Var y = ops::conv2d(tape, x, g, affine);
+    if (relu) y = ops::activation(tape, y, simd::Activation::Relu);
+    return pool == nullptr ? y : ops::max_pool(tape, y, *pool);
+  };
+}
+
+template <class T>
+Tensor<T> tangent_of(const testing::Record<T>& record, const Tensor<T>& x, const ParameterSet<T>& parameters,
+                     bool of_x, bool of_parameters) {
+  const auto dx = random_tensor<T>(x.shape(), 31);
+  ParameterSet<T> dp = testing::random_like(parameters, 32);
+  Arena arena;
+  Tape<T> tape(arena);
+  const Var in = tape.input(x.view(), true);
+  const Var y = record(tape, in, parameters);
+  const auto found = of_x ? tape.tangents(y, of_parameters ? &dp : nullptr, in, dx.view())
+                          : tape.tangents(y, of_parameters ? &dp : nullptr);
+  Tensor<T> result(found.shape());
+  std::copy(found.span().begin(), found.span().end(), result.data());
+  return result;
+}
+
+/// Whether values, cotangents, per-example gradients and tangents of the two have the same bits.
+template <class T>
+bool same_op(const testing::Record<T>& a, const testing::Record<T>& b, const Tensor<T>& x,
+             const ParameterSet<T>& parameters) {
+  const auto values = testing::forward(a, x.view(), parameters);
+  if (values.shape() != testing::forward(b, x.view(), parameters).shape()) return false;
+  const auto seed = random_tensor<T>(values.shape(), 27);
+  const auto left = testing::gradients(a, x.view(), parameters, seed.view());
+  const auto right = testing::gradients(b, x.view(), parameters, seed.view());
+  bool same = testing::same_bits<T>(left.values.view(), right.values.view()) &&
+              testing::same_bits<T>(left.x.view(), right.x.view());
+  const auto rows = testing::jacobian_rows(a, x.view(), parameters, seed.view());
+  same = same && testing::same_bits<T>(rows.view(),
+                                       testing::jacobian_rows(b, x.view(), parameters, seed.view()).view());
+  for (const auto& [of_x, of_parameters] :
+       {std::pair{true, true}, {true, false}, {false, true}, {false, false}}) {
+    const auto first = tangent_of(a, x, parameters, of_x, of_parameters);
+    const auto second = tangent_of(b, x, parameters, of_x, of_parameters);
+    for (std::size_t i = 0; i < first.size(); ++i) same = same && first.data()[i] == second.data()[i];
+  }
+  return same;
+}
+
+TEST(Conv2dRelu, HasTheBitsOfTheOpsOneAfterTheOther) {
+  const Padding valid{.kind = Padding::Kind::Valid};
+  const Padding one{.kind = Padding::Kind::Explicit, .amount = 1};
+  for (const ConvGeometry& g :
+       {conv_geometry(9, 8, 3, 5, 3, 3, 1, 1, {}), conv_geometry(9, 7, 2, 17, 3, 2, 2, 1, valid)}) {
+    const ConvGeometry pools[] = {conv_geometry(g.out_h, g.out_w, g.c_out, g.c_out, 2, 2, 2, 2, {}),
+                                  conv_geometry(g.out_h, g.out_w, g.c_out, g.c_out, 2, 2, 2, 2, valid),
+                                  conv_geometry(g.out_h, g.out_w, g.c_out, g.c_out, 3, 3, 2, 1, one),
+                                  conv_geometry(g.out_h, g.out_w, g.c_out, g.c_out, 2, 1, 3, 3, valid)};
+    const ParameterSet<double> parameters = conv_parameters(g);
+    const ParameterSet<float> parameters32 = parameters.cast<float>();
+    const auto x = random_tensor<double>(Shape{3, g.in_h, g.in_w, g.c_in}, 3);
+    const auto x32 = random_tensor<float>(Shape{3, g.in_h, g.in_w, g.c_in}, 3);
+    for (const ConvGeometry* pool :
+         {static_cast<const ConvGeometry*>(nullptr), pools, pools + 1, pools + 2, pools + 3}) {
+      EXPECT_TRUE(same_op<double>(tail_op(g, pool, true), tail_op(g, pool, false), x, parameters));
+      EXPECT_TRUE(same_op<float>(tail_op(g, pool, true), tail_op(g, pool, false), x32, parameters32));
+      // Negative control: without the rectifier it is another function.
+      EXPECT_FALSE(same_op<double>(tail_op(g, pool, true), tail_op(g, pool, false, false), x, parameters));
+      testing::check_blocks<double>(tail_op(g, pool, true), x, parameters);
+      testing::check_blocks<float>(tail_op(g, pool, true), x32, parameters32);
+    }
+  }
+  // Too large for one product over all images.
+  const ConvGeometry g = conv_geometry(31, 30, 3, 64, 3, 3, 1, 1, {});
+  const ConvGeometry pool = conv_geometry(31, 30, 64, 64, 2, 2, 2, 2, {});
+  const auto x = random_tensor<float>(Shape{5, g.in_h, g.in_w, g.c_in}, 3);
+  EXPECT_TRUE(
+      same_op<float>(tail_op(g, &pool, true), tail_op(g, &pool, false), x, conv_parameters(g).cast<float>()));
+}
+
+TEST(Conv2dRelu, NanReachesTheOutputAndWrongPoolsAreRefused) {
+  const ConvGeometry g = conv_geometry(4, 4, 2, 3, 3, 3, 1, 1, {});
+  const ConvGeometry pool = conv_geometry(4, 4, 3, 3, 2, 2, 2, 2, {});
+  const ConvGeometry other = conv_geometry(4, 4, 2, 2, 2, 2, 2, 2, {});
+  const ParameterSet<float> parameters = conv_parameters(g).cast<float>();
+  auto x = random_tensor<float>(Shape{1, 4, 4, 2}, 3);
+  x.data()[0] = std::numeric_limits<float>::quiet_NaN();
+  for (const ConvGeometry* tail : {static_cast<const ConvGeometry*>(nullptr), &pool}) {
+    const auto y = testing::forward<float>(tail_op(g, tail, true), x.view(), parameters);
+    EXPECT_TRUE(std::isnan(y.data()[0]));
+    EXPECT_FALSE(std::isnan(y.data()[y.size() - 1]));
+    const Tensor<float> seed(y.shape(), std::vector<float>(y.size(), 1));
+    const auto found = testing::gradients<float>(tail_op(g, tail, true), x.view(), parameters, seed.view());
+    EXPECT_TRUE(std::isnan(found.parameters.value(1).data()[0])) << "the bias of a NaN";
+  }
+  EXPECT_THROW(testing::forward<float>(tail_op(g, &other, true), x.view(), parameters), ShapeError);
+}
+
 TEST(Conv2d, RefusesWhatDoesNotMatch) {
   const ConvGeometry g = conv_geometry(5, 4, 3, 2, 3, 3, 1, 1, {});
   const ParameterSet<double> parameters = conv_parameters(g);

@@ -48,9 +48,11 @@ class JacobianSink final : public Sink<T> {
 };
 
 /// Adds each example's squared gradient norm to norms[i] (f64): the kernel's diagonal, without the gradient
-/// where the factors suffice (||a||^2 ||b||^2 for one position). Right only for parameters used once: for the
-/// others the cross terms between uses are missing, so their indices must be listed in `shared`; their
-/// gradients are then formed, and finish() adds their norms.
+/// where the factors suffice: ||a||^2 ||b||^2 for one position; at many, when that is cheaper,
+/// sum_{p, q} (b_p . b_q) (a_p . a_q) over pairs of positions, for a convolution of stride 1 whose output is
+/// as large as its input with a sum over taps (simd::PositionNorm): L^2 (c_in + c_out) / 2 multiply-adds.
+/// Right only for parameters used once: for the others the cross terms between uses are missing, so their
+/// indices must be listed in `shared`; their gradients are then formed, and finish() adds their norms.
 template <class T>
 class SquaredNormSink final : public Sink<T> {
  public:
@@ -62,6 +64,8 @@ class SquaredNormSink final : public Sink<T> {
   void use(const ConvUse<T>& use, Arena& scratch) override;
   /// Call once after the reverse pass.
   void finish();
+  /// What a use takes from the arena beyond the gradient that it may form.
+  static std::size_t scratch_bytes(const ConvGeometry& geometry);
 
  private:
   std::span<double> norms_;

@@ -4,6 +4,7 @@
 
 #include "engine/error.hpp"
 #include "engine/ops.hpp"
+#include "engine/sinks.hpp"
 #include "ntk/cost.hpp"
 #include "ntk/precision.hpp"
 
@@ -343,7 +344,16 @@ Plan plan_diagonal(const ModuleProfile& profile, const PlanRequest& request) {
   if (request.full) plan.result_bytes = multiply(plan.result_bytes, multiply(request.seeds, request.seeds));
   // A norm needs the gradient of one use or, for shared parameters, of all their uses: a row of every
   // parameter covers it.
-  if (!request.full) plan.tape_bytes += padded_stride(profile.weight_bytes, 1);
+  if (!request.full) {
+    std::size_t pairs = 0;
+    for (const PlannedUse& use : plan.uses) {
+      const ConvGeometry g = use.position_geometry();
+      pairs =
+          std::max(pairs, plan.element_bytes == sizeof(float) ? SquaredNormSink<float>::scratch_bytes(g)
+                                                              : SquaredNormSink<double>::scratch_bytes(g));
+    }
+    plan.tape_bytes += padded_stride(profile.weight_bytes, 1) + pairs;
+  }
   for (plan.tape_block = plan.tape_block;; plan.tape_block /= 2) {
     plan.resident = request.full ? multiply(request.workers, plan.tape_block) : 0;
     if (plan.total_bytes() <= request.memory) return plan;

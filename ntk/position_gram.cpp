@@ -89,6 +89,7 @@ void multiply_panels(const Panels<T>& a, std::size_t row_count, const Panels<T>&
                                    .column_count = column_count,
                                    .out = out,
                                    .stride = stride,
+                                   .upper = false,
                                    .accumulate = accumulate || begin > 0});
   }
 }

@@ -30,6 +30,7 @@ constexpr KernelTable<T> make_table(const char* isa) {
           position_pack<T>,
           position_product<T>,
           position_sums<T>,
+          position_norm<T>,
           fma_peak<T>};
 }
 

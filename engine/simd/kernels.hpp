@@ -99,6 +99,7 @@ struct PositionProduct {
   std::size_t row_count, column_count;
   T* out;  ///< writable for both counts rounded up to kGramPadding
   std::size_t stride;
+  bool upper;       ///< entries with j < i are not wanted: they are unspecified
   bool accumulate;  ///< add to `out` instead of overwriting it
 };
 
@@ -121,6 +122,25 @@ struct PositionSums {
   double* weight;  ///< [vectors * lanes]
   double* bias;    ///< the same, or null
 };
+
+/// sum_{p, q} C(p, q) sum_t X(p + t - pad, q + t - pad) of one example with itself, t over a window, stride
+/// 1, as many outputs as inputs: the squared length of its gradient. Sums over taps in T, over q in T for
+/// every lane of a register, over p in f64.
+template <class T>
+struct PositionNorm {
+  std::size_t height, width, kernel_h, kernel_w, pad_top, pad_left;
+  /// X(u, v) at u * product_stride + v for v >= u, finite numbers up to a stride and two registers beyond.
+  const T* products;
+  std::size_t product_stride;
+  const T* outer;  ///< C(p, q), likewise
+  std::size_t outer_stride;
+  /// [kernel_h * kernel_w][inside_stride]: 1 for pixels q with q + t - pad inside, otherwise 0, as for the
+  /// kColumnPadding pixels behind the last.
+  const T* inside;
+  std::size_t inside_stride;
+};
+/// Taps of a window that position_norm takes.
+inline constexpr std::size_t kNormTaps = 49;
 
 /// The kernels of one instruction set and precision. Plain pointers, no allocation, no exceptions: callers
 /// validate.
@@ -163,6 +183,7 @@ struct KernelTable {
   void (*position_pack)(const T* const* sources, std::size_t count, std::size_t depth, T* packed) noexcept;
   void (*position_product)(const PositionProduct<T>&) noexcept;
   void (*position_sums)(const PositionSums<T>&) noexcept;
+  double (*position_norm)(const PositionNorm<T>&) noexcept;
   /// Runs independent fused multiply-adds from registers; returns the floating-point operations done (2 per
   /// multiply-add and lane), for measuring the machine's limit. `sink` receives a value so that nothing is
   /// elided.

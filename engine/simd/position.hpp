@@ -81,7 +81,8 @@ template <class T>
 void position_product(const PositionProduct<T>& job) noexcept {
   constexpr std::size_t kGroup = kGramGroup<T>;
   for (std::size_t column = 0; column < job.column_count; column += kGroup) {
-    for (std::size_t row = 0; row < job.row_count; row += kGramRows<T>) {
+    const std::size_t end = job.upper && column + kGroup < job.row_count ? column + kGroup : job.row_count;
+    for (std::size_t row = 0; row < end; row += kGramRows<T>) {
       position_tile<T>(job.rows + row / kGroup * kGroup * job.depth + row % kGroup,
                        job.columns + column * job.depth, job.depth, job.out + row * job.stride + column,
                        job.stride, job.accumulate);
@@ -270,6 +271,68 @@ void position_sums(const PositionSums<T>& job) noexcept {
   for (; first + 3 <= job.vectors; first += 3) position_vectors<T, 3>(job, first);
   if (job.vectors - first == 2) return position_vectors<T, 2>(job, first);
   if (job.vectors - first == 1) return position_vectors<T, 1>(job, first);
+}
+
+GRADGRAM_INLINE void add_lanes(Batch<double>* sum, const Batch<float>& a) {
+  const Widened wide = widen(a);
+  sum[0] += wide.low;
+  sum[1] += wide.high;
+}
+GRADGRAM_INLINE void add_lanes(Batch<double>* sum, const Batch<double>& a) {
+  sum[0] += a;
+}
+
+/// Registers hold consecutive q; X and C are symmetric, so q >= p is enough.
+template <class T>
+double position_norm(const PositionNorm<T>& job) noexcept {
+  constexpr std::size_t kLane = kLanes<T>;
+  const auto height = static_cast<std::ptrdiff_t>(job.height);
+  const auto width = static_cast<std::ptrdiff_t>(job.width);
+  const std::size_t pixels = job.height * job.width;
+  Batch<double> sum[2] = {broadcast(0.0), broadcast(0.0)};
+  double diagonal = 0;
+  const T* x[kNormTaps];
+  const T* inside[kNormTaps];
+  std::size_t p = 0;
+  for (std::ptrdiff_t y = 0; y < height; ++y) {
+    for (std::ptrdiff_t column = 0; column < width; ++column, ++p) {
+      std::size_t taps = 0;
+      for (std::size_t tap = 0; tap < job.kernel_h * job.kernel_w; ++tap) {
+        const std::ptrdiff_t dy =
+            static_cast<std::ptrdiff_t>(tap / job.kernel_w) - static_cast<std::ptrdiff_t>(job.pad_top);
+        const std::ptrdiff_t dx =
+            static_cast<std::ptrdiff_t>(tap % job.kernel_w) - static_cast<std::ptrdiff_t>(job.pad_left);
+        if (y + dy < 0 || y + dy >= height || column + dx < 0 || column + dx >= width) continue;
+        const std::ptrdiff_t shift = dy * width + dx;
+        const std::size_t u = static_cast<std::size_t>(static_cast<std::ptrdiff_t>(p) + shift);
+        // From q = p on, so that the pointer stays inside.
+        x[taps] = job.products + u * job.product_stride + u;
+        inside[taps++] = job.inside + tap * job.inside_stride + p;
+      }
+      if (taps == 0) continue;
+      const T* const c = job.outer + p * job.outer_stride + p;
+      Batch<T> row = broadcast(T(0));
+      Batch<T> first = row;
+      for (std::size_t q = 0; q < pixels - p; q += kLane) {
+        Batch<T> value = load(x[0] + q) * load(inside[0] + q);
+        for (std::size_t tap = 1; tap < taps; ++tap) {
+          value = multiply_add(load(x[tap] + q), load(inside[tap] + q), value);
+        }
+        value = value * load(c + q);
+        if (q == 0) first = value;
+        row += value;
+      }
+      add_lanes(sum, row);
+      alignas(64) T lanes[kLane];
+      store(lanes, first);
+      diagonal += static_cast<double>(lanes[0]);
+    }
+  }
+  alignas(64) double lanes[kLanes<double>];
+  store(lanes, Batch<double>(sum[0] + sum[1]));
+  double total = 0;
+  for (const double lane : lanes) total += lane;
+  return 2 * total - diagonal;
 }
 
 }  // namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE

@@ -144,17 +144,32 @@ void check_norms(double tolerance) {
     };
     compare(dense_record, random_tensor<T>(Shape{5, 7}, 3), dense);
     compare(dense_record, random_tensor<T>(Shape{5, 3, 7}, 3), dense);
-    const ConvGeometry g = conv_geometry(6, 5, 3, 4, 3, 3, 2, 1, {});
-    ParameterSet<T> conv;
-    conv.add("weight", random_tensor<T>(Shape{3, 3, 3, 4}, 1));
-    conv.add("bias", random_tensor<T>(Shape{4}, 2));
-    const testing::Record<T> conv_record = [bias, g](Tape<T>& tape, Var x,
-                                                     const ParameterSet<T>& parameters) {
-      return ops::conv2d(
-          tape, x, g,
-          ops::Affine<T>{parameters, 0, bias ? 1 : kNoParameter, static_cast<T>(0.4), static_cast<T>(1.5)});
+    // From pairs of positions.
+    ParameterSet<T> wide;
+    wide.add("weight", random_tensor<T>(Shape{50, 60}, 1));
+    wide.add("bias", random_tensor<T>(Shape{50}, 2));
+    compare(dense_record, random_tensor<T>(Shape{3, 5, 60}, 3), wide);
+    struct Window {
+      ConvGeometry geometry;
+      bool pairs;
     };
-    compare(conv_record, random_tensor<T>(Shape{5, 6, 5, 3}, 3), conv);
+    for (const auto& [g, pairs] : {Window{conv_geometry(6, 5, 3, 4, 3, 3, 2, 1, {}), false},
+                                   Window{conv_geometry(5, 4, 33, 29, 3, 3, 1, 1, {}), true},
+                                   Window{conv_geometry(3, 6, 70, 41, 5, 3, 1, 1, {}), true},
+                                   Window{conv_geometry(8, 7, 130, 71, 2, 3, 1, 1, {}), true},
+                                   Window{conv_geometry(4, 4, 450, 200, 1, 1, 1, 1, {}), true}}) {
+      EXPECT_EQ(SquaredNormSink<T>::scratch_bytes(g) > 0, pairs);
+      ParameterSet<T> conv;
+      conv.add("weight", random_tensor<T>(Shape{g.kernel_h, g.kernel_w, g.c_in, g.c_out}, 1));
+      conv.add("bias", random_tensor<T>(Shape{g.c_out}, 2));
+      const testing::Record<T> conv_record = [bias, g](Tape<T>& tape, Var x,
+                                                       const ParameterSet<T>& parameters) {
+        return ops::conv2d(
+            tape, x, g,
+            ops::Affine<T>{parameters, 0, bias ? 1 : kNoParameter, static_cast<T>(0.4), static_cast<T>(1.5)});
+      };
+      compare(conv_record, random_tensor<T>(Shape{5, g.in_h, g.in_w, g.c_in}, 3), conv);
+    }
   }
 }
 

@@ -1,0 +1,90 @@
+// The kernel's diagonal against one forward and one reverse pass per output of the same examples in the same
+// blocks, one core. `passes` is the ratio of the two, each the best of its runs, which take turns.
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <ctime>
+#include <limits>
+
+#include "engine/random.hpp"
+#include "engine/sinks.hpp"
+#include "models/network.hpp"
+#include "ntk/passes.hpp"
+
+namespace gradgram {
+namespace {
+
+struct Case {
+  const char* name;
+  const char* model;
+  Shape input;
+  std::size_t outputs, examples;
+};
+
+/// Of the processor, so that other programs disturb less; everything runs in one thread.
+template <class Work>
+double seconds(Work work) {
+  const std::clock_t begin = std::clock();
+  work();
+  return static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
+}
+
+void diagonal(benchmark::State& state, const Case& c) {
+  const models::Network<float> net(models::parse(c.model, c.input, {.outputs = c.outputs}), {.seed = 1});
+  Random random(1);
+  Tensor<float> x(c.input.with_outer(c.examples));
+  for (float& value : x.span()) value = static_cast<float>(random.normal());
+  const auto block = static_cast<std::size_t>(state.range(0));
+  const Workers workers(1);
+  ntk::KernelOptions options;
+  Arena arena(std::size_t{1} << 26);
+  const auto passes = [&] {
+    for (std::size_t begin = 0; begin < c.examples; begin += block) {
+      const std::size_t end = std::min(c.examples, begin + block);
+      ntk::run_passes(net, TensorView<const float>(x).slice(begin, end), options, {}, arena,
+                      [](std::size_t, const auto& reverse) {
+                        NullSink<float> sink;
+                        reverse(sink);
+                      });
+    }
+  };
+  passes();
+  double best = std::numeric_limits<double>::infinity();
+  double best_passes = best;
+  for (auto _ : state) {
+    best_passes = std::min(best_passes, seconds(passes));
+    const double time = seconds([&] {
+      const auto d = ntk::diagonal<float>(net, x, options, workers);
+      if (!(d(c.examples - 1) > 0)) state.SkipWithError("wrong result");
+    });
+    best = std::min(best, time);
+    state.SetIterationTime(time);
+  }
+  state.counters["us_per_example"] = 1e6 * best / static_cast<double>(c.examples);
+  state.counters["passes"] = best / best_passes;
+}
+
+}  // namespace
+}  // namespace gradgram
+
+int main(int argc, char** argv) {
+  using namespace gradgram;
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  const Shape image{32, 32, 3};
+  for (const Case& c : {Case{"cnn3:channels=64", "cnn3:channels=64", image, 1, 256},
+                        Case{"cnn3:channels=64, 10 outputs", "cnn3:channels=64", image, 10, 64},
+                        Case{"resnet18-plain:width=16", "resnet18-plain:width=16", image, 1, 64},
+                        Case{"mlp 784-1024x3-1", "mlp:width=1024,depth=3", Shape{784}, 1, 2048}}) {
+    benchmark::RegisterBenchmark(c.name, diagonal, c)
+        ->ArgName("block")
+        ->Arg(c.input.rank() == 1 ? 128 : 4)
+        ->Unit(benchmark::kMillisecond)
+        ->UseManualTime();
+  }
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}

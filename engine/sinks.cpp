@@ -284,14 +284,18 @@ void SquaredNormSink<T>::use(const ConvUse<T>& use, Arena& scratch) {
   const bool own_bias = use.bias != kNoParameter && !shared_bias;
   if (shared_weight && !own_bias) return;
   const ArenaScope scope(scratch);
-  const ops::ConvWeightGradient<T> form(use.geometry, use.weight_scale, use.bias_scale, scratch);
-  const std::size_t weights = use.geometry.weights();
-  const std::size_t channels = use.geometry.c_out;
+  const ConvGeometry& g = use.geometry;
   const double weight_scale = static_cast<double>(use.weight_scale);
   std::optional<PositionNorms<T>> pairs;
-  if (!shared_weight && norm_by_positions(use.geometry)) pairs.emplace(use.geometry, scratch);
-  T* const gradient = shared_weight || pairs ? nullptr : scratch.tensor<T>(Shape{weights}).data();
-  T* const bias_gradient = own_bias ? scratch.tensor<T>(Shape{channels}).data() : nullptr;
+  std::optional<ops::ConvWeightGradient<T>> form;
+  T* gradient = nullptr;
+  if (!shared_weight && norm_by_positions(g)) {
+    pairs.emplace(g, scratch);
+  } else if (!shared_weight) {
+    form.emplace(g, use.weight_scale, use.bias_scale, scratch);
+    gradient = scratch.tensor<T>(Shape{g.weights()}).data();
+  }
+  T* const bias_gradient = own_bias ? scratch.tensor<T>(Shape{g.c_out}).data() : nullptr;
   const std::size_t in = use.inputs.shape().inner().size();
   const std::size_t out = use.cotangents.shape().inner().size();
   const auto& kernel = kernels<T>();
@@ -299,9 +303,15 @@ void SquaredNormSink<T>::use(const ConvUse<T>& use, Arena& scratch) {
     const T* const image = use.inputs.data() + i * in;
     const T* const cotangent = use.cotangents.data() + i * out;
     if (pairs) norms_[i] += weight_scale * weight_scale * (*pairs)(image, cotangent);
-    form(image, cotangent, false, gradient, bias_gradient);
-    if (gradient != nullptr) norms_[i] += kernel.dot(gradient, gradient, weights);
-    if (bias_gradient != nullptr) norms_[i] += kernel.dot(bias_gradient, bias_gradient, channels);
+    if (form) {
+      (*form)(image, cotangent, false, gradient, nullptr);
+      norms_[i] += kernel.dot(gradient, gradient, g.weights());
+    }
+    if (bias_gradient != nullptr) {
+      std::fill_n(bias_gradient, g.c_out, T(0));
+      add_bias_gradient(cotangent, g.out_pixels(), g.c_out, use.bias_scale, bias_gradient);
+      norms_[i] += kernel.dot(bias_gradient, bias_gradient, g.c_out);
+    }
   }
 }
 

@@ -31,7 +31,7 @@ CASES = {
     "cnn3-5000": Case(
         "CNN3, 64 channels, 5,000 images, whole kernel", "cnn3:channels=64", "cnn3", IMAGE, 1, "kernel",
         {"full": 5000, "quick": 1024, "smoke": 32}, "cnn3:channels=8",
-        {"torch-jacobian": 64, "nt-jacobian": 0, "nt-structured": 0, "nngeometry": 1000},
+        {"torch-jacobian": 64, "nt-jacobian": 0, "nt-structured": 0, "nngeometry": 500},
     ),
     "cnn3-diagonal": Case(
         "CNN3, 64 channels, 10,000 images, diagonal alone", "cnn3:channels=64", "cnn3", IMAGE, 1, "diagonal",

@@ -61,7 +61,9 @@ struct PlaneRun {
   std::size_t radius_rows = 0, radius_columns = 0;
   T* delta = nullptr;
   T* theta = nullptr;
-  bool first = false;       ///< the tangents before this layer are zero: not read
+  /// The tangents before this layer are zero. `theta` holds what delta would be, were one image negated: what
+  /// cosines near -1 follow from, of which delta keeps half of the digits.
+  bool first = false;
   T* delta_sums = nullptr;  ///< scratch
   T* theta_sums = nullptr;
   const T* left_root = nullptr;
@@ -70,6 +72,7 @@ struct PlaneRun {
   const T* right_inverse = nullptr;
   const T* live = nullptr;  ///< 1, or 0 in frame cells; the same in every row
   T factor = 1;
+  T bias = 0;           ///< of the first layer: the variance it adds, times U
   T ratio = 0;          ///< turn / scale of arc_cosine
   bool obtuse = false;  ///< whether cosines below zero may occur
   double* sums =
@@ -116,9 +119,10 @@ struct CovarianceTable {
   void (*squared_differences)(const T* left, const T* right, std::size_t stride, std::size_t channels,
                               T scale, T* out, std::size_t n) noexcept;
   void (*plane_layer)(const PlaneRun<T>&) noexcept;
-  /// out[i] = sum_c (left[c * left_stride + i] - right[c * right_stride + i])^2, i < cells rounded up.
+  /// differences[i] = sum_c (left[c * left_stride + i] - right[c * right_stride + i])^2, and sums[i] the same
+  /// of the sums of both; i < cells rounded up.
   void (*plane_input)(const T* left, std::size_t left_stride, const T* right, std::size_t right_stride,
-                      std::size_t channels, T* out, std::size_t cells) noexcept;
+                      std::size_t channels, T* differences, T* sums, std::size_t cells) noexcept;
   /// out = scale * the columns of `layout`, rows packed; writes up to a register further. `line` has room for
   /// the width, three registers and the columns outside.
   void (*plane_layout)(const T* image, T scale, const PlaneLayout& layout, T* line, T* out) noexcept;

@@ -356,9 +356,7 @@ class Builder {
     }
     const std::size_t scratch = checked_add(
         checked_multiply(2 * (program_.depth + 2), checked_multiply(block, sizeof(double), what), what),
-        3 * tile * sizeof(T) +
-            plane_scratch,
-        what);
+        3 * tile * sizeof(T) + plane_scratch, what);
     bytes = checked_add(bytes, checked_multiply(scratch, workers_.count(), what), what);
     if (bytes > budget) {
       throw BudgetError("infinite_kernel: needs about " + std::to_string(bytes) + " bytes, the budget is " +
@@ -502,6 +500,13 @@ class Builder {
       rights[count++] = image(right_inputs(), right_sides(), column);
     }
     const Inputs<T>& left = same_ ? right_inputs() : *left_inputs_;
+    if (plan_->window_h > 0) {
+      for (std::size_t j = 0; j < count; ++j) {
+        windows(image(left, *left_sides_, tile.row), rights[j], worker);
+        store(propagators_[worker]->state(), {tile.row, 1, rights[j].index, 1}, tile, worker);
+      }
+      return;
+    }
     scratch_[worker].planes->run(image(left, *left_sides_, tile.row), rights, count, same, means);
     for (std::size_t j = 0; j < count; ++j) {
       Propagator<T>& propagator = *propagators_[worker];
@@ -511,6 +516,25 @@ class Builder {
       propagator.run(where, plan_->head + 1, program_.steps.size());
       store(propagator.state(), {tile.row, 1, rights[j].index, 1}, tile, worker);
     }
+  }
+
+  void windows(const typename PlaneWorker<T>::Image& left, const typename PlaneWorker<T>::Image& right,
+               std::size_t worker) {
+    Propagator<T>& propagator = *propagators_[worker];
+    const ConvGeometry& g = program_.steps[plan_->head].geometry;
+    PairState<T>& state = propagator.start(1, g.out_pixels(), g.out_pixels());
+    std::fill_n(state.delta(), state.size(), T(0));
+    scratch_[worker].planes->run_windows(left, right, state.delta(), state.theta(), state.stride());
+    const auto pairs = static_cast<double>(g.kernel_h * g.kernel_w * g.kernel_h * g.kernel_w);
+    const T delta_unit = static_cast<T>(plan_->delta_out / pairs);
+    const T theta_unit = static_cast<T>(plan_->theta_out / pairs);
+    for (std::size_t i = 0; i < state.size(); ++i) {
+      state.delta()[i] *= delta_unit;
+      if (what_.ntk) state.theta()[i] *= theta_unit;
+    }
+    const BlockPlace<T> where = place(left.index, right.index);
+    propagator.set_windows(plan_->head, where);
+    propagator.run(where, plan_->head + 1, program_.steps.size());
   }
 
   /// Follows the pairs of `part` to the end and keeps their kernels in the scratch of the tile.

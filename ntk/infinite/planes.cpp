@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 
 #include "engine/error.hpp"
 
@@ -36,7 +37,10 @@ bool has_planes(const Program& program) {
   if (program.reach == Reach::Diagonal) return is(s, StepKind::Flatten);
   if (!is(s, StepKind::AveragePool)) return false;
   const ConvGeometry& g = program.steps[s].geometry;
-  return g.out_pixels() == 1 && g.kernel_h == g.in_h && g.kernel_w == g.in_w;
+  if (g.out_pixels() == 1 && g.kernel_h == g.in_h && g.kernel_w == g.in_w) return true;
+  if (g.kernel_h * g.kernel_w == 1) return false;  // averages nothing
+  return g.pad_top == 0 && g.pad_left == 0 && g.stride_h == g.kernel_h && g.stride_w == g.kernel_w &&
+         g.out_h * g.kernel_h == g.in_h && g.out_w * g.kernel_w == g.in_w;
 }
 
 PlanePlan plan_planes(const Program& program, const Scales& scales) {
@@ -65,6 +69,7 @@ PlanePlan plan_planes(const Program& program, const Scales& scales) {
     const int exponent = scales.variance[affine.out];
     if (s == 0) {
       // The unit of the first layer is one.
+      plan.bias = std::ldexp(affine.bias_variance, -exponent);
       const double weight =
           affine.weight_variance * std::ldexp(1.0, scales.variance[affine.in] - scales.variance[affine.out]);
       plan.input_scale = std::sqrt(weight / (2 * static_cast<double>(program.channels) * taps));
@@ -85,7 +90,12 @@ PlanePlan plan_planes(const Program& program, const Scales& scales) {
     plan.layers.push_back(layer);
     plan.head = s + 2;
   }
-  const std::size_t slot = program.steps[plan.head].in;
+  const Step& head = program.steps[plan.head];
+  if (!plan.diagonal && head.geometry.out_pixels() > 1) {
+    plan.window_h = head.geometry.kernel_h;
+    plan.window_w = head.geometry.kernel_w;
+  }
+  const std::size_t slot = head.in;
   plan.delta_out = std::ldexp(1 / carried, exponent_before - scales.variance[slot]);
   plan.theta_out = std::ldexp(1 / carried, exponent_before - scales.theta[slot]);
   return plan;
@@ -235,13 +245,15 @@ void PlaneWorker<T>::run_rows(const T* left, const T* right, std::ptrdiff_t down
   // Of the last register only cells before the end of the run count: behind them live must be zero.
   run.live = live_.data() + arrays_.frame + (plan_.height - run.rows) * stride;
   kernels_.plane_input(left - frame, arrays_.stride, right - frame, arrays_.stride, plan_.channels,
-                       run.delta - frame, run.rows * stride + 2 * static_cast<std::size_t>(frame));
+                       run.delta - frame, run.theta - frame,
+                       run.rows * stride + 2 * static_cast<std::size_t>(frame));
   for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
     const PlaneLayer& layer = plan_.layers[l];
     const std::size_t array = plan_.channels + 2 * l;
     run.radius_rows = layer.radius_h;
     run.radius_columns = layer.radius_w;
     run.first = l == 0;
+    run.bias = static_cast<T>(plan_.bias);
     run.left_root = left + array * arrays_.stride;
     run.left_inverse = left + (array + 1) * arrays_.stride;
     run.right_root = right + array * arrays_.stride;
@@ -289,6 +301,47 @@ void PlaneWorker<T>::run(const Image& left, const Image* rights, std::size_t cou
   for (std::size_t j = 0; j < count; ++j) {
     means[j].delta *= plan_.delta_out / (pixels * pixels);
     means[j].theta *= plan_.theta_out / (pixels * pixels);
+  }
+}
+
+template <class T>
+void PlaneWorker<T>::add_windows(const T* from, std::ptrdiff_t down, T* to, std::size_t stride) const {
+  const std::size_t across = plan_.width / plan_.window_w;
+  const std::size_t skipped = static_cast<std::size_t>(down < 0 ? -down : 0);
+  const std::size_t rows = plan_.height - static_cast<std::size_t>(down < 0 ? -down : down);
+  const std::uint32_t* const windows = windows_.data();
+  const std::size_t turn = turn_;
+  const std::size_t gap = 2 * plan_.radius_w;
+  for (std::size_t row = 0; row < rows; ++row) {
+    const std::size_t left_y = row + skipped;
+    const auto right_y = static_cast<std::size_t>(static_cast<std::ptrdiff_t>(left_y) + down);
+    T* const matrix = to + left_y / plan_.window_h * across * stride + right_y / plan_.window_h * across;
+    const T* const cells = from + row * plan_.stride() + plan_.radius_w;
+    for (std::size_t x = 0; x < turn; ++x) matrix[windows[x]] += cells[x];
+    for (std::size_t x = turn; x < plan_.width; ++x) matrix[windows[x]] += cells[x + gap];
+  }
+}
+
+template <class T>
+void PlaneWorker<T>::run_windows(const Image& left, const Image& right, T* delta, T* theta,
+                                 std::size_t stride) {
+  const FlushDenormals flush;
+  const auto height = static_cast<std::ptrdiff_t>(plan_.height);
+  windows_.resize(plan_.width);
+  for (std::size_t dx = 0; dx < plan_.width; ++dx) {
+    turn_ = plan_.width - dx;
+    for (std::size_t x = 0; x < plan_.width; ++x) {
+      const std::size_t right_x = x < turn_ ? x + dx : x - turn_;
+      windows_[x] = static_cast<std::uint32_t>(x / plan_.window_w * stride + right_x / plan_.window_w);
+    }
+    lay_out(left, false, dx);
+    lay_out(right, true, dx);
+    lay_out_live(dx);
+    for (std::ptrdiff_t down = 1 - height; down < height; ++down) {
+      run_rows(left_.data(), right_.data(), down, nullptr);
+      add_windows(delta_.data() + arrays_.frame, down, delta, stride);
+      if (theta != nullptr) add_windows(theta_.data() + arrays_.frame, down, theta, stride);
+    }
   }
 }
 

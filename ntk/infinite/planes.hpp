@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <vector>
 
@@ -25,12 +26,14 @@ struct PlaneLayer {
 
 struct PlanePlan {
   std::vector<PlaneLayer> layers;
-  /// The head: the step that averages over all pairs of pixels, or, when `diagonal`, over equal pixels; then
-  /// only the plane of offset zero is followed.
+  /// The step after the layers: it averages over all pairs of pixels; or, when `diagonal`, over equal pixels,
+  /// for which the plane of offset zero is enough; or, when `window_h` is not 0, over windows of that size.
   std::size_t head = 0;
   bool diagonal = false;
+  std::size_t window_h = 0, window_w = 0;
   std::size_t height = 0, width = 0, channels = 0;
   std::size_t radius_h = 0, radius_w = 0;  ///< largest
+  double bias = 0;                         ///< of the first layer
   double input_scale = 1;                  ///< of the inputs as Sides hold them
   /// Factors that turn mean deltas and tangents of the last plane into those of the slot before the average.
   double delta_out = 1, theta_out = 1;
@@ -42,7 +45,8 @@ struct PlanePlan {
 };
 
 /// Whether the program begins with stride-1 convolutions of odd size that keep the resolution, each followed
-/// by a rectifier, and then averages over the whole image or flattens it: what planes can follow.
+/// by a rectifier, and then flattens the image or averages it, whole or in windows side by side: what planes
+/// can follow.
 bool has_planes(const Program& program);
 PlanePlan plan_planes(const Program& program, const Scales& scales);
 
@@ -94,6 +98,10 @@ class PlaneWorker {
   /// suffice. The bits of a pair do not depend on its company.
   void run(const Image& left, const Image* rights, std::size_t count, const bool* same, PlaneMeans* means);
 
+  /// Plans with windows: adds to delta and theta [windows of the left image][stride] the sums over each
+  /// window of each image, to be multiplied by `delta_out` and `theta_out`. `theta` may be null.
+  void run_windows(const Image& left, const Image& right, T* delta, T* theta, std::size_t stride);
+
   /// Diagonal plans: makes `image` the right one, then follows pairs with it.
   void set_right(const T* image);
   PlaneMeans diagonal(const T* left);
@@ -103,12 +111,16 @@ class PlaneWorker {
   void lay_out_live(std::size_t dx);
   /// Adds the sums over the pairs of row y of the left image and row y + down of the right one.
   void run_rows(const T* left, const T* right, std::ptrdiff_t down, double* sums);
+  void add_windows(const T* from, std::ptrdiff_t down, T* to, std::size_t stride) const;
 
   const PlanePlan& plan_;
   const simd::CovarianceTable<T>& kernels_;
   PlaneArrays<T> arrays_;
   Tensor<T> left_, right_;
   Tensor<T> live_, line_, delta_, theta_, delta_sums_, theta_sums_;
+  std::vector<std::uint32_t>
+      windows_;           ///< of each column and its partner: the place in the matrix of windows
+  std::size_t turn_ = 0;  ///< the first column whose partner has gone around
 };
 
 }  // namespace gradgram::ntk::infinite

@@ -386,6 +386,38 @@ void Propagator<T>::set_mean(std::size_t index, const BlockPlace<T>& place, doub
 }
 
 template <class T>
+void Propagator<T>::set_windows(std::size_t index, const BlockPlace<T>& place) {
+  const Step& step = program_.steps[index];
+  const ConvGeometry& g = step.geometry;
+  const auto means = [&](const T* variance) {
+    std::vector<double> result(g.out_pixels());
+    for (std::size_t p = 0; p < g.in_pixels(); ++p) {
+      const std::size_t window = p / g.in_w / g.kernel_h * g.out_w + p % g.in_w / g.kernel_w;
+      result[window] += static_cast<double>(variance[p]) / static_cast<double>(g.kernel_h * g.kernel_w);
+    }
+    return result;
+  };
+  const std::vector<double> left = means(place.left->variance(step.in, 0, place.row));
+  const std::vector<double> right = means(place.right->variance(step.in, 0, place.column));
+  const T* const left_after = place.left->variance(step.out, 0, place.row);
+  const T* const right_after = place.right->variance(step.out, 0, place.column);
+  const double shift = power_of_two(scales_.variance[step.in] - scales_.variance[step.out]);
+  const T theta_shift = static_cast<T>(power_of_two(scales_.theta[step.in] - scales_.theta[step.out]));
+  PairState<T>& state = states_[0];
+  for (std::size_t p = 0; p < g.out_pixels(); ++p) {
+    T* const delta = state.delta() + p * state.stride();
+    for (std::size_t q = 0; q < g.out_pixels(); ++q) {
+      const double covariance = (left[p] + right[q]) / 2 - static_cast<double>(delta[q]);
+      delta[q] =
+          static_cast<T>((static_cast<double>(left_after[p]) + static_cast<double>(right_after[q])) / 2 -
+                         shift * covariance);
+      if (tangent_) state.theta()[p * state.stride() + q] *= theta_shift;
+    }
+    if (program_.pooled_variances && same_example(place, p, p)) delta[p] = T(0);
+  }
+}
+
+template <class T>
 void Propagator<T>::pool(std::size_t index, const BlockPlace<T>& place) {
   const Step& step = program_.steps[index];
   const ConvGeometry& g = step.geometry;

@@ -59,6 +59,8 @@ class Propagator {
   /// Makes the mean over all pairs of pixels, in the scales before step `index`, which averages, the state
   /// after it.
   void set_mean(std::size_t index, const BlockPlace<T>& place, double delta, double theta);
+  /// The same for windows side by side, from the state of their means in the scales before step `index`.
+  void set_windows(std::size_t index, const BlockPlace<T>& place);
 
  private:
   void step(std::size_t index, const BlockPlace<T>& place);

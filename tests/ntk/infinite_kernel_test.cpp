@@ -297,6 +297,159 @@ TEST(InfiniteKernel, PreparedBlocksHoldTheBitsOfTheWhole) {
   }
 }
 
+/// Images that meet every difficulty of planes: noise, a near-duplicate, its opposite, a part of it, a
+/// constant, zeros, positive values.
+Tensor<double> plane_images(std::size_t height, std::size_t width, std::size_t channels) {
+  Tensor<double> x = normal<double>({7, height, width, channels}, 13);
+  const std::size_t size = height * width * channels;
+  double* const data = x.data();
+  for (std::size_t k = 0; k < size; ++k) {
+    data[size + k] = data[k] * (k % 5 == 0 ? 1.0001 : 1);
+    data[2 * size + k] = -data[k];
+    data[3 * size + k] = k % 3 == 0 ? data[k] : 0;
+    data[4 * size + k] = 0.7;
+    data[5 * size + k] = 0;
+    data[6 * size + k] = std::abs(data[6 * size + k]);
+  }
+  return x;
+}
+
+struct PlaneCase {
+  std::string layers;
+  std::size_t height, width, channels;
+};
+
+TEST(InfinitePlanes, AgreeWithTheGeneralPath) {
+  const std::string relu3 = "conv(8,3) relu conv(8,3) relu conv(8,3) relu ";
+  const std::vector<PlaneCase> cases = {
+      {relu3, 7, 5, 3},
+      {relu3, 1, 9, 2},
+      {relu3, 8, 1, 1},
+      {relu3, 2, 17, 1},
+      {relu3, 13, 11, 1},
+      {"conv(8,1) relu conv(8,5) relu conv(8,3) abs ", 6, 7, 2},
+      {"conv(8,7) leakyrelu(0.3) conv(8,3) leakyrelu(-0.2) conv(8,3,sigma_w=2,sigma_b=0.5) relu ", 5, 9, 3},
+      {"conv(8,5,sigma_w=3) relu ", 6, 6, 1},
+  };
+  for (const PlaneCase& entry : cases) {
+    const Tensor<double> x = plane_images(entry.height, entry.width, entry.channels);
+    Tensor<float> single(x.shape());
+    std::ranges::copy(x.span(), single.span().begin());
+    for (const std::string head : {"gap dense(1)", "flatten dense(1)", "gap dense(8) relu dense(1)"}) {
+      for (const double bias : {0.0, 0.2}) {
+        const models::NetworkOptions options = variances(1.8, bias);
+        // Averaging over windows of one pixel changes nothing, but planes do not know that.
+        const auto general = both<double>(entry.layers + "avgpool(1) avgpool(1) " + head, options, x);
+        const auto planes = both<double>(entry.layers + head, options, x);
+        const auto narrow = both<float>(entry.layers + head, options, single);
+        double worst = 0;
+        double worst_single = 0;
+        for (std::size_t i = 0; i < 7; ++i) {
+          for (std::size_t j = 0; j < 7; ++j) {
+            // Where cosines are -1 (2 is opposite to 0 and 1) the general path has half of its digits.
+            const double loss = i != j && (i == 2 || j == 2) ? 0.01 : 1;
+            const auto compare = [&](const Tensor<double>& found, const Tensor<float>& narrow_found,
+                                     const Tensor<double>& expected) {
+              const double scale = std::sqrt(expected(i, i) * expected(j, j));
+              if (scale == 0) {
+                EXPECT_EQ(found(i, j), 0);
+                EXPECT_EQ(narrow_found(i, j), 0.0F);
+                return;
+              }
+              // Written so that NaN fails.
+              const double error = loss * std::abs(found(i, j) - expected(i, j)) / scale;
+              const double single_error =
+                  std::abs(static_cast<double>(narrow_found(i, j)) - expected(i, j)) / scale;
+              if (!(error <= worst)) worst = error;
+              if (!(single_error <= worst_single)) worst_single = single_error;
+            };
+            compare(planes.ntk, narrow.ntk, general.ntk);
+            compare(planes.nngp, narrow.nngp, general.nngp);
+          }
+        }
+        EXPECT_LE(worst, 1e-10) << entry.layers << head << bias;
+        EXPECT_LE(worst_single, 1e-5) << entry.layers << head << bias;
+      }
+    }
+  }
+}
+
+TEST(InfinitePlanes, ReadEveryPixelOfBothImages) {
+  // Each pixel of an image must move each entry with it: no column, row or plane is forgotten.
+  const models::Model model = models::parse("conv(8,3) relu conv(8,3) relu gap dense(1)", {5, 6, 1});
+  const Tensor<double> x = normal<double>({1, 5, 6, 1}, 3);
+  const Tensor<double> y = normal<double>({1, 5, 6, 1}, 4);
+  const Workers workers(1);
+  const double before =
+      infinite_kernel<double>(model, variances(2, 0), x.view(), y.view(), {}, workers).ntk(0, 0);
+  for (const bool left : {true, false}) {
+    for (std::size_t p = 0; p < 30; ++p) {
+      Tensor<double> moved = (left ? x : y).clone();
+      moved.data()[p] += 0.5;
+      const double after = left ? infinite_kernel<double>(model, variances(2, 0), std::as_const(moved).view(),
+                                                          y.view(), {}, workers)
+                                      .ntk(0, 0)
+                                : infinite_kernel<double>(model, variances(2, 0), x.view(),
+                                                          std::as_const(moved).view(), {}, workers)
+                                      .ntk(0, 0);
+      EXPECT_GT(std::abs(after / before - 1), 1e-6) << p;
+    }
+  }
+}
+
+TEST(InfinitePlanes, AnImageWithItselfTakesHalfOfThePlanesAndTheSameValue) {
+  for (const Shape& input :
+       {Shape{6, 5, 2}, Shape{5, 6, 2}, Shape{4, 4, 2}, Shape{1, 1, 2}, Shape{1, 2, 2}}) {
+    const models::Model model = models::parse("conv(8,1) relu conv(8,1) relu gap dense(1)", input);
+    const Tensor<double> x = normal<double>(Shape(input.with_outer(3)), 3);
+    const Tensor<double> y = x.clone();
+    const auto self = infinite_kernel<double>(model, variances(2, 0.1), x.view(), {}, Workers(1));
+    const auto cross = infinite_kernel<double>(model, variances(2, 0.1), x.view(), y.view(), {}, Workers(1));
+    for (std::size_t i = 0; i < 3; ++i) EXPECT_NEAR(self.ntk(i, i) / cross.ntk(i, i), 1, 1e-13);
+  }
+}
+
+TEST(InfinitePlanes, NeitherOverflowNorVanishInDeepNetworks) {
+  for (const std::string scale : {"0.5", "1.41421356", "4"}) {
+    for (const std::string head : {"gap", "flatten"}) {
+      std::string text;
+      for (int i = 0; i < 60; ++i) text += "conv(8,3,sigma_w=" + scale + ") relu ";
+      text += head + " dense(1)";
+      const Tensor<double> x = normal<double>({2, 4, 5, 1}, 3);
+      Tensor<float> single(x.shape());
+      std::ranges::copy(x.span(), single.span().begin());
+      const auto wide = both<double>(text, variances(2, 0), x);
+      if (wide.ntk(0, 0) > 1e30 || wide.nngp(0, 0) < 1e-30) continue;  // beyond f32 itself
+      const auto narrow = both<float>(text, variances(2, 0), single);
+      for (std::size_t i = 0; i < 2; ++i) {
+        for (std::size_t j = 0; j < 2; ++j) {
+          EXPECT_LE(std::abs(static_cast<double>(narrow.ntk(i, j)) / wide.ntk(i, j) - 1), 1e-4) << text;
+          EXPECT_LE(std::abs(static_cast<double>(narrow.nngp(i, j)) / wide.nngp(i, j) - 1), 1e-4) << text;
+        }
+      }
+    }
+  }
+}
+
+TEST(InfinitePlanes, AverageWindowsBetweenLayers) {
+  const Tensor<double> x = plane_images(8, 6, 2);
+  for (const std::string rest :
+       {"conv(8,3) relu flatten dense(1)", "conv(8,3) relu gap dense(1)", "flatten dense(1)",
+        "conv(8,3) relu avgpool(2) flatten dense(8) relu dense(1)"}) {
+    const auto planes =
+        both<double>("conv(8,3) relu conv(8,3) relu avgpool(2) " + rest, variances(2, 0.1), x);
+    const auto general = both<double>(
+        "conv(8,3) relu conv(8,3) relu avgpool(1) avgpool(1) avgpool(2) " + rest, variances(2, 0.1), x);
+    for (std::size_t i = 0; i < 7; ++i) {
+      for (std::size_t j = 0; j < 7; ++j) {
+        const double scale = std::sqrt(general.ntk(i, i) * general.ntk(j, j));
+        EXPECT_LE(std::abs(planes.ntk(i, j) - general.ntk(i, j)), 1e-10 * scale) << rest << i << j;
+        EXPECT_LE(std::abs(planes.nngp(i, j) - general.nngp(i, j)), 1e-10 * scale) << rest << i << j;
+      }
+    }
+  }
+}
+
 TEST(InfiniteKernel, IsPositiveSemidefinite) {
   for (const std::string& text : image_models()) {
     const Tensor<double> x = normal<double>({24, 5, 4, 2}, 3);

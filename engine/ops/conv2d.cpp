@@ -25,12 +25,15 @@ Offset signed_offset(std::size_t value) {
 
 /// Bytes of inputs and outputs of one product over several images: they stay in the second-level cache.
 constexpr std::size_t kGroupBytes = std::size_t{1} << 20;
+/// Pixels over which reading and packing a panel of the weights costs little; more only take up the cache.
+constexpr std::size_t kGroupPixels = 1024;
 
 /// Images of one product, at most n.
 template <class T>
-std::size_t group_images(std::size_t n, std::size_t in_size, std::size_t out_size) {
-  return std::clamp<std::size_t>(kGroupBytes / sizeof(T) / std::max<std::size_t>(in_size + out_size, 1), 1,
-                                 std::max<std::size_t>(n, 1));
+std::size_t group_images(std::size_t n, std::size_t pixels, std::size_t in_size, std::size_t out_size) {
+  const std::size_t fit = kGroupBytes / sizeof(T) / std::max<std::size_t>(in_size + out_size, 1);
+  const std::size_t enough = (kGroupPixels - 1) / std::max<std::size_t>(pixels, 1) + 1;
+  return std::clamp<std::size_t>(std::min(fit, enough), 1, std::max<std::size_t>(n, 1));
 }
 
 /// Where an image stands inside a plane with zeros around it.
@@ -122,7 +125,7 @@ void each_group(const Frame& frame, const T* images, std::size_t n, std::size_t 
 /// Images of one product of a forward convolution.
 template <class T>
 std::size_t forward_group(const ConvGeometry& g, std::size_t n) {
-  return group_images<T>(n, image_frame(g).size(), g.out_pixels() * g.c_out);
+  return group_images<T>(n, g.out_pixels(), image_frame(g).size(), g.out_pixels() * g.c_out);
 }
 
 /// scale * (x correlated with the weights) + bias_scale * bias for n images; bias may be absent (null). A
@@ -201,7 +204,7 @@ void convolve_transposed(const ConvGeometry& g, const T* cotangent, const T* wei
   const PhaseAxis horizontal{g.stride_w, g.kernel_w, g.pad_left, g.in_w, g.out_w};
   const Frame frame{g.out_h,          g.out_w,           g.c_out, vertical.before(), horizontal.before(),
                     vertical.after(), horizontal.after()};
-  const std::size_t group = group_images<T>(n, frame.size(), g.in_pixels() * g.c_in);
+  const std::size_t group = group_images<T>(n, g.out_pixels(), frame.size(), g.in_pixels() * g.c_in);
 
   // Prepared once for the block: of every phase the offsets of its weights [taps, c_out] and pixels. Phases
   // beyond the kernel have no taps: a stride may be huge, the work is not.
@@ -502,13 +505,23 @@ void ConvWeightGradient<T>::operator()(const T* image, const T* cotangent, bool 
                                  .depth = g.out_pixels(),
                                  .columns = g.c_out,
                                  .accumulate = accumulate};
-  if (weight_gradient != nullptr && !zeros) kernels<T>().gather_product(product);
+  if (weight_gradient != nullptr && !zeros) {
+    // Some rows of the gradient at a time: a large one is written from front to back.
+    const std::size_t most = std::max<std::size_t>(kGroupBytes / 4 / sizeof(T) / g.c_out, 96);
+    for (std::size_t row = 0; row < g.patch(); row += most) {
+      product.x_base = taps_ + row;
+      product.out_base = rows_ + row;
+      product.rows = std::min(most, g.patch() - row);
+      kernels<T>().gather_product(product);
+    }
+  }
   if (bias_gradient != nullptr) {
     // The same sum with the scale in the place of every input.
     product.x = &bias_scale_;
     product.x_base = zeros_;
     product.x_offset = zeros_;
     product.out = bias_gradient;
+    product.out_base = zeros_;
     product.rows = 1;
     kernels<T>().gather_product(product);
   }

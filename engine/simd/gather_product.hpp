@@ -99,11 +99,30 @@ void last_tile(const Panel<T>& panel, std::size_t first_row, std::size_t rows) n
   }
 }
 
+/// Lines of v that the next panel will read, fetched meanwhile: they are short pieces far apart, too short
+/// for the processor to foresee.
+template <class T>
+struct Ahead {
+  const T* source = nullptr;
+  std::size_t stride = 0;
+  std::size_t pieces = 0;
+  std::size_t registers = 0;  ///< of a piece
+  GRADGRAM_INLINE void fetch(std::size_t count) {
+    for (; count > 0 && pieces > 0; --count, --pieces, source += stride) {
+      for (std::size_t r = 0; r < registers; ++r) __builtin_prefetch(source + r * kLanes<T>, 0, 2);
+    }
+  }
+};
+
 template <class T, std::size_t Vectors>
-void panel_rows(const Panel<T>& panel, std::size_t rows) noexcept {
+void panel_rows(const Panel<T>& panel, std::size_t rows, Ahead<T> ahead) noexcept {
   constexpr std::size_t kStep = kRows<Vectors>;
+  const std::size_t pieces = ahead.pieces / (rows / kStep + 1) + 1;
   std::size_t row = 0;
-  for (; row + kStep <= rows; row += kStep) tile<T, kStep, Vectors>(panel, row);
+  for (; row + kStep <= rows; row += kStep) {
+    ahead.fetch(pieces);
+    tile<T, kStep, Vectors>(panel, row);
+  }
   last_tile<T, kStep - 1, Vectors>(panel, row, rows - row);
 }
 
@@ -167,6 +186,25 @@ void pack_transposed_panel(const GatherProduct<T>& job, std::size_t done, std::s
   }
 }
 
+/// What packing `depth` rows of v from `done` on will read.
+template <class T, std::size_t Vectors>
+Ahead<T> panel_ahead(const GatherProduct<T>& job, std::size_t done, std::size_t depth,
+                     std::size_t first_column) noexcept {
+  constexpr std::size_t kWidth = Vectors * kLanes<T>;
+  if (done >= job.depth) {
+    done = 0;
+    first_column += kWidth;
+  }
+  if (first_column >= job.columns) return {};
+  if (depth > job.depth - done) depth = job.depth - done;
+  const std::size_t columns = job.columns - first_column < kWidth ? job.columns - first_column : kWidth;
+  if (job.v_offset == nullptr) {
+    return {job.v + done * job.v_stride + first_column, job.v_stride, depth, Vectors};
+  }
+  return {job.v + job.v_offset[done] + static_cast<std::ptrdiff_t>(first_column * job.v_stride), job.v_stride,
+          columns, (depth + kLanes<T> - 1) / kLanes<T>};
+}
+
 template <class T, std::size_t Vectors>
 void panel_product(const GatherProduct<T>& job, std::size_t first_column) noexcept {
   constexpr std::size_t kWidth = Vectors * kLanes<T>;
@@ -202,7 +240,9 @@ void panel_product(const GatherProduct<T>& job, std::size_t first_column) noexce
                          .last_columns = columns - (Vectors - 1) * kLanes<T>,
                          .start = job.accumulate || done > 0 ? nullptr : start,
                          .rectify = job.rectify && done + depth == job.depth};
-    panel_rows<T, Vectors>(panel, job.rows);
+    panel_rows<T, Vectors>(
+        panel, job.rows,
+        pack ? panel_ahead<T, Vectors>(job, done + depth, kDepth, first_column) : Ahead<T>{});
     done += depth;
   } while (done < job.depth);
 }

@@ -30,6 +30,9 @@ void run(const Context& context) {
     case Verb::Kernel:
       run_kernel(context);
       return;
+    case Verb::Predict:
+      run_predict(context);
+      return;
     case Verb::Spectrum:
       run_spectrum(context);
       return;

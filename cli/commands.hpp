@@ -21,6 +21,9 @@ void run_init(const Context& context);
 void run_kernel(const Context& context);
 /// `kernel --infinite`.
 void run_infinite_kernel(const Context& context);
+/// `kernel --monte-carlo`.
+void run_monte_carlo_kernel(const Context& context);
+void run_predict(const Context& context);
 void run_spectrum(const Context& context);
 void run_learnability(const Context& context);
 

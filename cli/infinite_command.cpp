@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <ostream>
+#include <string_view>
 #include <vector>
 
 #include "cli/commands.hpp"
@@ -34,6 +35,7 @@ void refuse_finite_options(const Options& options) {
           "--infinite: cannot be combined with {}, which is about a finite network's kernel", option));
     }
   };
+  refuse(options.monte_carlo != 0, "--monte-carlo");
   refuse(!options.weights.empty(), "--weights");
   refuse(!options.reduce.empty(), "--reduce");
   refuse(options.diagonal, "--diagonal");
@@ -41,6 +43,20 @@ void refuse_finite_options(const Options& options) {
   refuse(options.preview, "--preview");
   refuse(!options.labels.empty(), "--labels");
   refuse(!options.versus_labels.empty(), "--versus-labels");
+}
+
+/// What the library says of a model without a limit, and what can be had instead.
+template <class Compute>
+auto or_estimate(const Compute& compute) {
+  try {
+    return compute();
+  } catch (const ArgumentError& error) {
+    if (!std::string_view(error.what()).starts_with("infinite_kernel: ")) throw;
+    throw ArgumentError(fmt::format(
+        "{}; --monte-carlo S --parameterization ntk in the place of --infinite estimates the kernel "
+        "from S networks of the widths in the text",
+        error.what()));
+  }
 }
 
 template <class T>
@@ -92,15 +108,19 @@ void run(const Context& context) {
   ntk::KernelFile kernel;
   std::size_t columns = data.size();
   if (options.versus.empty()) {
-    kernel = ntk::infinite_kernel_to_file<T>(model, variances, x.view(), what, destination, workers);
+    kernel = or_estimate([&] {
+      return ntk::infinite_kernel_to_file<T>(model, variances, x.view(), what, destination, workers);
+    });
   } else {
     const datasets::Dataset versus = open_versus(options, data.example_shape());
     const Tensor<T> versus_x = versus.template inputs_as<T>();
     if (options.packed) {
       throw ArgumentError("--packed: cannot be combined with --versus, whose block is not symmetric");
     }
-    kernel = ntk::infinite_kernel_to_file<T>(model, variances, x.view(), versus_x.view(), what, destination,
+    kernel = or_estimate([&] {
+      return ntk::infinite_kernel_to_file<T>(model, variances, x.view(), versus_x.view(), what, destination,
                                              workers);
+    });
     columns = versus.size();
     json["versus"] = {{"name", options.versus},
                       {"source", versus.source},

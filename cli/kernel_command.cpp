@@ -303,7 +303,11 @@ void run_kernel(const Context& context) {
     run_infinite_kernel(context);
     return;
   }
-  if (!context.options.get.empty()) throw ArgumentError("--get: needs --infinite");
+  if (context.options.monte_carlo != 0) {
+    run_monte_carlo_kernel(context);
+    return;
+  }
+  if (!context.options.get.empty()) throw ArgumentError("--get: needs --infinite or --monte-carlo");
   if (context.options.dtype == "f64") {
     run<double>(context);
   } else {

@@ -94,6 +94,7 @@ struct Parser {
     doctor();
     init();
     kernel();
+    predict();
     spectrum();
     learnability();
   }
@@ -133,13 +134,13 @@ struct Parser {
     sub.add_flag("--quiet", options.quiet, "No progress on standard error")->group(group);
   }
 
-  void model(CLI::App& sub, bool weights) {
+  void model(CLI::App& sub, bool weights, bool required = true) {
     const std::string group = "Model";
     sub.add_option("--model", options.model,
                    "Layers, such as \"conv(32,3) relu gap dense(1)\", or a preset: mlp:width=512,depth=3, "
                    "cnn3:channels=32")
         ->type_name("TEXT")
-        ->required()
+        ->required(required)
         ->group(group);
     sub.add_option("--outputs", options.outputs, "Outputs of a preset that does not say")
         ->type_name("N")
@@ -167,7 +168,8 @@ struct Parser {
     }
   }
 
-  void data(CLI::App& sub, bool required, bool labels) {
+  /// `parts`: the verb takes training and test examples, with options of its own for how many.
+  void data(CLI::App& sub, bool required, bool labels, bool parts = false) {
     const std::string group = "Data";
     sub.add_option(
            "--data", options.data,
@@ -181,10 +183,12 @@ struct Parser {
         ->type_name("A,B,...")
         ->default_str("all")
         ->group(group);
-    sub.add_option("--limit", options.limit, "Examples to keep, balanced over the classes; 0 for all")
-        ->type_name("N")
-        ->default_str("0")
-        ->group(group);
+    if (!parts) {
+      sub.add_option("--limit", options.limit, "Examples to keep, balanced over the classes; 0 for all")
+          ->type_name("N")
+          ->default_str("0")
+          ->group(group);
+    }
     sub.add_option("--standardize", options.standardize,
                    "Shift and scale to mean 0 and variance 1: none, channel or feature")
         ->type_name("HOW")
@@ -201,7 +205,7 @@ struct Parser {
         ->type_name("NAME")
         ->default_str("the last")
         ->group(group);
-    sub.add_flag("--test", options.test, "Use the test part of the data set")->group(group);
+    if (!parts) sub.add_flag("--test", options.test, "Use the test part of the data set")->group(group);
   }
 
   void doctor() {
@@ -265,7 +269,14 @@ struct Parser {
     sub.add_flag("--infinite", options.infinite,
                  "The kernel that the model tends to as its widths grow, instead of that of a network")
         ->group(group);
-    sub.add_option("--get", options.get, "With --infinite: ntk, or nngp for the covariance of the outputs")
+    sub.add_option(
+           "--monte-carlo", options.monte_carlo,
+           "Estimate: the mean of the kernels of S networks with fresh weights, for models that have no "
+           "kernel of infinite width; writes its standard error as OUT.error.npy")
+        ->type_name("S")
+        ->group(group);
+    sub.add_option("--get", options.get,
+                   "With --infinite or --monte-carlo: ntk, or nngp for the covariance of the outputs")
         ->type_name("WHICH")
         ->default_str("ntk")
         ->group(group);
@@ -304,6 +315,93 @@ struct Parser {
         ->group("Result");
     sub.add_flag("--no-preview", options.no_preview, "Never do that")->group("Result");
     sub.add_flag("--restart", options.restart, "Begin anew although FILE.partial could be continued")
+        ->group("Result");
+    common(sub, true);
+  }
+
+  void predict() {
+    CLI::App& sub = verb(
+        "predict",
+        "Predict what a network learns, from its kernel.\nOutputs on test examples after any time of "
+        "training "
+        "on a squared loss, with the kernel of infinite width or that of a network (linearized); at infinite "
+        "time this is kernel regression. Prints accuracy, mean squared error and the largest stable learning "
+        "rate; writes the predictions as .npy with a .json beside.",
+        "gradgram predict --infinite --model mlp:width=512,depth=3 --data mnist --train 5000 --out "
+        "predictions.npy");
+    model(sub, true, false);
+    data(sub, false, true, true);
+    const std::string data_group = "Data";
+    sub.add_option("--train", options.limit, "Training examples, balanced over the classes; 0 for all")
+        ->type_name("N")
+        ->default_str("0")
+        ->group(data_group);
+    sub.add_option("--test", options.test_examples, "Test examples; 0 for all")
+        ->type_name("M")
+        ->default_str("0")
+        ->group(data_group);
+    sub.add_option("--versus", options.versus, "Test on this set")
+        ->type_name("SOURCE")
+        ->default_str("the test part of --data or, where it has none, what --train leaves")
+        ->group(data_group);
+    const std::string group = "Kernel";
+    sub.add_flag("--infinite", options.infinite,
+                 "The network of infinite width, averaged over initializations")
+        ->group(group);
+    sub.add_option(
+           "--get", options.get,
+           "With --infinite: ntk (all layers trained) or nngp (a Gaussian process: the last layer alone)")
+        ->type_name("WHICH")
+        ->default_str("ntk")
+        ->group(group);
+    sub.add_option("--reduce", options.reduce,
+                   "For a finite network of several outputs: full (exact) or trace-mean (one kernel for all)")
+        ->type_name("HOW")
+        ->group(group);
+    sub.add_option(
+           "--kernel", options.predict_kernel,
+           "Instead of a model: a kernel [n, n] of training examples as .npy (mapped: it may be larger than "
+           "memory)")
+        ->type_name("K.npy")
+        ->group(group);
+    sub.add_option("--cross", options.cross, "With --kernel: the kernel [m, n] of test and training examples")
+        ->type_name("KX.npy")
+        ->group(group);
+    sub.add_option("--targets", options.targets,
+                   "With --kernel: integers [n] are classes, others targets [n] or [n, C] as they are")
+        ->type_name("Y.npy")
+        ->group(group);
+    sub.add_option("--test-targets", options.test_targets, "The same of the test examples, to judge by")
+        ->type_name("Y.npy")
+        ->group(group);
+    const std::string training = "Training";
+    sub.add_option("--ridge", options.ridge, "Added to the kernel's diagonal")
+        ->type_name("X")
+        ->default_str("0")
+        ->group(training);
+    sub.add_option("--time", options.time, "Time of gradient flow, or inf")
+        ->type_name("T")
+        ->default_str("inf")
+        ->group(training);
+    sub.add_option("--steps", options.steps, "Steps of full-batch gradient descent, instead of --time")
+        ->type_name("N")
+        ->group(training);
+    sub.add_option("--learning-rate", options.learning_rate,
+                   "Of --time and --steps, for the mean squared error over examples and outputs")
+        ->type_name("X")
+        ->group(training);
+    sub.add_option("--momentum", options.predict_momentum, "Of --steps: heavy ball")
+        ->type_name("X")
+        ->default_str("0")
+        ->group(training);
+    sub.add_flag("--nesterov", options.nesterov, "Nesterov's momentum")->group(training);
+    sub.add_flag("--variance", options.variance,
+                 "With --infinite: also write OUT.variance.npy, the variance of each prediction: over "
+                 "initializations, or of the posterior (nngp at infinite time)")
+        ->group("Result");
+    sub.add_option("--out", options.out, "The .npy file to write the test predictions to")
+        ->type_name("FILE")
+        ->required()
         ->group("Result");
     common(sub, true);
   }
@@ -402,9 +500,10 @@ struct Parser {
   }
 };
 
-constexpr std::array<std::pair<std::string_view, Verb>, 5> kVerbs = {{{"doctor", Verb::Doctor},
+constexpr std::array<std::pair<std::string_view, Verb>, 6> kVerbs = {{{"doctor", Verb::Doctor},
                                                                       {"init", Verb::Init},
                                                                       {"kernel", Verb::Kernel},
+                                                                      {"predict", Verb::Predict},
                                                                       {"spectrum", Verb::Spectrum},
                                                                       {"learnability", Verb::Learnability}}};
 
@@ -437,13 +536,16 @@ void check(const Options& options) {
   positive("--weight-variance", options.weight_variance, false);
   positive("--bias-variance", options.bias_variance, true);
   positive("--learning-rate", options.learning_rate, true);
+  positive("--ridge", options.ridge, true);
   positive("--l1", options.l1, true);
   positive("--l2", options.l2, true);
   if (!(options.label_noise >= 0 && options.label_noise <= 1)) {
     throw ArgumentError(fmt::format("--label-noise: {} must lie between 0 and 1", options.label_noise));
   }
-  if (!(options.momentum >= 0 && options.momentum < 1)) {
-    throw ArgumentError(fmt::format("--momentum: {} must be at least 0 and below 1", options.momentum));
+  for (const double momentum : {options.momentum, options.predict_momentum}) {
+    if (!(momentum >= 0 && momentum < 1)) {
+      throw ArgumentError(fmt::format("--momentum: {} must be at least 0 and below 1", momentum));
+    }
   }
 }
 
@@ -490,7 +592,7 @@ Options parse_options(std::span<const std::string> arguments, std::string& name)
   }
   if (parser.options.name.empty()) {
     throw ArgumentError(
-        "a verb is missing: doctor, init, kernel, spectrum or learnability (see gradgram --help)");
+        "a verb is missing: doctor, init, kernel, predict, spectrum or learnability (see gradgram --help)");
   }
   check(parser.options);
   return parser.options;

@@ -8,7 +8,7 @@
 
 namespace gradgram::cli {
 
-enum class Verb { Help, Version, Doctor, Init, Kernel, Spectrum, Learnability };
+enum class Verb { Help, Version, Doctor, Init, Kernel, Predict, Spectrum, Learnability };
 
 /// Everything the command line can say, as plain data. A verb reads only what its help lists.
 struct Options {
@@ -53,6 +53,19 @@ struct Options {
   bool packed = false;
   bool preview = false;
   bool no_preview = false;
+  std::size_t monte_carlo = 0;  ///< samples; 0: no estimate
+
+  std::size_t test_examples = 0;  ///< predict: --limit is what --train says
+  double ridge = 0;
+  std::string time;   ///< a number or inf; empty is inf
+  std::string steps;  ///< empty: gradient flow
+  double predict_momentum = 0;
+  bool nesterov = false;
+  bool variance = false;
+  std::string predict_kernel;
+  std::string cross;
+  std::string targets;
+  std::string test_targets;
 
   std::string kernel_file;
   std::size_t top = 0;

@@ -1,0 +1,158 @@
+#include <fmt/format.h>
+#include <fmt/ostream.h>
+
+#include <chrono>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <ostream>
+#include <vector>
+
+#include "cli/commands.hpp"
+#include "cli/inputs.hpp"
+#include "cli/progress.hpp"
+#include "cli/reduction.hpp"
+#include "cli/text.hpp"
+#include "engine/blas.hpp"
+#include "engine/cpu.hpp"
+#include "engine/error.hpp"
+#include "engine/npy.hpp"
+#include "ntk/monte_carlo.hpp"
+
+namespace gradgram::cli {
+namespace {
+
+using nlohmann::ordered_json;
+
+void refuse(bool given, const char* option, const char* why) {
+  if (given) throw ArgumentError(fmt::format("--monte-carlo: cannot be combined with {}, {}", option, why));
+}
+
+template <class T>
+void run(const Context& context) {
+  const Options& options = context.options;
+  refuse(!options.weights.empty(), "--weights", "since every sample draws its own");
+  refuse(options.diagonal, "--diagonal", "which is not estimated");
+  refuse(options.per_parameter, "--per-parameter", "which is not estimated");
+  refuse(options.restart, "--restart", "since nothing is kept of a run that was stopped");
+  refuse(options.packed, "--packed", "which is not offered for estimates");
+  refuse(options.preview, "--preview", "since an estimate is not written tile by tile");
+  const bool nngp = options.get == "nngp";
+  refuse(nngp && !options.reduce.empty(), "--get nngp and --reduce", "since the covariance has no blocks");
+  if (options.monte_carlo < 2) {
+    throw ArgumentError("--monte-carlo: needs at least 2 samples, or there is no standard error");
+  }
+  const std::filesystem::path out = options.out;
+  require_writable(out);
+  if (out.extension() != ".npy") {
+    throw ArgumentError(fmt::format("--out: '{}' must end in .npy", options.out));
+  }
+  const std::size_t memory = memory_budget(options);
+  const Workers workers(options.threads);
+  const auto begin = std::chrono::steady_clock::now();
+  const datasets::Dataset data = open_data(options);
+  models::ParseOptions parse_options;
+  parse_options.outputs = outputs_for(options, data);
+  const models::Model model = models::parse(options.model, data.example_shape(), parse_options);
+  models::NetworkOptions network_options;
+  network_options.parameterization = models::parse_parameterization(options.parameterization);
+  network_options.weight_variance = options.weight_variance;
+  network_options.bias_variance = options.bias_variance;
+  ntk::KernelOptions reduction;
+  std::string note;
+  if (!nngp) choose_reduction(options, model.outputs(), reduction, note);
+
+  ProgressMeter meter(context.err, options.quiet);
+  ntk::MonteCarloOptions what;
+  what.samples = options.monte_carlo;
+  what.seed = options.seed;
+  what.what = nngp ? ntk::Estimated::Covariance : ntk::Estimated::Tangent;
+  what.reduce = reduction.reduce;
+  what.output = reduction.output;
+  what.memory = memory;
+  what.progress = meter.phase("samples");
+  what.stop = context.stop;
+  const Tensor<T> x = data.template inputs_as<T>();
+  ordered_json json = describe_run(options, workers.count(), memory);
+  ntk::MonteCarloKernel kernel;
+  std::size_t columns = data.size();
+  ordered_json versus_json;
+  if (options.versus.empty()) {
+    kernel = ntk::monte_carlo_kernel<T>(model, network_options, x.view(), what, workers);
+  } else {
+    const datasets::Dataset versus = open_versus(options, data.example_shape());
+    const Tensor<T> versus_x = versus.template inputs_as<T>();
+    kernel = ntk::monte_carlo_kernel<T>(model, network_options, x.view(), versus_x.view(), what, workers);
+    columns = versus.size();
+    versus_json = {{"name", options.versus},
+                   {"source", versus.source},
+                   {"examples", versus.size()},
+                   {"inputs_crc32", checksum(versus.inputs.view())}};
+  }
+  meter.close();
+  const std::filesystem::path error_file = out.parent_path() / (out.stem().string() + ".error.npy");
+  write_npy<double>(error_file, kernel.standard_error.view());
+  write_npy<double>(out, kernel.mean.view());
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+
+  json["estimate"] = "Monte Carlo: mean over networks of these widths, not the limit of infinite width";
+  json["samples"] = kernel.samples;
+  json["seed"] = options.seed;
+  json["standard_error"] = {{"file", error_file.filename().string()},
+                            {"relative", kernel.relative_error},
+                            {"largest", kernel.largest_error}};
+  json["get"] = nngp ? "nngp" : "ntk";
+  json["model"] = model.to_text();
+  json["outputs"] = model.outputs();
+  json["parameterization"] = options.parameterization;
+  json["weight_variance"] = options.weight_variance;
+  json["bias_variance"] = options.bias_variance;
+  json["data"] = describe(options, data);
+  if (!versus_json.is_null()) json["versus"] = versus_json;
+  if (!nngp) json["reduction"] = ntk::reduce_name(what.reduce, what.output);
+  json["n"] = data.size();
+  json["n_versus"] = columns;
+  const Shape& shape = kernel.mean.shape();
+  json["shape"] = std::vector<std::size_t>(shape.extents().begin(), shape.extents().end());
+  json["seconds"] = seconds;
+  const std::filesystem::path sidecar = beside(out, ".json");
+  write_json(sidecar, json);
+  if (options.json) {
+    context.out << json.dump(2) << '\n';
+    return;
+  }
+  fmt::print(context.out, "Monte Carlo estimate of the {} of {}\n", nngp ? "covariance (nngp)" : "kernel",
+             model.to_text());
+  std::vector<std::vector<std::string>> rows = {
+      {"estimate", fmt::format("mean of {} networks of these widths", grouped(kernel.samples))},
+      {"standard error", fmt::format("{} of the kernel (Frobenius), at most {} of its largest entry",
+                                     percent(kernel.relative_error), percent(kernel.largest_error))},
+      {"data",
+       fmt::format("{} examples {} of {}", grouped(data.size()), extents(data.example_shape()), data.source)},
+      {"prepared", preparation_text(options)},
+      {"parameterization", parameterization_text(options)},
+      {"precision", options.dtype + " samples, f64 means"},
+      {"machine",
+       fmt::format("{}, {} thread{}, BLIS kernels {}, budget {}", isa_name(active_isa()), workers.count(),
+                   workers.count() == 1 ? "" : "s", blas::kernel_set(), budget_text(memory))},
+      {"time", seconds_text(seconds)}};
+  if (!nngp) rows.insert(rows.begin() + 2, {"reduction", json["reduction"].get<std::string>()});
+  context.out << table(rows, {false, false});
+  fmt::print(context.out, "Wrote {} {}, its standard errors {} and {}\n", out.string(), shape.to_string(),
+             error_file.string(), sidecar.string());
+}
+
+}  // namespace
+
+void run_monte_carlo_kernel(const Context& context) {
+  const std::string& get = context.options.get;
+  if (!get.empty() && get != "ntk" && get != "nngp") {
+    throw ArgumentError(fmt::format("--get: '{}' is unknown; expected ntk or nngp", get));
+  }
+  if (context.options.dtype == "f64") {
+    run<double>(context);
+  } else {
+    run<float>(context);
+  }
+}
+
+}  // namespace gradgram::cli

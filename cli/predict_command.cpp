@@ -1,0 +1,693 @@
+#include <fmt/format.h>
+#include <fmt/ostream.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <ostream>
+#include <set>
+#include <type_traits>
+#include <utility>
+
+#include "cli/commands.hpp"
+#include "cli/inputs.hpp"
+#include "cli/progress.hpp"
+#include "cli/reduction.hpp"
+#include "cli/split.hpp"
+#include "cli/text.hpp"
+#include "engine/blas.hpp"
+#include "engine/cpu.hpp"
+#include "engine/error.hpp"
+#include "engine/npy.hpp"
+#include "ntk/infinite/infinite.hpp"
+#include "ntk/kernel.hpp"
+#include "ntk/matrix_operator.hpp"
+#include "ntk/precision.hpp"
+#include "ntk/predict.hpp"
+#include "ntk/spectrum.hpp"
+
+namespace gradgram::cli {
+namespace {
+
+using nlohmann::ordered_json;
+
+/// Everything that a prediction is made of, from a model or from files.
+template <class T>
+struct Problem {
+  TensorView<const T> kernel;              ///< [n, n]
+  TensorView<const T> cross;               ///< [m, n]; empty without test points
+  Tensor<double> nngp, nngp_cross, prior;  ///< of an ensemble's variance
+  Tensor<double> initial, initial_test;    ///< of a finite network
+  Tensor<double> y, y_test;                ///< [n, C]; y_test may be empty
+  bool classes = false;                    ///< y holds classes, as -1/+1 or one column each
+  bool posterior = false;                  ///< a Gaussian process: its variance is that of the posterior
+  double entry_error = 0;
+  std::size_t held_bytes = 0;  ///< of kernels and data
+};
+
+struct Score {
+  double accuracy = 0;
+  double error = 0;  ///< mean squared, over examples and outputs
+};
+
+Score judge(const Tensor<double>& f, const Tensor<double>& y) {
+  const std::size_t n = y.shape()[0];
+  const std::size_t columns = y.shape()[1];
+  Score score;
+  for (std::size_t i = 0; i < n; ++i) {
+    const double* const a = f.data() + i * columns;
+    const double* const b = y.data() + i * columns;
+    for (std::size_t c = 0; c < columns; ++c) score.error += (a[c] - b[c]) * (a[c] - b[c]);
+    const bool right = columns == 1
+                           ? (a[0] > 0) == (b[0] > 0)
+                           : std::max_element(a, a + columns) - a == std::max_element(b, b + columns) - b;
+    score.accuracy += right ? 1 : 0;
+  }
+  score.error /= static_cast<double>(n * columns);
+  score.accuracy /= static_cast<double>(n);
+  return score;
+}
+
+/// Two classes as -1 and +1 in one column, or one column for each.
+Tensor<double> class_targets(const std::vector<std::int32_t>& labels, std::size_t columns) {
+  Tensor<double> y(Shape{labels.size(), columns});
+  for (std::size_t i = 0; i < labels.size(); ++i) {
+    if (columns == 1) {
+      y(i, 0) = labels[i] == 1 ? 1 : -1;
+    } else {
+      y(i, static_cast<std::size_t>(labels[i])) = 1;
+    }
+  }
+  return y;
+}
+
+Tensor<double> targets_of(const datasets::Dataset& data, std::size_t outputs) {
+  if (data.labels.empty()) {
+    if (data.targets.size() == 0) throw ArgumentError("--data: has neither labels nor targets to learn");
+    return data.targets.clone();
+  }
+  return class_targets(data.labels, outputs);
+}
+
+double parse_time(const std::string& text) {
+  if (text == "inf") return ntk::kForever;
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || !(value >= 0)) {
+    throw ArgumentError(fmt::format("--time: '{}' must be a number at least 0, or inf", text));
+  }
+  return value;
+}
+
+/// --time, --steps, --learning-rate, --momentum, --nesterov and --ridge; the rate is that of the mean squared
+/// error, as the trainer's.
+struct Asked {
+  ntk::Learning learning;
+  double rate = 0;  ///< as given
+  std::string words;
+};
+
+Asked what_is_asked(const Options& options, std::size_t n, std::size_t columns) {
+  Asked asked;
+  const bool steps = !options.steps.empty();
+  const bool timed = !options.time.empty() && options.time != "inf";
+  if (steps && !options.time.empty()) {
+    throw ArgumentError("--steps: cannot be combined with --time, which is of gradient flow");
+  }
+  ntk::Learning& learning = asked.learning;
+  learning.ridge = options.ridge;
+  const double momentum = options.predict_momentum;
+  if (options.nesterov && momentum == 0) throw ArgumentError("--nesterov: needs --momentum");
+  if (momentum != 0 && !steps) throw ArgumentError("--momentum: needs --steps");
+  if (!steps && !timed) {
+    if (options.learning_rate != 0) {
+      throw ArgumentError(
+          "--learning-rate: needs --steps or a finite --time; forever any stable rate ends the same");
+    }
+    asked.words = "forever (kernel regression)";
+    return asked;
+  }
+  if (options.learning_rate == 0) {
+    throw ArgumentError(fmt::format("--learning-rate: must be given with {}", steps ? "--steps" : "--time"));
+  }
+  asked.rate = options.learning_rate;
+  learning.rate = ntk::rate_of_half_sum(asked.rate, ntk::LossScale::Mean, n, columns);
+  if (steps) {
+    learning.descent = options.nesterov ? ntk::Descent::Nesterov
+                       : momentum > 0   ? ntk::Descent::HeavyBall
+                                        : ntk::Descent::Steps;
+    learning.momentum = momentum;
+    const std::vector<std::size_t> count = parse_numbers(options.steps, "--steps");
+    if (count.size() != 1)
+      throw ArgumentError(fmt::format("--steps: '{}' must be one number", options.steps));
+    learning.time = static_cast<double>(count[0]);
+    asked.words = fmt::format(
+        "{} step{} of gradient descent, learning rate {:g}{}", grouped(count[0]), count[0] == 1 ? "" : "s",
+        asked.rate,
+        momentum == 0 ? "" : fmt::format(", {} {:g}", options.nesterov ? "Nesterov" : "momentum", momentum));
+  } else {
+    learning.time = parse_time(options.time);
+    asked.words = fmt::format("gradient flow to time {:g}, learning rate {:g}", learning.time, asked.rate);
+  }
+  return asked;
+}
+
+struct Answer {
+  Tensor<double> train, test;
+  Tensor<double> variance;  ///< [m], one for all outputs; empty unless asked for
+  double largest_eigenvalue = 0;
+  std::string solver;
+  std::optional<double> residual;
+};
+
+std::size_t left_of(std::size_t memory, std::size_t held) {
+  return memory > held ? memory - held : 1;
+}
+
+template <class T>
+Tensor<double> widened(TensorView<const T> values) {
+  Tensor<double> result(values.shape());
+  std::copy_n(values.data(), result.size(), result.data());
+  return result;
+}
+
+/// All eigenpairs: any time, and the variance of ensembles.
+template <class T>
+Answer by_eigenpairs(const Problem<T>& problem, const Asked& asked, bool variance, std::size_t memory) {
+  Answer answer;
+  const Tensor<double> kernel = widened(problem.kernel);
+  const Tensor<double> cross = widened(problem.cross);
+  ntk::SpectrumOptions spectrum_options;
+  spectrum_options.entry_error = problem.entry_error;
+  spectrum_options.memory =
+      left_of(memory, problem.held_bytes + (kernel.size() + cross.size()) * sizeof(double));
+  const ntk::Spectrum pairs = ntk::spectrum(kernel, spectrum_options);
+  answer.largest_eigenvalue = pairs.values.front();
+  answer.solver =
+      fmt::format("all {} eigenpairs, {} above their error bar", grouped(pairs.n), grouped(pairs.resolved()));
+  answer.residual = pairs.values.front() == 0 ? 0 : pairs.residual / pairs.values.front();
+  answer.train = ntk::predict_train(pairs, asked.learning, problem.y, problem.initial);
+  answer.test = ntk::predict(pairs, asked.learning, cross, problem.y, problem.initial, problem.initial_test);
+  if (variance) {
+    answer.variance = std::move(ntk::ensemble(pairs, asked.learning, cross, problem.nngp, problem.nngp_cross,
+                                              problem.prior, problem.y)
+                                    .covariance);
+  }
+  return answer;
+}
+
+/// One set of equations: kernel regression, the posterior of a Gaussian process.
+template <class T>
+Answer by_equations(const Problem<T>& problem, const Asked& asked, bool variance, std::size_t memory,
+                    const Workers& workers, const Progress& progress, std::stop_token stop) {
+  Answer answer;
+  {
+    ntk::MatrixOperator<T> products(problem.kernel, workers, problem.entry_error);
+    answer.largest_eigenvalue = ntk::largest_eigenvalue(products);
+  }
+  const std::size_t n = problem.kernel.shape()[0];
+  if (variance) {
+    const std::size_t needed = checked_multiply(
+        checked_multiply(n, n + 2 * problem.cross.shape()[0], "predict"), sizeof(double), "predict");
+    if (needed > left_of(memory, problem.held_bytes)) {
+      throw BudgetError(
+          fmt::format("--variance: needs {} bytes beside the kernels, of the budget of {} {} are left",
+                      needed, memory, left_of(memory, problem.held_bytes)));
+    }
+    ntk::CholeskyOptions cholesky;
+    cholesky.shift = asked.learning.ridge;
+    cholesky.progress = progress;
+    cholesky.stop = stop;
+    const ntk::CholeskyFactor factor(widened(problem.kernel), workers, cholesky);
+    ntk::GaussianOutputs law =
+        ntk::gaussian_process(factor, widened(problem.cross), problem.prior, problem.y, workers);
+    answer.test = std::move(law.mean);
+    answer.variance = std::move(law.covariance);
+    Tensor<double> weights = problem.y.clone();
+    factor.solve(weights, workers);
+    answer.residual = factor.residual(weights, problem.y, workers);
+    answer.solver = "Cholesky";
+    answer.train = problem.y.clone();
+    for (std::size_t i = 0; i < answer.train.size(); ++i) {
+      answer.train.data()[i] -= asked.learning.ridge * weights.data()[i];
+    }
+    return answer;
+  }
+  // y - f_0 is what has to be learned; what the ridge leaves of it is ridge * coefficients.
+  Tensor<double> missing = problem.y.clone();
+  for (std::size_t i = 0; i < problem.initial.size(); ++i) missing.data()[i] -= problem.initial.data()[i];
+  ntk::RegressionOptions regression_options;
+  regression_options.ridge = asked.learning.ridge;
+  regression_options.memory = left_of(memory, problem.held_bytes);
+  regression_options.progress = progress;
+  regression_options.stop = stop;
+  const ntk::Regression solved =
+      ntk::kernel_regression<T>(problem.kernel, missing, regression_options, workers);
+  answer.residual = solved.residual;
+  answer.solver = solved.factored
+                      ? "Cholesky"
+                      : fmt::format("conjugate gradients, {} iterations, Nystrom preconditioner of rank {}",
+                                    solved.iterations, solved.rank);
+  answer.test = ntk::apply_kernel<T>(problem.cross, solved.coefficients, workers);
+  for (std::size_t i = 0; i < problem.initial_test.size(); ++i) {
+    answer.test.data()[i] += problem.initial_test.data()[i];
+  }
+  answer.train = problem.y.clone();
+  for (std::size_t i = 0; i < answer.train.size(); ++i) {
+    answer.train.data()[i] -= asked.learning.ridge * solved.coefficients.data()[i];
+  }
+  return answer;
+}
+
+/// Solves, writes and tells. `rows` come first in the table, `json` first in the report.
+template <class T>
+void finish(const Context& context, const Problem<T>& problem, std::vector<std::vector<std::string>> rows,
+            ordered_json json, const std::string& title, const Workers& workers, ProgressMeter& meter,
+            std::chrono::steady_clock::time_point begin, std::size_t per_example) {
+  const Options& options = context.options;
+  const std::filesystem::path out = options.out;
+  const std::size_t memory = memory_budget(options);
+  const std::size_t n = problem.y.shape()[0];
+  const std::size_t columns = problem.y.shape()[1];
+  const Asked asked = what_is_asked(options, n, columns);
+  const bool forever = asked.learning.time == ntk::kForever;
+  const bool equations = forever && (!options.variance || problem.posterior);
+  const Answer answer = equations ? by_equations(problem, asked, options.variance, memory, workers,
+                                                 meter.phase("solving"), context.stop)
+                                  : by_eigenpairs(problem, asked, options.variance, memory);
+  meter.close();
+
+  // The rates, in both usual measures.
+  const double ridge = asked.learning.ridge;
+  const double stable = ntk::largest_stable_rate(ntk::Descent::Steps, answer.largest_eigenvalue, 0, ridge);
+  const double stable_mean = ntk::rate_under(ntk::LossScale::Mean, stable, n, columns);
+  const double momentum = options.predict_momentum > 0 ? options.predict_momentum : 0.9;
+  const auto with_momentum = [&](ntk::Descent descent) {
+    return ntk::rate_under(ntk::LossScale::Mean,
+                           ntk::largest_stable_rate(descent, answer.largest_eigenvalue, momentum, ridge), n,
+                           columns);
+  };
+  double trace = 0;
+  for (std::size_t i = 0; i < n; ++i) trace += static_cast<double>(problem.kernel.data()[i * n + i]);
+
+  // Outputs of a full kernel stand in one column, example by example.
+  const auto as_outputs = [&](const Tensor<double>& f) {
+    return Tensor<double>(Shape{f.size() / (columns * per_example), columns * per_example}, f.span());
+  };
+  const Tensor<double> train = as_outputs(answer.train);
+  const Tensor<double> test = as_outputs(answer.test);
+  write_npy<double>(out, test.view());
+  const std::filesystem::path variance_file = out.parent_path() / (out.stem().string() + ".variance.npy");
+  if (options.variance) write_npy<double>(variance_file, answer.variance.view());
+
+  json["learned"] = asked.words;
+  json["time"] = forever ? ordered_json("inf") : ordered_json(asked.learning.time);
+  if (asked.rate != 0) json["learning_rate"] = asked.rate;
+  if (asked.learning.momentum != 0) {
+    json["momentum"] = asked.learning.momentum;
+    json["nesterov"] = options.nesterov;
+  }
+  json["ridge"] = ridge;
+  json["ridge_relative_to_mean_diagonal"] = trace > 0 ? ridge * static_cast<double>(n) / trace : 0;
+  json["solver"] = answer.solver;
+  if (answer.residual) json["relative_residual"] = *answer.residual;
+  json["largest_eigenvalue"] = answer.largest_eigenvalue;
+  const auto finite_or_null = [](double value) {
+    return std::isfinite(value) ? ordered_json(value) : ordered_json(nullptr);
+  };
+  json["largest_stable_rate"] = {{"loss", "mean squared error over examples and outputs"},
+                                 {"plain", finite_or_null(stable_mean)},
+                                 {"momentum", momentum},
+                                 {"heavy_ball", finite_or_null(with_momentum(ntk::Descent::HeavyBall))},
+                                 {"nesterov", finite_or_null(with_momentum(ntk::Descent::Nesterov))},
+                                 {"plain_of_half_sum", finite_or_null(stable)}};
+  const auto to_json = [&](const Score& score) {
+    ordered_json object;
+    if (problem.classes) object["accuracy"] = score.accuracy;
+    object["mean_squared_error"] = score.error;
+    return object;
+  };
+  const auto text = [&](const Score& score) {
+    const std::string error = "mean squared error " + significant(score.error, 4);
+    return problem.classes ? fmt::format("accuracy {:.2f} %, {}", 100 * score.accuracy, error) : error;
+  };
+  const Score train_score = judge(train, as_outputs(problem.y));
+  json["train_score"] = to_json(train_score);
+  rows.push_back({"learned", asked.words + fmt::format(", ridge {:g}", ridge)});
+  rows.push_back(
+      {"solved by", answer.solver + (answer.residual ? fmt::format(", relative residual {}",
+                                                                   significant(*answer.residual, 2))
+                                                     : std::string())});
+  rows.push_back(
+      {"largest stable rate",
+       fmt::format("{} of the mean squared error, {} with momentum {:g} (2 / lambda_max = {})",
+                   significant(stable_mean, 4), significant(with_momentum(ntk::Descent::HeavyBall), 4),
+                   momentum, significant(stable, 4))});
+  rows.push_back({"on the training data", text(train_score)});
+  if (problem.y_test.size() != 0) {
+    const Score score = judge(test, as_outputs(problem.y_test));
+    json["test_score"] = to_json(score);
+    rows.push_back({"on the test data", text(score)});
+  }
+  if (options.variance) {
+    double sum = 0;
+    for (const double value : answer.variance.span()) sum += value;
+    const double mean = answer.variance.size() == 0 ? 0 : sum / static_cast<double>(answer.variance.size());
+    json["variance"] = {{"file", variance_file.filename().string()},
+                        {"of", problem.posterior && forever ? "posterior" : "ensemble"},
+                        {"mean", mean}};
+    rows.push_back(
+        {"variance",
+         fmt::format("{} on average, of {}", significant(mean, 4),
+                     problem.posterior && forever ? "the posterior" : "an ensemble over initializations")});
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  json["shape"] = {test.shape()[0], test.shape()[1]};
+  json["seconds"] = seconds;
+  const std::filesystem::path sidecar = beside(out, ".json");
+  write_json(sidecar, json);
+  if (options.json) {
+    context.out << json.dump(2) << '\n';
+    return;
+  }
+  rows.push_back(
+      {"machine",
+       fmt::format("{}, {} thread{}, BLIS kernels {}, budget {}", isa_name(active_isa()), workers.count(),
+                   workers.count() == 1 ? "" : "s", blas::kernel_set(), budget_text(memory))});
+  rows.push_back({"time", seconds_text(seconds)});
+  fmt::print(context.out, "{}\n", title);
+  context.out << table(rows, {false, false});
+  fmt::print(context.out, "Wrote {} {}{} and {}\n", out.string(), test.shape().to_string(),
+             options.variance ? " and " + variance_file.string() : "", sidecar.string());
+}
+
+ordered_json describe_part(const datasets::Dataset& data) {
+  return {{"source", data.source}, {"examples", data.size()}, {"inputs_crc32", checksum(data.inputs.view())}};
+}
+
+template <class T>
+void run_model(const Context& context) {
+  const Options& options = context.options;
+  if (options.data.empty()) throw ArgumentError("--data: must be given with --model");
+  const bool nngp = options.get == "nngp";
+  if (nngp && !options.infinite) throw ArgumentError("--get nngp: needs --infinite");
+  if (options.variance && !options.infinite) {
+    throw ArgumentError("--variance: needs --infinite, since a network that was drawn has one prediction");
+  }
+  if (options.infinite && !options.weights.empty()) {
+    throw ArgumentError("--infinite: cannot be combined with --weights, which is about a finite network");
+  }
+  if (options.infinite && !options.reduce.empty()) {
+    throw ArgumentError(
+        "--infinite: cannot be combined with --reduce, which is about a finite network's kernel");
+  }
+  const std::size_t memory = memory_budget(options);
+  const Workers workers(options.threads);
+  const auto begin = std::chrono::steady_clock::now();
+  const Split split = open_split(options);
+  const std::size_t outputs = outputs_for(options, split.train);
+  const Tensor<T> x = split.train.template inputs_as<T>();
+  const Tensor<T> x_test = split.test.template inputs_as<T>();
+  if (!split.train.labels.empty() && outputs != split.train.classes() &&
+      !(outputs == 1 && split.train.classes() == 2)) {
+    throw ArgumentError(fmt::format("--outputs: {} do not fit {} classes", outputs, split.train.classes()));
+  }
+
+  Problem<T> problem;
+  problem.classes = !split.train.labels.empty();
+  problem.y = targets_of(split.train, outputs);
+  problem.y_test = targets_of(split.test, outputs);
+  // Told before the work: what it would come to after it.
+  what_is_asked(options, split.train.size(), problem.y.shape()[1]);
+  problem.held_bytes = (split.train.inputs.size() + split.test.inputs.size()) * (sizeof(double) + sizeof(T));
+  ProgressMeter meter(context.err, options.quiet);
+  ordered_json json = describe_run(options, workers.count(), memory);
+  std::vector<std::vector<std::string>> rows;
+  std::string title;
+  Tensor<T> kernel;
+  Tensor<T> cross;
+  std::size_t per_example = 1;
+  if (options.infinite) {
+    models::ParseOptions parse_options;
+    parse_options.outputs = outputs;
+    const models::Model model = models::parse(options.model, split.train.example_shape(), parse_options);
+    models::NetworkOptions variances;
+    variances.parameterization = models::Parameterization::Ntk;
+    variances.weight_variance = options.weight_variance;
+    variances.bias_variance = options.bias_variance;
+    const bool both = options.variance && !nngp;
+    ntk::InfiniteOptions what;
+    what.nngp = nngp || both;
+    what.ntk = !nngp;
+    what.stop = context.stop;
+    what.memory = left_of(memory, problem.held_bytes);
+    what.progress = meter.phase("kernel");
+    ntk::InfiniteKernels<T> square = ntk::infinite_kernel<T>(model, variances, x.view(), what, workers);
+    problem.held_bytes += (square.nngp.size() + square.ntk.size()) * sizeof(T);
+    what.memory = left_of(memory, problem.held_bytes);
+    what.progress = meter.phase("test kernel");
+    ntk::InfiniteKernels<T> beside =
+        ntk::infinite_kernel<T>(model, variances, x_test.view(), x.view(), what, workers);
+    problem.held_bytes += (beside.nngp.size() + beside.ntk.size()) * sizeof(T);
+    if (options.variance) {
+      // The diagonal of the test points' own covariance, from blocks of a few.
+      problem.prior = Tensor<double>(Shape{split.test.size()});
+      what.nngp = true;
+      what.ntk = false;
+      what.progress = {};
+      constexpr std::size_t kFew = 64;
+      for (std::size_t i = 0; i < split.test.size(); i += kFew) {
+        const std::size_t end = std::min(split.test.size(), i + kFew);
+        const Tensor<T> block = std::move(
+            ntk::infinite_kernel<T>(model, variances, x_test.view().slice(i, end), what, workers).nngp);
+        for (std::size_t j = i; j < end; ++j) problem.prior(j) = static_cast<double>(block(j - i, j - i));
+      }
+    }
+    if (both) {
+      problem.nngp = widened<T>(square.nngp);
+      problem.nngp_cross = widened<T>(beside.nngp);
+    }
+    kernel = std::move(nngp ? square.nngp : square.ntk);
+    cross = std::move(nngp ? beside.nngp : beside.ntk);
+    if (options.variance && nngp) {
+      problem.nngp = widened<T>(kernel.view());
+      problem.nngp_cross = widened<T>(cross.view());
+    }
+    problem.held_bytes += (problem.nngp.size() + problem.nngp_cross.size()) * sizeof(double);
+    problem.posterior = nngp;
+    problem.entry_error = std::is_same_v<T, float> ? 1e-6 : 1e-12;
+    json["model"] = model.to_text();
+    json["infinite"] = true;
+    json["get"] = nngp ? "nngp" : "ntk";
+    json["parameterization"] = "ntk";
+    json["weight_variance"] = options.weight_variance;
+    json["bias_variance"] = options.bias_variance;
+    title = fmt::format("Predictions of infinitely wide {}{}", model.to_text(),
+                        nngp ? ", as a Gaussian process (nngp)" : ", trained (ntk)");
+    rows.push_back({"parameterization", fmt::format("ntk, weight variance {:g}, bias variance {:g}",
+                                                    options.weight_variance, options.bias_variance)});
+  } else {
+    const models::Network<T> network = open_network<T>(options, split.train.example_shape(), outputs);
+    if (network.outputs() != problem.y.shape()[1]) {
+      throw ArgumentError(fmt::format("--model: {} outputs do not fit targets of {} columns",
+                                      network.outputs(), problem.y.shape()[1]));
+    }
+    ntk::KernelOptions kernel_options;
+    std::string note;
+    choose_reduction(options, network.outputs(), kernel_options, note);
+    if (kernel_options.reduce != ntk::Reduce::Full && kernel_options.reduce != ntk::Reduce::TraceMean) {
+      throw ArgumentError(
+          fmt::format("--reduce: {} says nothing of how the outputs learn; choose full (exact) or trace-mean "
+                      "(one kernel for "
+                      "all outputs)",
+                      options.reduce));
+    }
+    kernel_options.stop = context.stop;
+    kernel_options.memory = left_of(memory, problem.held_bytes);
+    kernel_options.progress = meter.phase("kernel");
+    kernel = std::move(ntk::kernel<T>(network, x.view(), kernel_options, workers).values);
+    problem.held_bytes += kernel.size() * sizeof(T);
+    kernel_options.memory = left_of(memory, problem.held_bytes);
+    kernel_options.progress = meter.phase("test kernel");
+    cross = std::move(ntk::kernel<T>(network, x_test.view(), x.view(), kernel_options, workers).values);
+    problem.held_bytes += cross.size() * sizeof(T);
+    problem.initial = widened<T>(evaluate<T>(network, x.view(), workers));
+    problem.initial_test = widened<T>(evaluate<T>(network, x_test.view(), workers));
+    if (kernel.shape().rank() == 4) {
+      const auto joined = [](const Tensor<T>& blocks) {
+        const Tensor<double> one = ntk::join_outputs<T>(blocks.view());
+        Tensor<T> result(one.shape());
+        std::transform(one.span().begin(), one.span().end(), result.data(),
+                       [](double value) { return static_cast<T>(value); });
+        return result;
+      };
+      kernel = joined(kernel);
+      cross = joined(cross);
+      per_example = network.outputs();
+      const auto column = [](Tensor<double>& values) {
+        values = Tensor<double>(Shape{values.size(), 1}, values.span());
+      };
+      for (Tensor<double>* values : {&problem.y, &problem.y_test, &problem.initial, &problem.initial_test}) {
+        column(*values);
+      }
+    }
+    problem.entry_error = ntk::entry_error<T>(network);
+    json.update(describe(options, network));
+    json["infinite"] = false;
+    json["reduction"] = ntk::reduce_name(kernel_options.reduce, kernel_options.output);
+    title = fmt::format("Predictions of the linearized network {}", network.model().to_text());
+    rows.push_back({"parameterization", parameterization_text(options)});
+    rows.push_back({"reduction", json["reduction"].template get<std::string>() +
+                                     (network.outputs() > 1 && per_example == 1
+                                          ? " (one kernel for all outputs: an approximation)"
+                                          : "")});
+  }
+  problem.kernel = kernel.view();
+  problem.cross = cross.view();
+  json["data"] = describe(options, split.train);
+  json["test"] = describe_part(split.test);
+  json["test"]["from"] = split.test_words;
+  rows.insert(rows.begin(),
+              {{"learns from", fmt::format("{} examples {} of {}", grouped(split.train.size()),
+                                           extents(split.train.example_shape()), split.train.source)},
+               {"judged by", fmt::format("{} examples, {}", grouped(split.test.size()), split.test_words)},
+               {"prepared", preparation_text(options)}});
+  rows.push_back({"precision", options.dtype + " kernels, f64 equations"});
+  finish<T>(context, problem, std::move(rows), std::move(json), title, workers, meter, begin, per_example);
+}
+
+/// Targets from an .npy file: whole numbers stored as integers are classes, others as they are, [n] or [n,
+/// C]. `names` are the classes of the training targets, filled when empty.
+Tensor<double> read_targets(const std::string& path, std::size_t n, const char* option,
+                            std::vector<std::int32_t>& names, bool& classes) {
+  const NpyArray array = read_npy(path);
+  if (array.shape.empty() || array.shape.size() > 2 || array.shape[0] != n) {
+    throw ArgumentError(fmt::format("{}: {} has shape [{}], expected [{}] or [{}, C]", option, path,
+                                    fmt::join(array.shape, ", "), n, n));
+  }
+  if (array.type == NpyType::F4 || array.type == NpyType::F8 || array.shape.size() == 2) {
+    const Tensor<double> values = array.to_tensor<double>();
+    for (const double value : values.span()) {
+      if (!std::isfinite(value)) throw NumericError(fmt::format("{}: {} holds {}", option, path, value));
+    }
+    return Tensor<double>(Shape{n, n == 0 ? 1 : values.size() / n}, values.span());
+  }
+  classes = true;
+  std::vector<std::int32_t> labels = array.to_labels();
+  if (names.empty()) {
+    const std::set<std::int32_t> distinct(labels.begin(), labels.end());
+    names.assign(distinct.begin(), distinct.end());
+    if (names.size() < 2 || names.size() > 1000) {
+      throw ArgumentError(
+          fmt::format("{}: {} holds {} different labels, expected 2 to 1,000", option, path, names.size()));
+    }
+  }
+  for (std::int32_t& label : labels) {
+    const auto found = std::lower_bound(names.begin(), names.end(), label);
+    if (found == names.end() || *found != label) {
+      throw ArgumentError(fmt::format("{}: label {} is not one of --targets", option, label));
+    }
+    label = static_cast<std::int32_t>(found - names.begin());
+  }
+  return class_targets(labels, names.size() == 2 ? 1 : names.size());
+}
+
+template <class T>
+void run_files(const Context& context, const ntk::MappedNpy& kernel, const ntk::MappedNpy& cross) {
+  const Options& options = context.options;
+  const auto view = [](const ntk::MappedNpy& array) {
+    if constexpr (std::is_same_v<T, float>) {
+      return array.f32();
+    } else {
+      return array.f64();
+    }
+  };
+  if (options.variance || options.infinite || !options.get.empty() || !options.data.empty() ||
+      !options.model.empty()) {
+    throw ArgumentError(
+        "--kernel: cannot be combined with --model, --data, --infinite, --get or --variance: the kernel is "
+        "what it "
+        "is");
+  }
+  const std::size_t memory = memory_budget(options);
+  const Workers workers(options.threads);
+  const auto begin = std::chrono::steady_clock::now();
+  Problem<T> problem;
+  problem.kernel = view(kernel);
+  problem.cross = view(cross);
+  const std::size_t n = kernel.shape()[0];
+  std::vector<std::int32_t> names;
+  problem.y = read_targets(options.targets, n, "--targets", names, problem.classes);
+  if (!options.test_targets.empty()) {
+    bool classes = false;
+    problem.y_test = read_targets(options.test_targets, cross.shape()[0], "--test-targets", names, classes);
+    if (classes != problem.classes || problem.y_test.shape()[1] != problem.y.shape()[1]) {
+      throw ArgumentError("--test-targets: must be of the kind and columns of --targets");
+    }
+  }
+  what_is_asked(options, n, problem.y.shape()[1]);
+  problem.entry_error = std::is_same_v<T, float> ? ntk::entry_error<float>() : ntk::entry_error<double>();
+  ProgressMeter meter(context.err, options.quiet);
+  ordered_json json = describe_run(options, workers.count(), memory);
+  json["kernel"] = options.predict_kernel;
+  json["cross"] = options.cross;
+  json["targets"] = options.targets;
+  const std::vector<std::vector<std::string>> rows = {
+      {"kernel", fmt::format("{} {}", options.predict_kernel, kernel.shape().to_string())},
+      {"cross", fmt::format("{} {}", options.cross, cross.shape().to_string())},
+      {"targets",
+       fmt::format("{}, {}", options.targets,
+                   problem.classes ? fmt::format("{} classes", names.size())
+                                   : fmt::format("{} columns as they are", problem.y.shape()[1]))}};
+  finish<T>(context, problem, rows, std::move(json), "Predictions of a kernel from a file", workers, meter,
+            begin, 1);
+}
+
+}  // namespace
+
+void run_predict(const Context& context) {
+  const Options& options = context.options;
+  const std::filesystem::path out = options.out;
+  require_writable(out);
+  if (out.extension() != ".npy") {
+    throw ArgumentError(fmt::format("--out: '{}' must end in .npy", options.out));
+  }
+  if (!options.get.empty() && options.get != "ntk" && options.get != "nngp") {
+    throw ArgumentError(fmt::format("--get: '{}' is unknown; expected ntk or nngp", options.get));
+  }
+  if (!options.predict_kernel.empty()) {
+    if (options.cross.empty() || options.targets.empty()) {
+      throw ArgumentError("--kernel: needs --cross and --targets");
+    }
+    const ntk::MappedNpy kernel(options.predict_kernel);
+    const ntk::MappedNpy cross(options.cross);
+    if (kernel.shape()[0] != kernel.shape()[1] || cross.shape()[1] != kernel.shape()[0] ||
+        kernel.shape()[0] == 0) {
+      throw ShapeError(fmt::format("--kernel: {} must be [n, n], and --cross {} [m, n]",
+                                   kernel.shape().to_string(), cross.shape().to_string()));
+    }
+    if (kernel.type() != cross.type()) {
+      throw ArgumentError(fmt::format("--cross: is stored as {} and --kernel as {}; both must be the same",
+                                      to_string(cross.type()), to_string(kernel.type())));
+    }
+    if (kernel.type() == NpyType::F8) {
+      run_files<double>(context, kernel, cross);
+    } else {
+      run_files<float>(context, kernel, cross);
+    }
+    return;
+  }
+  if (options.model.empty())
+    throw ArgumentError("--model: must be given, or --kernel with --cross and --targets");
+  if (options.dtype == "f64") {
+    run_model<double>(context);
+  } else {
+    run_model<float>(context);
+  }
+}
+
+}  // namespace gradgram::cli

@@ -639,10 +639,10 @@ void run_files(const Context& context, const ntk::MappedNpy& kernel, const ntk::
   const std::vector<std::vector<std::string>> rows = {
       {"kernel", fmt::format("{} {}", options.predict_kernel, kernel.shape().to_string())},
       {"cross", fmt::format("{} {}", options.cross, cross.shape().to_string())},
-      {"targets",
-       fmt::format("{}, {}", options.targets,
-                   problem.classes ? fmt::format("{} classes", names.size())
-                                   : fmt::format("{} columns as they are", problem.y.shape()[1]))}};
+      {"targets", fmt::format("{}, {}", options.targets,
+                              problem.classes ? fmt::format("{} classes", names.size())
+                                              : fmt::format("{} column{} as they are", problem.y.shape()[1],
+                                                            problem.y.shape()[1] == 1 ? "" : "s"))}};
   finish<T>(context, problem, rows, std::move(json), "Predictions of a kernel from a file", workers, meter,
             begin, 1);
 }

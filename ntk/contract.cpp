@@ -1,7 +1,9 @@
 #include "ntk/contract.hpp"
 
 #include <algorithm>
+#include <cstdint>
 
+#include "engine/bf16.hpp"
 #include "engine/cpu.hpp"
 #include "ntk/position_gram.hpp"
 
@@ -27,8 +29,13 @@ template <class T>
 class Contraction {
  public:
   /// `lower`: both sides are the same rows, and entries above the diagonal are not wanted.
-  Contraction(std::size_t rows, std::size_t columns, bool lower)
-      : rows_(rows), columns_(columns), stride_(gram_padded(columns, sizeof(T))), lower_(lower) {}
+  /// `bf16`: products of factors rounded to bfloat16; or null.
+  Contraction(std::size_t rows, std::size_t columns, bool lower, const simd::Bf16Kernels* bf16)
+      : rows_(rows),
+        columns_(columns),
+        stride_(gram_padded(columns, sizeof(T))),
+        lower_(lower),
+        bf16_(bf16) {}
 
   std::size_t size() const { return gram_padded(rows_, sizeof(T)) * stride_; }
   std::size_t stride() const { return stride_; }
@@ -39,6 +46,9 @@ class Contraction {
   /// sum (+)= a b^T over `width` columns. The panels depend on the width alone.
   void multiply(const Side<T>& a, const Side<T>& b, std::size_t width, bool accumulate,
                 const Packed<T>& packed, double* sum) const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (bf16_ != nullptr) return multiply_rounded(a, b, width, accumulate, packed, sum);
+    }
     const simd::KernelTable<T>& table = kernels<T>();
     const std::size_t depth = gram_depth(width, sizeof(T));
     for (std::size_t begin = 0; begin < width; begin += depth) {
@@ -89,6 +99,30 @@ class Contraction {
   }
 
  private:
+  /// Panels of equal depth, cut by the width alone.
+  void multiply_rounded(const Side<T>& a, const Side<T>& b, std::size_t width, bool accumulate,
+                        const Packed<T>& packed, double* sum) const {
+    auto* const rows = reinterpret_cast<std::uint16_t*>(packed.rows);
+    auto* const columns = reinterpret_cast<std::uint16_t*>(packed.columns);
+    const std::size_t panels = (width + simd::kBf16Depth - 1) / simd::kBf16Depth;
+    const std::size_t even = (width + panels - 1) / panels;
+    const std::size_t step = (even + simd::kBf16Block - 1) / simd::kBf16Block * simd::kBf16Block;
+    for (std::size_t at = 0; at < width; at += step) {
+      const std::size_t depth = std::min(step, width - at);
+      bf16_->pack_rows(a.data + at, a.stride, rows_, depth, rows);
+      bf16_->pack_columns(b.data + at, b.stride, columns_, depth, columns);
+      bf16_->product({.rows = rows,
+                      .columns = columns,
+                      .depth = depth,
+                      .row_count = rows_,
+                      .column_count = columns_,
+                      .sum = sum,
+                      .sum_stride = stride_,
+                      .lower = lower_,
+                      .accumulate = accumulate || at > 0});
+    }
+  }
+
   /// f(row, columns that are wanted of it).
   template <class F>
   void each_row(F f) const {
@@ -97,6 +131,7 @@ class Contraction {
 
   std::size_t rows_, columns_, stride_;
   bool lower_;
+  const simd::Bf16Kernels* bf16_;
 };
 
 template <class T>
@@ -112,8 +147,9 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
                    const std::function<void(std::size_t, const Tile&)>& emit) {
   const std::size_t group = plan.rows_per_example();
   const std::size_t seeds = plan.seeds_per_row();
-  const Contraction<T> inputs(range.rows, range.columns, range.diagonal && group == 1);
-  const Contraction<T> outputs(range.rows * group, range.columns * group, range.diagonal);
+  const simd::Bf16Kernels* const bf16 = plan.request.bf16 ? bf16_kernels() : nullptr;
+  const Contraction<T> inputs(range.rows, range.columns, range.diagonal && group == 1, bf16);
+  const Contraction<T> outputs(range.rows * group, range.columns * group, range.diagonal, bf16);
 
   const ArenaScope scope(scratch);
   const auto room = [&](const Contraction<T>& shape) {
@@ -127,9 +163,11 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
   double* const out = factored ? room(outputs) : nullptr;
   double* const taps = plan.has(Way::PositionGram) ? room(outputs) : nullptr;
   const auto pack = [&](std::size_t examples) {
-    return scratch.tensor<T>({gram_padded(examples * group, sizeof(T)), simd::kGramDepth<T>}).data();
+    const std::size_t depth = bf16 != nullptr ? simd::kBf16Depth / 2 : simd::kGramDepth<T>;
+    return scratch.tensor<T>({gram_padded(examples * group, sizeof(T)), depth}).data();
   };
-  const Packed<T> packed{pack(range.rows), range.diagonal && group == 1 ? nullptr : pack(range.columns)};
+  const Packed<T> packed{pack(range.rows),
+                         range.diagonal && group == 1 && bf16 == nullptr ? nullptr : pack(range.columns)};
 
   outputs.zero(total);
   const auto finish_part = [&](std::size_t parameter) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <memory>
 
+#include "engine/bf16.hpp"
 #include "engine/cpu.hpp"
 #include "ntk/contract.hpp"
 #include "ntk/factors.hpp"
@@ -303,7 +304,13 @@ std::string reduce_name(Reduce reduce, std::size_t output) {
 template <class T>
 Plan plan_for(const Module<T>& module, TensorView<const T> x, const TensorView<const T>* versus,
               const KernelOptions& options, std::size_t workers, bool result_in_file) {
+  if (options.bf16 && sizeof(T) != sizeof(float)) throw ArgumentError("kernel: bf16 must be off in f64");
+  if (options.bf16 && bf16_kernels() == nullptr) {
+    throw ArgumentError("kernel: bf16 needs a processor with AVX512_BF16, which " + cpu_info().name +
+                        " with instruction set " + std::string(isa_name(active_isa())) + " does not give");
+  }
   PlanRequest request;
+  request.bf16 = options.bf16;
   request.rows = x.shape()[0];
   request.symmetric = versus == nullptr;
   request.columns = versus == nullptr ? request.rows : versus->shape()[0];

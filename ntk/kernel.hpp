@@ -42,6 +42,11 @@ struct KernelOptions {
   std::span<const std::int32_t> labels;         ///< of Reduce::TrueClass, for x
   std::span<const std::int32_t> versus_labels;  ///< of Reduce::TrueClass, for x'
   bool per_parameter = false;                   ///< also one kernel for each parameter tensor
+  /// f32 alone: the factors of products of rows (materialized gradients, inputs and cotangents of outer uses)
+  /// are rounded to bfloat16, their products summed in f32 over at most 2048 and in f64 beyond; position
+  /// Grams stay in f32. The entry error grows by bf16_entry_error() (ntk/precision.hpp). ArgumentError on
+  /// processors without such products. diagonal() has no such products and is the same without.
+  bool bf16 = false;
   /// Ways to contract that are not left to the plan's prices: name of a weight tensor and its way. Throws
   /// ArgumentError where one cannot be. Not for diagonal().
   std::vector<std::pair<std::string, Way>> ways;

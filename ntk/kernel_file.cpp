@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/bf16.hpp"
 #include "ntk/cost.hpp"
 #include "ntk/passes.hpp"
 #include "ntk/planned_kernel.hpp"
@@ -203,6 +204,8 @@ class NetworkTiles final : public TileSource {
   Facts facts() const override {
     Facts facts = facts_of_process<T>();
     facts.emplace_back("reduction", reduce_name(options_.reduce, options_.output));
+    facts.emplace_back("factors of products",
+                       options_.bf16 && bf16_kernels() != nullptr ? bf16_kernels()->name : "not rounded");
     facts.emplace_back("kernel",
                        versus_ == nullptr ? "of the inputs with themselves" : "of two sets of inputs");
     facts.emplace_back("inputs (checksum)", fingerprint<T>(x_));

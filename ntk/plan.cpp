@@ -4,6 +4,7 @@
 
 #include "engine/error.hpp"
 #include "engine/ops.hpp"
+#include "engine/simd/bf16.hpp"
 #include "engine/sinks.hpp"
 #include "ntk/cost.hpp"
 #include "ntk/precision.hpp"
@@ -190,8 +191,9 @@ std::size_t Plan::tile_bytes() const {
       position = std::max(position, position_bytes(use, request, element_bytes));
     }
   }
-  return multiply(multiply(side, side), sums * sizeof(double)) + multiply(side, 2 * simd::kGramDepth<char>) +
-         8 * kAlignment + position;
+  const std::size_t panel = request.bf16 ? simd::kBf16Depth * sizeof(std::uint16_t) : simd::kGramDepth<char>;
+  return multiply(multiply(side, side), sums * sizeof(double)) + multiply(side, 2 * panel) + 8 * kAlignment +
+         position;
 }
 
 std::size_t Plan::arena_bytes() const {

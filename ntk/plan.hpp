@@ -62,6 +62,8 @@ struct PlanRequest {
   std::size_t seeds = 1;  ///< reverse passes per example
   bool full = false;      ///< the seeds stay apart as rows; otherwise they are summed over
   bool per_parameter = false;
+  /// Products of rows in bfloat16, rounded as they are packed for a tile.
+  bool bf16 = false;
   /// The kernel goes to a file: it takes no memory, but every worker holds one more tile in T.
   bool result_in_file = false;
   std::size_t memory = 0;

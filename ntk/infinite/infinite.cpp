@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -170,6 +171,12 @@ Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList&
               },
               {}, stop);
   return sides;
+}
+
+/// Whether it is finite as an Out; without a call, for loops that are to be vectorized.
+template <class Out, class T>
+bool is_finite(T value) {
+  return std::abs(value) <= static_cast<T>(std::numeric_limits<Out>::max());
 }
 
 /// Everything that belongs to examples, prepared once, and the blocks between them.
@@ -389,14 +396,13 @@ class Builder {
         T* const delta = state.delta() + r * state.stride();
         const T* const product = products.data() + (row + r) * kVectorTile;
         const T half = left_variance[r] / 2;
-        T least = 0;
+        unsigned near = 0;  // not a minimum: the loop is to be vectorized
         for (std::size_t c = 0; c < columns; ++c) {
           const T mean = half + right_variance[c] / 2;
           delta[c] = mean - product[c];
-          const T margin = delta[c] - static_cast<T>(kNear) * mean;
-          least = margin < least ? margin : least;
+          near |= delta[c] < static_cast<T>(kNear) * mean ? 1U : 0U;
         }
-        if (!(least < 0)) continue;
+        if (near == 0) continue;
         for (std::size_t c = 0; c < columns; ++c) {
           if (delta[c] < static_cast<T>(kNear) * (half + right_variance[c] / 2)) {
             delta[c] = half_squared_distance(left + (row + r) * d, right + c * d, d);
@@ -550,24 +556,39 @@ class Builder {
     const T* const right = right_sides().variance(last, 0, part.column);
     const double covariance_unit = std::ldexp(1.0, scales_.variance[last]);
     const double theta_unit = std::ldexp(1.0, scales_.theta[last]);
+    Scratch& scratch = scratch_[worker];
     for (std::size_t r = 0; r < part.rows; ++r) {
       const std::size_t i = part.row + r;
       const std::size_t to = (i - tile.row) * largest_tile().columns + part.column - tile.column;
-      for (std::size_t c = 0; c < part.columns; ++c) {
-        const std::size_t j = part.column + c;
-        if (same_ && j > i) break;
-        const std::size_t at = r * state.stride() + c;
-        const bool null = left_sides_->null(i) || right_sides().null(j);
-        if (what_.nngp) {
-          const double mean = (static_cast<double>(left[r]) + static_cast<double>(right[c])) / 2;
-          scratch_[worker].nngp.data()[to + c] =
-              null ? T(0) : static_cast<T>(covariance_unit * (mean - static_cast<double>(state.delta()[at])));
+      const std::size_t count =
+          same_ ? std::min(part.columns, i + 1 - std::min(part.column, i + 1)) : part.columns;
+      const T* const delta = state.delta() + r * state.stride();
+      if (what_.nngp) {
+        T* const out = scratch.nngp.data() + to;
+        const double half = static_cast<double>(left[r]) / 2;
+        for (std::size_t c = 0; c < count; ++c) {
+          const double mean = half + static_cast<double>(right[c]) / 2;
+          out[c] = static_cast<T>(covariance_unit * (mean - static_cast<double>(delta[c])));
         }
-        if (what_.ntk) {
-          scratch_[worker].ntk.data()[to + c] =
-              null ? T(0) : static_cast<T>(theta_unit * static_cast<double>(state.theta()[at]));
-        }
+        clear_nulls(out, i, part.column, count);
       }
+      if (what_.ntk) {
+        T* const out = scratch.ntk.data() + to;
+        const T* const theta = state.theta() + r * state.stride();
+        for (std::size_t c = 0; c < count; ++c) {
+          out[c] = static_cast<T>(theta_unit * static_cast<double>(theta[c]));
+        }
+        clear_nulls(out, i, part.column, count);
+      }
+    }
+  }
+
+  /// Zero examples give zeros, whatever rounding says.
+  void clear_nulls(T* row, std::size_t i, std::size_t column, std::size_t count) const {
+    if (left_sides_->null(i)) std::fill_n(row, count, T(0));
+    if (count == 0 || !right_sides().any_null(column, count)) return;
+    for (std::size_t c = 0; c < count; ++c) {
+      if (right_sides().null(column + c)) row[c] = T(0);
     }
   }
 
@@ -579,21 +600,32 @@ class Builder {
     const auto overlap = [](IndexRange a, std::size_t begin, std::size_t count) {
       return IndexRange{std::max(a.begin, begin), std::max(begin, std::min(a.end, begin + count))};
     };
-    const auto checked = [&](std::size_t i, std::size_t j) {
-      const T value = from.data()[(i - tile.row) * step + j - tile.column];
-      const Out rounded = static_cast<Out>(value);
-      if (!std::isfinite(rounded)) {
-        throw NumericError("infinite_kernel: entry (" + std::to_string(i) + ", " + std::to_string(j) +
-                           ") is " + std::to_string(value));
-      }
-      return rounded;
+    const auto entry = [&](std::size_t i, std::size_t j) {
+      return from.data()[(i - tile.row) * step + j - tile.column];
     };
+    // Entries of a symmetric tile above the diagonal are not set.
+    for (std::size_t i = tile.row; i < tile.row + tile.rows; ++i) {
+      const bool wanted = rows.holds(i) || (same_ && columns.holds(i));
+      const std::size_t end =
+          same_ ? std::min(tile.column + tile.columns, i + 1) : tile.column + tile.columns;
+      unsigned broken = 0;
+      const T* const line = &from.data()[(i - tile.row) * step];
+      for (std::size_t c = 0; c + tile.column < end; ++c) broken |= is_finite<Out>(line[c]) ? 0U : 1U;
+      if (broken == 0 || !wanted) continue;
+      for (std::size_t j = tile.column; j < end; ++j) {
+        const bool asked =
+            (rows.holds(i) && columns.holds(j)) || (same_ && rows.holds(j) && columns.holds(i));
+        if (!asked || is_finite<Out>(entry(i, j))) continue;
+        throw NumericError("infinite_kernel: entry (" + std::to_string(i) + ", " + std::to_string(j) +
+                           ") is " + std::to_string(entry(i, j)) + ", not a finite number of this precision");
+      }
+    }
     const IndexRange r = overlap(rows, tile.row, tile.rows);
     const IndexRange c = overlap(columns, tile.column, tile.columns);
     for (std::size_t i = r.begin; i < r.end; ++i) {
       Out* const line = out + (i - rows.begin) * stride;
       const std::size_t end = same_ ? std::min(c.end, i + 1) : c.end;
-      for (std::size_t j = c.begin; j < end; ++j) line[j - columns.begin] = checked(i, j);
+      for (std::size_t j = c.begin; j < end; ++j) line[j - columns.begin] = static_cast<Out>(entry(i, j));
     }
     if (!same_) return;
     // One of the two sides runs down columns: in blocks.
@@ -604,7 +636,7 @@ class Builder {
       for (std::size_t j = across.begin; j < across.end; ++j) {
         Out* const line = out + (j - rows.begin) * stride;
         for (std::size_t i = std::max(top, j + 1); i < std::min(down.end, top + kBlock); ++i) {
-          line[i - columns.begin] = checked(i, j);
+          line[i - columns.begin] = static_cast<Out>(entry(i, j));
         }
       }
     }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -58,6 +59,10 @@ class Sides {
   }
   /// Whether every variance of the example is zero: so are its kernels, whatever rounding says.
   bool null(std::size_t example) const { return null_[example] != 0; }
+  /// Whether one of [example, example + count) is.
+  bool any_null(std::size_t example, std::size_t count) const {
+    return std::memchr(null_.data() + example, 1, count) != nullptr;
+  }
   /// Bytes that so many examples take.
   static std::size_t bytes(const Program& program, std::size_t examples);
 

@@ -368,6 +368,9 @@ TEST(InfinitePlanes, AgreeWithTheGeneralPath) {
           }
         }
         EXPECT_LE(worst, 1e-10) << entry.layers << head << bias;
+        const double scale = std::sqrt(general.ntk(0, 0) * general.ntk(6, 6));
+        EXPECT_GT(std::abs(planes.ntk(0, 6) + 1e-9 * scale - general.ntk(0, 6)), 1e-10 * scale)
+            << "negative control";
         EXPECT_LE(worst_single, 1e-5) << entry.layers << head << bias;
       }
     }

@@ -24,7 +24,11 @@ void run_infinite_kernel(const Context& context);
 /// `kernel --monte-carlo`.
 void run_monte_carlo_kernel(const Context& context);
 void run_predict(const Context& context);
+/// `kernel --approximate`.
+void run_approximate_kernel(const Context& context);
 void run_spectrum(const Context& context);
+/// `spectrum --matrix-free`.
+void run_matrix_free_spectrum(const Context& context);
 void run_learnability(const Context& context);
 
 }  // namespace gradgram::cli

@@ -299,6 +299,10 @@ void run(const Context& context) {
 }  // namespace
 
 void run_kernel(const Context& context) {
+  if (context.options.approximate != 0) {
+    run_approximate_kernel(context);
+    return;
+  }
   if (context.options.infinite) {
     run_infinite_kernel(context);
     return;

@@ -74,6 +74,10 @@ KernelInput read_kernel(const std::string& path) {
     input.entry_error = ntk::entry_error<double>();
     input.entry_error_origin = "its being stored as f64";
   }
+  if (json.is_object() && json.contains("approximate") && json["approximate"].is_object()) {
+    const ordered_json& label = json["approximate"].value("label", ordered_json());
+    input.approximate = label.is_string() ? label.get<std::string>() : "approximate";
+  }
   return input;
 }
 

@@ -12,6 +12,7 @@ struct KernelInput {
   bool packed = false;    ///< as it is stored
   double entry_error = 0;
   std::string entry_error_origin;  ///< what says so
+  std::string approximate;         ///< how, when the kernel is an estimate; else empty
 };
 
 /// The symmetric kernel of an .npy file of shape [n, n] or [n, n, 1, 1]; or packed, [n (n + 1) / 2] or

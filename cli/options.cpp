@@ -70,7 +70,8 @@ class HelpFormatter final : public CLI::Formatter {
   std::string make_usage(const CLI::App* app, std::string) const override {
     if (app->get_parent() == nullptr) return "Usage: gradgram <verb> [options]\n";
     const bool positional = app->get_name() == "spectrum";
-    return fmt::format("Usage: gradgram {}{} [options]\n", app->get_name(), positional ? " KERNEL.npy" : "");
+    return fmt::format("Usage: gradgram {}{} [options]\n", app->get_name(),
+                       positional ? " [KERNEL.npy]" : "");
   }
 };
 
@@ -280,6 +281,14 @@ struct Parser {
         ->type_name("WHICH")
         ->default_str("ntk")
         ->group(group);
+    sub.add_option(
+           "--approximate", options.approximate,
+           "Instead of the kernel an estimate of it, from gradients projected at random (by --seed) to D "
+           "dimensions: unbiased, off by at most sqrt(2 / D) sqrt(k_ii k_jj) (one standard deviation), "
+           "and labelled approximate; at least 16")
+        ->type_name("D")
+        ->check(CLI::Range(16, 1 << 24))
+        ->group(group);
     sub.add_flag("--diagonal", options.diagonal, "Only the entries K(x, x), without the matrix")
         ->group(group);
     sub.add_option("--labels", options.labels, "Labels [n] for true-class, as .npy")
@@ -407,34 +416,68 @@ struct Parser {
   }
 
   void spectrum() {
-    CLI::App& sub =
-        verb("spectrum",
-             "Read a kernel by its eigenvalues.\nPrints trace, largest and smallest eigenvalue with their "
-             "error bar, condition number, effective rank and, with labels, how the labels lie in the "
-             "eigenvectors.",
-             "gradgram spectrum k.npy --labels y.npy --out spectrum.csv");
+    CLI::App& sub = verb(
+        "spectrum",
+        "Read a kernel by its eigenvalues.\nPrints trace, largest and smallest eigenvalue with their "
+        "error bar, condition number, effective rank and, with labels, how the labels lie in the "
+        "eigenvectors. With --matrix-free it reads the kernel of a network on data by products K v alone, "
+        "for sizes whose matrix no memory holds.",
+        "gradgram spectrum k.npy --labels y.npy --out spectrum.csv");
     sub.add_option(
            "kernel", options.kernel_file,
            "A symmetric kernel [n, n] or [n, n, 1, 1] as .npy; a .json of the same name tells its precision")
-        ->type_name("KERNEL.npy")
-        ->required();
+        ->type_name("KERNEL.npy");
     const std::string group = "Spectrum";
     sub.add_option(
            "--labels", options.labels,
            "Labels [n] as .npy: whole numbers are classes (-1/+1 for two, else one column for each), others "
-           "are targets as they are")
+           "are targets as they are; with --matrix-free those of --reduce true-class")
         ->type_name("FILE")
         ->group(group);
     sub.add_option("--top", options.top,
                    "Only the K largest eigenvalues (Lanczos); 0 for all of them (LAPACK)")
         ->type_name("K")
-        ->default_str("0")
+        ->default_str("0, with --matrix-free 10")
         ->group(group);
-    sub.add_option("--out", options.out, "Write spectrum.csv into this folder, or to this .csv file")
+    const std::string free = "Without the matrix";
+    sub.add_flag("--matrix-free", options.matrix_free,
+                 "Read the kernel of --model on --data by products; all options below are for this")
+        ->group(free);
+    sub.add_option("--estimate", options.estimate,
+                   "What to find: top (largest eigenpairs by Lanczos), moments (trace and Frobenius norm by "
+                   "Hutch++) and density (eigenvalue distribution by stochastic Lanczos quadrature)")
+        ->type_name("A,B,...")
+        ->default_str(options.estimate)
+        ->group(free);
+    sub.add_option("--products", options.products, "Products K v for the moments, at least 6")
+        ->type_name("N")
+        ->default_str(std::to_string(options.products))
+        ->group(free);
+    sub.add_option("--probes", options.probes, "Random vectors of the density, at least 2")
+        ->type_name("N")
+        ->default_str(std::to_string(options.probes))
+        ->group(free);
+    sub.add_option("--steps", options.lanczos_steps,
+                   "Lanczos steps of each, one product K v every step; the density is resolved to ||K|| / N")
+        ->type_name("N")
+        ->default_str(std::to_string(options.lanczos_steps))
+        ->group(free);
+    sub.add_option("--reduce", options.reduce,
+                   "full, trace-mean, trace-sum, output:K or true-class; must be chosen when the model "
+                   "has several outputs")
+        ->type_name("HOW")
+        ->group(free);
+    model(sub, true, false);
+    data(sub, false, true);
+    sub.add_option(
+           "--out", options.out,
+           "Write spectrum.csv into this folder, or to this .csv file; with --matrix-free the folder gets "
+           "summary.json, spectrum.csv, eigenvectors.npy and density.csv")
         ->type_name("PATH")
         ->group("Result");
-    sub.add_flag("--json", options.json, "Print the result as one JSON document")->group("Running");
-    sub.add_flag("--quiet", options.quiet, "No progress on standard error")->group("Running");
+    sub.add_flag("--force", options.force, "With --matrix-free: write into a folder that holds other files")
+        ->group("Result");
+    common(sub, true);
   }
 
   void learnability() {
@@ -541,6 +584,20 @@ void check(const Options& options) {
   positive("--l2", options.l2, true);
   if (!(options.label_noise >= 0 && options.label_noise <= 1)) {
     throw ArgumentError(fmt::format("--label-noise: {} must lie between 0 and 1", options.label_noise));
+  }
+  if (options.verb == Verb::Spectrum) {
+    if (options.matrix_free) {
+      if (!options.kernel_file.empty()) {
+        throw ArgumentError("--matrix-free: reads no file; give --model and --data instead of KERNEL.npy");
+      }
+      if (options.model.empty() || options.data.empty()) {
+        throw ArgumentError("--matrix-free: needs --model and --data");
+      }
+    } else if (options.kernel_file.empty()) {
+      throw ArgumentError("KERNEL.npy is required, or --matrix-free with --model and --data");
+    } else if (!options.model.empty() || !options.data.empty()) {
+      throw ArgumentError("--model and --data: need --matrix-free instead of KERNEL.npy");
+    }
   }
   for (const double momentum : {options.momentum, options.predict_momentum}) {
     if (!(momentum >= 0 && momentum < 1)) {

@@ -67,8 +67,15 @@ struct Options {
   std::string targets;
   std::string test_targets;
 
+  std::size_t approximate = 0;  ///< dimensions of the projection; 0: the kernel itself
+
   std::string kernel_file;
   std::size_t top = 0;
+  bool matrix_free = false;
+  std::string estimate = "top,moments,density";
+  std::size_t products = 60;
+  std::size_t probes = 10;
+  std::size_t lanczos_steps = 50;
 
   std::size_t epochs = 20;
   double learning_rate = 0;  ///< 0: the optimizer's default

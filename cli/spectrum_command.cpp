@@ -90,6 +90,10 @@ void write_spectrum_csv(const std::filesystem::path& path, const ntk::Spectrum& 
 }
 
 void run_spectrum(const Context& context) {
+  if (context.options.matrix_free) {
+    run_matrix_free_spectrum(context);
+    return;
+  }
   const Options& options = context.options;
   std::filesystem::path csv;
   if (!options.out.empty()) {
@@ -132,6 +136,7 @@ void run_spectrum(const Context& context) {
     json["command"] = command_line(options);
     json["kernel"] = options.kernel_file;
     json["n"] = n;
+    if (!input.approximate.empty()) json["approximate"] = input.approximate;
     json["relative_entry_error"] = input.entry_error;
     json["relative_entry_error_from"] = input.entry_error_origin;
     json["trace"] = spectrum.trace;
@@ -185,6 +190,7 @@ void run_spectrum(const Context& context) {
   rows.push_back({"above the error bar", fmt::format("{} of {} eigenvalues", grouped(spectrum.resolved()),
                                                      grouped(spectrum.values.size()))});
   rows.push_back({"effective rank", significant(spectrum.effective_rank()) + " (trace^2 / ||K||_F^2)"});
+  if (!input.approximate.empty()) rows.push_back({"kernel", input.approximate});
   rows.push_back({"entry error", fmt::format("{} sqrt(k_ii k_jj), from {}", significant(input.entry_error, 2),
                                              input.entry_error_origin)});
   if (!energy.empty()) {

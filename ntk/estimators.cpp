@@ -118,8 +118,9 @@ void fix_sign(Eigen::Ref<Eigen::VectorXd> vector) {
 class ScaledOperator {
  public:
   using Scalar = double;
-  ScaledOperator(SymmetricOperator& kernel, double scale, std::size_t& products)
-      : kernel_(kernel), inverse_(1 / scale), products_(products) {}
+  ScaledOperator(SymmetricOperator& kernel, double scale, std::size_t& products, const Progress& progress,
+                 std::size_t expected)
+      : kernel_(kernel), inverse_(1 / scale), products_(products), progress_(progress), expected_(expected) {}
   Index rows() const { return index(kernel_.size()); }
   Index cols() const { return rows(); }
   void perform_op(const double* x, double* y) const {
@@ -127,12 +128,15 @@ class ScaledOperator {
     kernel_.apply({x, shape}, {y, shape});
     for (std::size_t i = 0; i < kernel_.size(); ++i) y[i] *= inverse_;
     ++products_;
+    if (progress_) progress_(products_, std::max(products_ + 1, expected_));
   }
 
  private:
   SymmetricOperator& kernel_;
   double inverse_;
   std::size_t& products_;
+  const Progress& progress_;
+  std::size_t expected_;  ///< products before the first restart
 };
 
 /// One probe's Lanczos recurrence: the basis so far and the tridiagonal matrix.
@@ -252,9 +256,9 @@ Moments estimate_moments(SymmetricOperator& kernel, const ProbeOptions& options)
 TopPairs largest_pairs(SymmetricOperator& kernel, const TopOptions& options) {
   const std::size_t n = kernel.size();
   const std::size_t top = options.top;
-  require(top > 0 && top < n, "largest_pairs: top (" + std::to_string(top) +
-                                  ") must be positive and below the size of the kernel (" +
-                                  std::to_string(n) + ")");
+  require(top > 0 && top <= n, "largest_pairs: top (" + std::to_string(top) +
+                                   ") must be positive and at most the size of the kernel (" +
+                                   std::to_string(n) + ")");
   TopPairs result;
   // The largest eigenvalue to within a factor: one product with a random vector.
   Eigen::VectorXd start(index(n));
@@ -268,22 +272,37 @@ TopPairs largest_pairs(SymmetricOperator& kernel, const TopOptions& options) {
   const double scale = image.norm();
   if (!(scale > 0)) throw NumericError("largest_pairs: the kernel is zero, it has no directions to find");
 
-  ScaledOperator operation(kernel, scale, result.products);
-  const std::size_t krylov = std::min(n, std::max<std::size_t>(2 * top + 1, 20));
-  Spectra::SymEigsSolver<ScaledOperator> solver(operation, index(top), index(krylov));
-  const double tolerance = std::max(1e-12, kernel.relative_error());
-  solver.init(start.data());
-  solver.compute(Spectra::SortRule::LargestAlge, index(options.max_restarts), tolerance);
-  if (solver.info() != Spectra::CompInfo::Successful) {
-    throw NumericError("largest_pairs: Lanczos did not find the " + std::to_string(top) +
-                       " largest eigenvalues of a kernel of " + std::to_string(n) + " rows in " +
-                       std::to_string(options.max_restarts) + " restarts");
+  const std::size_t krylov = std::max<std::size_t>(2 * top + 1, 20);
+  Eigen::VectorXd values;
+  Matrix vectors;
+  if (krylov >= n) {
+    // Lanczos would see the whole space: the matrix itself is as cheap, and no vector is missed.
+    const Matrix columns =
+        product(kernel, Matrix::Identity(index(n), index(n)), options.progress, result.products, n + 1);
+    const Eigen::SelfAdjointEigenSolver<Matrix> solver((columns + columns.transpose()) / 2);
+    if (solver.info() != Eigen::Success) {
+      throw NumericError("largest_pairs: the eigenvalues of a matrix of " + std::to_string(n) +
+                         " rows did not converge");
+    }
+    values = solver.eigenvalues().reverse().head(index(top));
+    vectors = solver.eigenvectors().rowwise().reverse().leftCols(index(top));
+  } else {
+    ScaledOperator operation(kernel, scale, result.products, options.progress, krylov);
+    Spectra::SymEigsSolver<ScaledOperator> solver(operation, index(top), index(krylov));
+    const double tolerance = std::max(1e-12, kernel.relative_error());
+    solver.init(start.data());
+    solver.compute(Spectra::SortRule::LargestAlge, index(options.max_restarts), tolerance);
+    if (solver.info() != Spectra::CompInfo::Successful) {
+      throw NumericError("largest_pairs: Lanczos did not find the " + std::to_string(top) +
+                         " largest eigenvalues of a kernel of " + std::to_string(n) + " rows in " +
+                         std::to_string(options.max_restarts) + " restarts");
+    }
+    values = solver.eigenvalues() * scale;
+    vectors = solver.eigenvectors();
   }
-  const Eigen::VectorXd values = solver.eigenvalues() * scale;
-  Matrix vectors = solver.eigenvectors();
   for (Index c = 0; c < vectors.cols(); ++c) fix_sign(vectors.col(c));
   const std::size_t before = result.products;
-  const Matrix images = product(kernel, vectors, {}, result.products, before + top);
+  const Matrix images = product(kernel, vectors, options.progress, result.products, before + top);
   result.vectors = Tensor<double>(Shape{top, n});
   std::copy_n(vectors.data(), vectors.size(), result.vectors.data());
   const double limit = (1e-10 + 100 * kernel.relative_error()) * std::abs(values[0]);

@@ -57,9 +57,10 @@ struct Moments {
 Moments estimate_moments(SymmetricOperator& kernel, const ProbeOptions& options = {});
 
 struct TopOptions {
-  std::size_t top = 10;  ///< below n
+  std::size_t top = 10;  ///< at most n
   std::uint64_t seed = 0;
   std::size_t max_restarts = 300;
+  Progress progress = {};  ///< products done; of how many is not known before the end
 };
 
 struct TopPairs {
@@ -70,7 +71,8 @@ struct TopPairs {
   std::size_t products = 0;       ///< spent
 };
 
-/// The largest eigenpairs by implicitly restarted Lanczos (Spectra). Memory: max(2 top + 1, 20) vectors.
+/// The largest eigenpairs by implicitly restarted Lanczos (Spectra). Memory: max(2 top + 1, 20) vectors; a
+/// kernel of no more rows than that is multiplied out and decomposed instead.
 /// Lanczos may miss copies of an eigenvalue that is repeated to rounding. Says nothing of the smallest.
 /// Throws ArgumentError, and NumericError when it does not converge, a residual is beyond rounding, or K is
 /// zero.

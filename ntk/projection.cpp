@@ -17,7 +17,10 @@
 namespace gradgram::ntk {
 namespace {
 
-constexpr std::size_t kMaxBlock = 16;     // examples whose rows are held at once: the hash is shared by them
+// Examples whose rows are held at once, sharing the hash: as many as fit here, at most 16. The size of the
+// network decides, never the budget, since matrix products of other sizes round otherwise.
+constexpr std::size_t kBlockBytes = std::size_t{256} << 20;
+constexpr std::size_t kMaxBlock = 16;
 constexpr std::size_t kHashPiece = 2048;  // components hashed at once
 constexpr std::size_t kTile = 256;
 
@@ -105,16 +108,15 @@ ProjectedGradients<T> project_gradients(const Module<T>& module, TensorView<cons
   const auto bytes = [&](std::size_t count, std::size_t each) { return checked_multiply(count, each, call); };
   const std::size_t fixed = bytes(x.size(), sizeof(T)) + module_profile.weight_bytes +
                             bytes(bytes(n, d), sizeof(T)) + bytes(workers.count(), kBlasBytes);
+  const std::size_t block = std::clamp<std::size_t>(kBlockBytes / bytes(stride, sizeof(T)), 1, kMaxBlock);
   // One example on one worker: its tape, its gradient, its sums.
   const std::size_t example = module_profile.tape_bytes + bytes(stride, sizeof(T)) + bytes(d, sizeof(double));
   const std::size_t memory = options.memory == 0 ? cpu_info().memory_bytes / 2 : options.memory;
-  const std::size_t least = fixed + bytes(workers.count(), example);
+  const std::size_t least = fixed + bytes(bytes(workers.count(), std::min(block, n)), example);
   if (least > memory) {
     throw BudgetError("project_gradients: the budget is " + std::to_string(memory) +
                       " bytes, the least that would do is " + std::to_string(least));
   }
-  const std::size_t block =
-      std::clamp<std::size_t>((memory - fixed) / (workers.count() * example), 1, kMaxBlock);
 
   std::vector<std::size_t> offsets;
   for (std::size_t p = 0; p < parameters.count(); ++p) offsets.push_back(parameters.offset(p));

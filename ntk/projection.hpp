@@ -42,11 +42,10 @@ struct ProjectedGradients {
 /// CountSketch (Charikar, Chen, Farach-Colton 2002): every component of a gradient, of every output, is added
 /// with a random sign to one of d sums. Unbiased: the mean over seeds of <features_i, features_j> is k_ij;
 /// its variance is at most (k_ii k_jj + k_ij^2) / d. Signs and places are a hash of (seed, output,
-/// component): nothing is stored. Cost: one gradient row for each example and output; memory: a few such rows
-/// of P numbers for each worker, and n d. Summed in f64. Same bits for any number of workers. A memory budget
-/// so small that it shrinks the blocks of examples may change last bits of dense products. Throws ShapeError,
-/// ArgumentError, BudgetError (with the least that would do), NumericError naming the first example whose
-/// gradient is not finite, Cancelled.
+/// component): nothing is stored. Cost: one gradient row for each example and output; memory: at most 16 such
+/// rows of P numbers for each worker, and n d. Summed in f64. Same bits for any number of workers and any
+/// budget. Throws ShapeError, ArgumentError, BudgetError (with the least that would do), NumericError naming
+/// the first example whose gradient is not finite, Cancelled.
 template <class T>
 ProjectedGradients<T> project_gradients(const Module<T>& module, TensorView<const T> x,
                                         const ProjectionOptions& options, const Workers& workers);

@@ -139,6 +139,32 @@ TEST_F(Command, WrongUsageIsOneLineAndCodeTwo) {
       {"kernel", "--model", "dense(2)", "--data", x, "--out", at("k.npy"), "--reduce", "true-class"},
       {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.txt")},
       {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.npy"), "--diagonal", "--per-parameter"},
+      {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.npy"), "--approximate", "15"},
+      {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.npy"), "--approximate", "20000000"},
+      {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.npy"), "--approximate", "99",
+       "--diagonal"},
+      {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.npy"), "--approximate", "99",
+       "--infinite"},
+      {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.npy"), "--approximate", "99", "--versus",
+       x},
+      {"kernel", "--model", "dense(2)", "--data", x, "--out", at("k.npy"), "--approximate", "99", "--reduce",
+       "full"},
+      {"kernel", "--model", "dense(2)", "--data", x, "--out", at("k.npy"), "--approximate", "99"},
+      {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.txt"), "--approximate", "99"},
+      {"spectrum"},
+      {"spectrum", x, "--model", "dense(1)"},
+      {"spectrum", "--matrix-free"},
+      {"spectrum", "--matrix-free", "--model", "dense(1)"},
+      {"spectrum", x, "--matrix-free", "--model", "dense(1)", "--data", x},
+      {"spectrum", "--matrix-free", "--model", "dense(2)", "--data", x},
+      {"spectrum", "--matrix-free", "--model", "dense(1)", "--data", x, "--estimate", "everything"},
+      {"spectrum", "--matrix-free", "--model", "dense(1)", "--data", x, "--estimate", "top,"},
+      {"spectrum", "--matrix-free", "--model", "dense(1)", "--data", x, "--products", "5"},
+      {"spectrum", "--matrix-free", "--model", "dense(1)", "--data", x, "--probes", "1"},
+      {"spectrum", "--matrix-free", "--model", "dense(1)", "--data", x, "--steps", "0"},
+      {"spectrum", "--matrix-free", "--model", "dense(1)", "--data", x, "--top", "6"},
+      {"spectrum", "--matrix-free", "--model", "dense(1)", "--data", x, "--out", at("spectrum.csv")},
+      {"spectrum", "--matrix-free", "--model", "dense(2)", "--data", x, "--reduce", "true-class"},
       {"init", "--model", "dense(1)", "--out", at("w.npz")},
       {"init", "--model", "dense(1)", "--out", at("w.npz"), "--input", "3x"},
       {"learnability", "--model", "dense(1)", "--data", x, "--out", at("run")},
@@ -168,6 +194,11 @@ TEST_F(Command, WhatFailsIsOneLineAndCodeOneAndLeavesNothing) {
       {"kernel", "--model", "dense(1)", "--data", x, "--out", at("nowhere/k.npy")},
       {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.npy"), "--weights", at("missing.npz")},
       {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.npy"), "--memory", "100"},
+      {"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.npy"), "--approximate", "99", "--memory",
+       "100"},
+      {"spectrum", "--matrix-free", "--model", "dense(1)", "--data", at("missing.npy")},
+      {"spectrum", "--matrix-free", "--model", "dense(1)", "--data", x, "--memory", "100"},
+      {"spectrum", "--matrix-free", "--model", "dense(1)", "--data", x, "--memory", "100KB"},
       {"spectrum", at("missing.npy")},
       {"spectrum", at("broken.npy")},
       {"spectrum", x},
@@ -544,6 +575,109 @@ TEST_F(Command, SpectrumTakesTheErrorFromTheFileBeside) {
   EXPECT_EQ(run({"spectrum", at("k.npy")}).code, kFailed);
   std::ofstream(at("k.json")) << "{";
   EXPECT_EQ(run({"spectrum", at("k.npy")}).code, kFailed);
+}
+
+TEST_F(Command, SpectrumWithoutTheMatrixAgreesWithThatOfTheMatrix) {
+  const std::string x = array("x.npy", Shape{61, 5}, 3);
+  const std::vector<std::string> network = {
+      "--model", "dense(40) tanh dense(2)", "--data", x, "--dtype", "f64", "--reduce", "trace-mean",
+      "--quiet"};
+  const auto with = [&](std::vector<std::string> words, const std::vector<std::string>& more) {
+    words.insert(words.end(), network.begin(), network.end());
+    words.insert(words.end(), more.begin(), more.end());
+    return run(words);
+  };
+  ASSERT_EQ(with({"kernel"}, {"--out", at("k.npy")}).code, kDone);
+  const auto truth = nlohmann::json::parse(run({"spectrum", at("k.npy"), "--json"}).out);
+  const Outcome outcome = with({"spectrum", "--matrix-free"}, {"--top", "4", "--json", "--out", at("free")});
+  ASSERT_EQ(outcome.code, kDone) << outcome.err;
+  EXPECT_EQ(outcome.err, "");
+  const auto json = nlohmann::json::parse(outcome.out);
+  EXPECT_EQ(json["n"], 61);
+  EXPECT_EQ(json["matrix_free"], true);
+  EXPECT_EQ(json["reduction"], "trace-mean");
+  ASSERT_EQ(json["eigenvalues"].size(), 4U);
+  const double largest = truth["lambda_max"].get<double>();
+  for (std::size_t i = 0; i < 4; ++i) {
+    const auto value = json["eigenvalues"][i].get<double>();
+    EXPECT_NEAR(value, truth["eigenvalues"][i].get<double>(), 1e-9 * largest) << i;
+    EXPECT_FALSE(std::abs(value - truth["eigenvalues"][i + 1].get<double>()) <= 1e-9 * largest) << i;
+  }
+  for (const char* what : {"trace", "frobenius"}) {
+    const double error = json[what]["standard_error"].get<double>();
+    EXPECT_NEAR(json[what]["value"].get<double>(), truth[what].get<double>(),
+                5 * error + 1e-9 * truth[what].get<double>())
+        << what;
+    EXPECT_LT(error, 0.05 * truth[what].get<double>()) << what;
+  }
+  for (const auto& share : json["density"]["shares"]) {
+    double below = 0;
+    for (const auto& value : truth["eigenvalues"]) {
+      below += value.get<double>() <= share["up_to"].get<double>() ? 1.0 / 61 : 0.0;
+    }
+    EXPECT_NEAR(share["value"].get<double>(), below, 0.15) << share["up_to"];
+  }
+  // All products of what was asked, none of what was not.
+  EXPECT_EQ(nlohmann::json::parse(
+                with({"spectrum", "--matrix-free"}, {"--estimate", "moments", "--products", "12", "--json"})
+                    .out)["products"],
+            12);
+  for (const char* file : {"summary.json", "spectrum.csv", "density.csv", "eigenvectors.npy"}) {
+    EXPECT_TRUE(fs::exists(folder / "free" / file)) << file;
+  }
+  EXPECT_EQ(read_npy(at("free/eigenvectors.npy")).shape, (std::vector<std::size_t>{4, 61}));
+  const Outcome text = with({"spectrum", "--matrix-free"}, {"--threads", "3"});
+  ASSERT_EQ(text.code, kDone) << text.err;
+  EXPECT_NE(text.out.find("without the matrix (61 x 61)"), std::string::npos) << text.out;
+  EXPECT_NE(text.out.find("not resolved by products alone"), std::string::npos) << text.out;
+}
+
+TEST_F(Command, AnApproximateKernelSaysSoEverywhere) {
+  const std::string x = array("x.npy", Shape{17, 6}, 4);
+  const std::vector<std::string> network = {"kernel", "--model", "dense(30) relu dense(1)",
+                                            "--data", x,         "--quiet"};
+  const auto with = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> words = network;
+    words.insert(words.end(), more.begin(), more.end());
+    return run(words);
+  };
+  ASSERT_EQ(with({"--out", at("k.npy")}).code, kDone);
+  const Outcome text = with({"--out", at("a.npy"), "--approximate", "20000"});
+  ASSERT_EQ(text.code, kDone) << text.err;
+  EXPECT_EQ(text.out.rfind("Approximate kernel of ", 0), 0U) << text.out;
+  const auto json = nlohmann::json::parse(read_text(at("a.json")));
+  EXPECT_EQ(json["approximate"]["dimension"], 20000);
+  EXPECT_EQ(json["approximate"]["label"].get<std::string>().rfind("approximate: ", 0), 0U);
+  EXPECT_NEAR(json["approximate"]["standard_distortion"].get<double>(), 0.01, 1e-12);
+  EXPECT_NEAR(json["relative_entry_error"].get<double>(), 0.01, 1e-12);
+  const Tensor<double> exact = read_npy(at("k.npy")).to_tensor<double>();
+  const Tensor<double> estimate = read_npy(at("a.npy")).to_tensor<double>();
+  ASSERT_EQ(estimate.shape(), exact.shape());
+  double squares = 0;
+  for (std::size_t i = 0; i < 17; ++i) {
+    for (std::size_t j = 0; j < 17; ++j) {
+      squares += std::pow(estimate(i, j) - exact(i, j), 2) / (exact(i, i) * exact(j, j));
+      EXPECT_EQ(estimate(i, j), estimate(j, i));
+    }
+  }
+  EXPECT_LE(std::sqrt(squares) / 17, 0.015);
+  EXPECT_GE(std::sqrt(squares) / 17, 0.001);
+  const Outcome spectrum = run({"spectrum", at("a.npy")});
+  EXPECT_NE(spectrum.out.find("approximate: gradients projected"), std::string::npos) << spectrum.out;
+  EXPECT_EQ(nlohmann::json::parse(run({"spectrum", at("a.npy"), "--json"}).out)["approximate"],
+            json["approximate"]["label"]);
+  EXPECT_FALSE(nlohmann::json::parse(run({"spectrum", at("k.npy"), "--json"}).out).contains("approximate"));
+  // Another seed of the projection is another estimate; the weights are given so that the network stays.
+  ASSERT_EQ(run({"init", "--model", "dense(30) relu dense(1)", "--input", "6", "--out", at("w.npz")}).code,
+            kDone);
+  ASSERT_EQ(
+      with({"--weights", at("w.npz"), "--out", at("b.npy"), "--approximate", "20000", "--seed", "1"}).code,
+      kDone);
+  EXPECT_NE(read_text(at("a.npy")), read_text(at("b.npy")));
+  ASSERT_EQ(
+      with({"--weights", at("w.npz"), "--out", at("c.npy"), "--approximate", "20000", "--threads", "3"}).code,
+      kDone);
+  EXPECT_EQ(read_text(at("a.npy")), read_text(at("c.npy")));
 }
 
 TEST_F(Command, InitWritesWhatKernelReads) {

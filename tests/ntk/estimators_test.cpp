@@ -242,8 +242,28 @@ TEST(LargestPairs, AreThoseThatAreKnown) {
   KnownOperator zero(std::vector<double>(9, 0.0));
   EXPECT_THROW(largest_pairs(zero, {.top = 2}), NumericError);
   KnownOperator small(std::vector<double>(9, 1.0));
-  EXPECT_THROW(largest_pairs(small, {.top = 9}), ArgumentError);
+  EXPECT_THROW(largest_pairs(small, {.top = 10}), ArgumentError);
   EXPECT_THROW(largest_pairs(small, {.top = 0}), ArgumentError);
+}
+
+TEST(LargestPairs, OfTinyKernels) {
+  for (const std::size_t n :
+       {std::size_t{1}, std::size_t{2}, std::size_t{3}, std::size_t{20}, std::size_t{21}}) {
+    for (std::size_t top = 1; top <= n; ++top) {
+      KnownOperator k(generated(n, [](double i) { return 1e3 / (1 + i); }));
+      const TopPairs found = largest_pairs(k, {.top = top});
+      ASSERT_EQ(found.values.size(), top);
+      EXPECT_EQ(found.products, k.products);
+      EXPECT_EQ(found.vectors.shape(), (Shape{top, n}));
+      for (std::size_t i = 0; i < top; ++i) {
+        EXPECT_NEAR(found.values[i], k.values()[i], 1e-9) << n << ' ' << top;
+        EXPECT_LE(found.residuals[i], 1e-9);
+      }
+    }
+  }
+  // Repeated to the last bit, which Lanczos would not see.
+  KnownOperator equal(std::vector<double>(9, 3.0));
+  EXPECT_NEAR(largest_pairs(equal, {.top = 9}).values[8], 3, 1e-12);
 }
 
 /// Not symmetric: Lanczos gives pairs, the residuals tell that they are none.

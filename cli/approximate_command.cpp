@@ -1,0 +1,149 @@
+#include <fmt/format.h>
+#include <fmt/ostream.h>
+
+#include <chrono>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <ostream>
+#include <vector>
+
+#include "cli/commands.hpp"
+#include "cli/inputs.hpp"
+#include "cli/progress.hpp"
+#include "cli/reduction.hpp"
+#include "cli/text.hpp"
+#include "engine/blas.hpp"
+#include "engine/cpu.hpp"
+#include "engine/error.hpp"
+#include "engine/npy.hpp"
+#include "ntk/projection.hpp"
+
+namespace gradgram::cli {
+namespace {
+
+using nlohmann::ordered_json;
+
+void refuse_exact_options(const Options& options) {
+  const auto refuse = [](bool given, const char* option) {
+    if (given) throw ArgumentError(fmt::format("--approximate: cannot be combined with {}", option));
+  };
+  refuse(options.infinite, "--infinite");
+  refuse(!options.versus.empty(), "--versus");
+  refuse(!options.versus_labels.empty(), "--versus-labels");
+  refuse(options.diagonal, "--diagonal");
+  refuse(options.per_parameter, "--per-parameter");
+  refuse(options.restart, "--restart");
+  refuse(!options.get.empty(), "--get");
+  refuse(options.monte_carlo != 0, "--monte-carlo");
+  refuse(options.packed, "--packed");
+  refuse(options.preview, "--preview");
+  if (options.reduce == "full") {
+    throw ArgumentError(
+        "--approximate: has no --reduce full; choose trace-mean, trace-sum, output:K or true-class");
+  }
+}
+
+template <class T>
+void run(const Context& context) {
+  const Options& options = context.options;
+  refuse_exact_options(options);
+  const std::filesystem::path out = options.out;
+  require_writable(out);
+  if (out.extension() != ".npy") {
+    throw ArgumentError(fmt::format("--out: '{}' must end in .npy", options.out));
+  }
+  const std::size_t memory = memory_budget(options);
+  const Workers workers(options.threads);
+  const auto begin = std::chrono::steady_clock::now();
+
+  const datasets::Dataset data = open_data(options);
+  const models::Network<T> network =
+      open_network<T>(options, data.example_shape(), outputs_for(options, data));
+  ntk::KernelOptions reduction;
+  std::string note;
+  choose_reduction(options, network.outputs(), reduction, note);
+  std::vector<std::int32_t> labels;
+  if (reduction.reduce == ntk::Reduce::TrueClass) labels = labels_of(options.labels, data, "--labels");
+  const Tensor<T> x = data.template inputs_as<T>();
+  const std::size_t matrix = checked_multiply(checked_multiply(data.size(), data.size(), "--approximate"),
+                                              sizeof(T), "--approximate");
+  if (matrix >= memory) {
+    throw BudgetError(fmt::format("--memory: the budget is {}, the kernel alone takes {}",
+                                  budget_text(memory), bytes_text(matrix)));
+  }
+  ProgressMeter meter(context.err, options.quiet);
+  ntk::ProjectionOptions projection;
+  projection.dimension = options.approximate;
+  projection.seed = options.seed;
+  projection.reduce = reduction.reduce;
+  projection.output = reduction.output;
+  projection.labels = labels;
+  projection.memory = memory - matrix;
+  projection.progress = meter.phase("projecting gradients");
+  projection.stop = context.stop;
+  const ntk::ProjectedGradients<T> projected =
+      ntk::project_gradients<T>(network, x.view(), projection, workers);
+  const Tensor<T> kernel = ntk::approximate_kernel<T>(projected, workers);
+  meter.close();
+  write_npy<T>(out, kernel.view());
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+
+  ordered_json json = describe_run(options, workers.count(), memory);
+  json["approximate"] = {{"label", projected.label()},
+                         {"method", "CountSketch of per-example gradients"},
+                         {"dimension", options.approximate},
+                         {"seed", options.seed},
+                         {"standard_distortion", projected.standard_distortion()},
+                         {"distortion_95", projected.distortion_95()},
+                         {"rank_at_most", options.approximate}};
+  json.update(describe(options, network));
+  json["data"] = describe(options, data);
+  json["reduction"] = projected.reduce;
+  json["n"] = data.size();
+  json["shape"] = std::vector<std::size_t>{data.size(), data.size()};
+  // Readers of the file take their error bars from here: the distortion, not the rounding.
+  json["relative_entry_error"] = projected.standard_distortion();
+  json["seconds"] = seconds;
+  if (!note.empty()) json["note"] = note;
+  const std::filesystem::path sidecar = beside(out, ".json");
+  write_json(sidecar, json);
+
+  if (options.json) {
+    context.out << json.dump(2) << '\n';
+    return;
+  }
+  fmt::print(context.out, "Approximate kernel of {}\n", network.model().to_text());
+  const std::vector<std::vector<std::string>> rows = {
+      {"approximate", fmt::format("gradients projected to {} dimensions (CountSketch, seed {})",
+                                  grouped(options.approximate), options.seed)},
+      {"entry error",
+       fmt::format("{} sqrt(k_ii k_jj) at most, one standard deviation; 95 % of entries within {}",
+                   significant(projected.standard_distortion()), significant(projected.distortion_95()))},
+      {"rank", fmt::format("at most {}: smaller eigenvalues and inverses say nothing of the kernel's",
+                           grouped(options.approximate))},
+      {"data",
+       fmt::format("{} examples {} of {}", grouped(data.size()), extents(data.example_shape()), data.source)},
+      {"prepared", preparation_text(options)},
+      {"parameters", grouped(network.parameters().size())},
+      {"parameterization", parameterization_text(options)},
+      {"reduction", projected.reduce + (note.empty() ? "" : " (" + note + ")")},
+      {"precision", options.dtype},
+      {"machine",
+       fmt::format("{}, {} thread{}, BLIS kernels {}, budget {}", isa_name(active_isa()), workers.count(),
+                   workers.count() == 1 ? "" : "s", blas::kernel_set(), budget_text(memory))},
+      {"time", seconds_text(seconds)}};
+  context.out << table(rows, {false, false});
+  fmt::print(context.out, "Wrote {} {} and {}\n", out.string(), kernel.shape().to_string(), sidecar.string());
+}
+
+}  // namespace
+
+void run_approximate_kernel(const Context& context) {
+  if (context.options.dtype == "f64") {
+    run<double>(context);
+  } else {
+    run<float>(context);
+  }
+}
+
+}  // namespace gradgram::cli

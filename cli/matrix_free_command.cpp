@@ -1,0 +1,312 @@
+#include <fmt/format.h>
+#include <fmt/ostream.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <ostream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cli/commands.hpp"
+#include "cli/inputs.hpp"
+#include "cli/progress.hpp"
+#include "cli/reduction.hpp"
+#include "cli/result_folder.hpp"
+#include "cli/text.hpp"
+#include "engine/blas.hpp"
+#include "engine/cpu.hpp"
+#include "engine/error.hpp"
+#include "engine/file.hpp"
+#include "engine/npy.hpp"
+#include "ntk/estimators.hpp"
+#include "ntk/kernel_operator.hpp"
+
+namespace gradgram::cli {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr std::size_t kDefaultTop = 10;
+
+struct Wanted {
+  bool top = false;
+  bool moments = false;
+  bool density = false;
+};
+
+/// --estimate as a list of words.
+Wanted wanted_from(std::string_view text) {
+  Wanted wanted;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find(',', begin), text.size());
+    const std::string_view word = text.substr(begin, end - begin);
+    bool* const which = word == "top"       ? &wanted.top
+                        : word == "moments" ? &wanted.moments
+                        : word == "density" ? &wanted.density
+                                            : nullptr;
+    if (which == nullptr) {
+      throw ArgumentError(
+          fmt::format("--estimate: '{}' is unknown; expected some of top, moments, density", word));
+    }
+    *which = true;
+    begin = end + 1;
+  }
+  return wanted;
+}
+
+ordered_json as_json(const ntk::Estimate& estimate) {
+  return {{"value", estimate.value},
+          {"standard_error", estimate.standard_error},
+          {"low", estimate.low},
+          {"high", estimate.high},
+          {"probes", estimate.probes}};
+}
+
+std::string as_text(const ntk::Estimate& estimate) {
+  return fmt::format("{} (95 %: {} to {})", significant(estimate.value, 5), significant(estimate.low, 5),
+                     significant(estimate.high, 5));
+}
+
+struct Reading {
+  std::optional<ntk::TopPairs> top;
+  std::optional<ntk::Moments> moments;
+  std::optional<ntk::SpectralDensity> density;
+};
+
+/// Thresholds at which the distribution is told: the largest eigenvalue seen, divided by powers of ten, as
+/// long as every probe has seen something below.
+std::vector<double> thresholds(const ntk::SpectralDensity& density) {
+  double least = 0;
+  for (const auto& nodes : density.probes) least = std::max(least, nodes.front().value);
+  std::vector<double> result;
+  for (int i = 1; i <= 6; ++i) {
+    const double threshold = density.largest() * std::pow(10.0, -i);
+    if (threshold > least) result.push_back(threshold);
+  }
+  return result;
+}
+
+void write_results(const std::filesystem::path& folder, const Reading& reading, const ordered_json& json) {
+  if (reading.top) {
+    write_file(folder / "spectrum.csv", [&](std::ostream& stream) {
+      stream << "rank,eigenvalue,residual\n";
+      for (std::size_t i = 0; i < reading.top->values.size(); ++i) {
+        fmt::print(stream, "{},{:.17g},{:.3g}\n", i + 1, reading.top->values[i], reading.top->residuals[i]);
+      }
+    });
+    write_npy<double>(folder / "eigenvectors.npy", reading.top->vectors.view());
+  }
+  if (reading.density) {
+    write_file(folder / "density.csv", [&](std::ostream& stream) {
+      stream << "probe,ritz_value,weight\n";
+      for (std::size_t p = 0; p < reading.density->probes.size(); ++p) {
+        for (const auto& node : reading.density->probes[p]) {
+          fmt::print(stream, "{},{:.17g},{:.17g}\n", p, node.value, node.weight);
+        }
+      }
+    });
+  }
+  write_json(folder / "summary.json", json);
+}
+
+void print(const Context& context, const Reading& reading, std::vector<std::vector<std::string>> rows) {
+  const Options& options = context.options;
+  if (reading.moments) {
+    rows.push_back({"trace", as_text(reading.moments->trace)});
+    rows.push_back({"||K||_F", as_text(reading.moments->frobenius)});
+    const double norm = reading.moments->frobenius.value;
+    if (norm > 0) {
+      rows.push_back({"effective rank", significant(std::pow(reading.moments->trace.value / norm, 2)) +
+                                            " (trace^2 / ||K||_F^2)"});
+    }
+  }
+  if (reading.top) {
+    rows.push_back({"lambda_max", fmt::format("{}, residual {}", significant(reading.top->values.front(), 5),
+                                              significant(reading.top->residuals.front(), 2))});
+  } else if (reading.density) {
+    rows.push_back({"lambda_max", "at least " + significant(reading.density->largest(), 5)});
+  }
+  rows.push_back({"lambda_min", "not resolved by products alone"});
+  context.out << table(rows, {false, false});
+  if (reading.top) {
+    std::vector<std::vector<std::string>> values = {{"rank", "eigenvalue", "residual"}};
+    for (std::size_t i = 0; i < std::min<std::size_t>(10, reading.top->values.size()); ++i) {
+      values.push_back({std::to_string(i + 1), significant(reading.top->values[i], 5),
+                        significant(reading.top->residuals[i], 2)});
+    }
+    context.out << '\n' << table(values, {true, true, true});
+  }
+  if (reading.density) {
+    std::vector<std::vector<std::string>> values = {{"eigenvalues up to", "share", "95 % from", "to"}};
+    for (const double x : thresholds(*reading.density)) {
+      const ntk::Estimate share = reading.density->cdf(x);
+      values.push_back({significant(x), percent(share.value), percent(share.low), percent(share.high)});
+    }
+    context.out << '\n' << table(values, {true, true, true, true});
+  }
+  if (!options.out.empty()) fmt::print(context.out, "Wrote {}\n", options.out);
+}
+
+template <class T>
+void run(const Context& context) {
+  const Options& options = context.options;
+  const Wanted wanted = wanted_from(options.estimate);
+  const auto at_least = [](const char* option, std::size_t value, std::size_t least) {
+    if (value < least) throw ArgumentError(fmt::format("{}: {} must be at least {}", option, value, least));
+  };
+  at_least("--products", options.products, 6);
+  at_least("--probes", options.probes, 2);
+  at_least("--steps", options.lanczos_steps, 1);
+  std::optional<ResultFolder> folder;
+  if (!options.out.empty()) {
+    if (std::filesystem::path(options.out).extension() == ".csv") {
+      throw ArgumentError(
+          fmt::format("--out: with --matrix-free a folder is written, '{}' looks like a file", options.out));
+    }
+    folder.emplace(options.out, options.force);
+  }
+  const std::size_t memory = memory_budget(options);
+  const Workers workers(options.threads);
+  const auto begin = std::chrono::steady_clock::now();
+
+  datasets::Dataset data = open_data(options);
+  const models::Network<T> network =
+      open_network<T>(options, data.example_shape(), outputs_for(options, data));
+  ntk::KernelOptions reduction;
+  std::string note;
+  choose_reduction(options, network.outputs(), reduction, note);
+  std::vector<std::int32_t> labels;
+  if (reduction.reduce == ntk::Reduce::TrueClass) labels = labels_of(options.labels, data, "--labels");
+  const std::size_t examples = data.size();
+  const Shape example = data.example_shape();
+  const ordered_json told = describe(options, data);
+  const Tensor<T> x = data.template inputs_as<T>();
+  data.inputs = Tensor<double>();  // 8 bytes a number that nothing reads any more
+
+  const std::size_t n = reduction.reduce == ntk::Reduce::Full
+                            ? checked_multiply(examples, network.outputs(), "--reduce full")
+                            : examples;
+  if (n == 0) throw ArgumentError("--matrix-free: the data hold no examples");
+  if (options.top > n) {
+    throw ArgumentError(fmt::format("--top: {} must be at most the size of the kernel, {}", options.top, n));
+  }
+  const std::size_t top = options.top == 0 ? std::min(kDefaultTop, n) : options.top;
+  // Vectors that the estimates hold at once, and as many again while they are orthogonalized.
+  constexpr std::size_t kProbesAtOnce = 4;
+  std::size_t vectors = 0;
+  if (wanted.top) vectors = std::max(vectors, std::max<std::size_t>(2 * top + 1, 20) + 2 * top);
+  if (wanted.moments) vectors = std::max(vectors, 4 * options.products / 3 + 48);
+  if (wanted.density) vectors = std::max(vectors, kProbesAtOnce * (std::min(options.lanczos_steps, n) + 2));
+  const std::size_t held =
+      checked_multiply(checked_multiply(vectors, n, "--matrix-free"), sizeof(double), "--matrix-free");
+  if (held >= memory) {
+    throw BudgetError(fmt::format(
+        "--memory: the budget is {}, the vectors of Lanczos and of the probes alone take {}; fewer "
+        "--steps, --products or --top need less",
+        budget_text(memory), bytes_text(held)));
+  }
+  ntk::OperatorOptions what;
+  what.reduce = reduction.reduce;
+  what.output = reduction.output;
+  what.labels = labels;
+  what.memory = memory - held;
+  what.stop = context.stop;
+  ntk::KernelOperator<T> kernel(network, x.view(), what, workers);
+
+  ProgressMeter meter(context.err, options.quiet);
+  Reading reading;
+  if (wanted.moments) {
+    reading.moments = ntk::estimate_moments(
+        kernel, {.products = options.products, .seed = options.seed, .progress = meter.phase("moments")});
+  }
+  if (wanted.top) {
+    reading.top = ntk::largest_pairs(
+        kernel, {.top = top, .seed = options.seed, .progress = meter.phase("largest eigenpairs")});
+  }
+  if (wanted.density) {
+    reading.density = ntk::spectral_density(kernel, {.probes = options.probes,
+                                                     .steps = options.lanczos_steps,
+                                                     .seed = options.seed,
+                                                     .block = kProbesAtOnce,
+                                                     .progress = meter.phase("spectral density")});
+  }
+  meter.close();
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const std::size_t products = (reading.moments ? reading.moments->products : 0) +
+                               (reading.top ? reading.top->products : 0) +
+                               (reading.density ? reading.density->products : 0);
+
+  ordered_json json = describe_run(options, workers.count(), memory);
+  json.update(describe(options, network));
+  json["data"] = told;
+  json["reduction"] = ntk::reduce_name(reduction.reduce, reduction.output);
+  json["matrix_free"] = true;
+  json["n"] = n;
+  json["products"] = products;
+  json["relative_product_error"] = kernel.relative_error();
+  json["planned_bytes"] = kernel.planned_bytes() + held;
+  if (reading.moments) {
+    json["trace"] = as_json(reading.moments->trace);
+    json["frobenius"] = as_json(reading.moments->frobenius);
+  }
+  if (reading.top) {
+    json["lambda_max"] = reading.top->values.front();
+    json["eigenvalues"] = reading.top->values;
+    json["residuals"] = reading.top->residuals;
+  }
+  if (reading.density) {
+    json["density"] = {
+        {"probes", reading.density->probes.size()},
+        {"steps", options.lanczos_steps},
+        {"resolution", reading.density->largest() / static_cast<double>(options.lanczos_steps)},
+        {"largest_ritz_value", reading.density->largest()}};
+    ordered_json shares = ordered_json::array();
+    for (const double t : thresholds(*reading.density)) {
+      ordered_json share = as_json(reading.density->cdf(t));
+      share["up_to"] = t;
+      shares.push_back(share);
+    }
+    json["density"]["shares"] = shares;
+  }
+  json["seconds"] = seconds;
+  if (!note.empty()) json["note"] = note;
+  if (folder) {
+    write_results(folder->path(), reading, json);
+    folder->commit();
+  }
+  if (options.json) {
+    context.out << json.dump(2) << '\n';
+    return;
+  }
+  fmt::print(context.out, "Spectrum of the kernel of {}, without the matrix ({} x {})\n",
+             network.model().to_text(), grouped(n), grouped(n));
+  print(context, reading,
+        {{"data", fmt::format("{} examples {} of {}", grouped(examples), extents(example), data.source)},
+         {"prepared", preparation_text(options)},
+         {"parameters", grouped(network.parameters().size())},
+         {"parameterization", parameterization_text(options)},
+         {"reduction", json["reduction"].get<std::string>() + (note.empty() ? "" : " (" + note + ")")},
+         {"precision", fmt::format("{}, a product is good to {} ||K|| ||v||", options.dtype,
+                                   significant(kernel.relative_error(), 2))},
+         {"machine",
+          fmt::format("{}, {} thread{}, BLIS kernels {}, budget {}", isa_name(active_isa()), workers.count(),
+                      workers.count() == 1 ? "" : "s", blas::kernel_set(), budget_text(memory))},
+         {"time", fmt::format("{}, {} products K v", seconds_text(seconds), grouped(products))}});
+}
+
+}  // namespace
+
+void run_matrix_free_spectrum(const Context& context) {
+  if (context.options.dtype == "f64") {
+    run<double>(context);
+  } else {
+    run<float>(context);
+  }
+}
+
+}  // namespace gradgram::cli

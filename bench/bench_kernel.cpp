@@ -18,6 +18,7 @@
 #include <fstream>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "bench/limit.hpp"
 #include "engine/random.hpp"
@@ -162,10 +163,10 @@ void tile(benchmark::State& state) {
   plan.tile = side;
   const ntk::Factors<float> factors(plan, 2 * side);
   Random random(1);
+  std::vector<float> row(plan.row_width);
   for (std::size_t i = 0; i < 2 * side; ++i) {
-    for (std::size_t p = 0; p < plan.row_width; ++p) {
-      factors.rows().row(i)[p] = static_cast<float>(random.uniform());
-    }
+    for (float& value : row) value = static_cast<float>(random.uniform());
+    factors.rows().pack(row.data(), row.size(), 1, 0, row.size(), i, 1);
   }
   Arena arena(plan.arena_bytes());
   const ntk::TileRange range{side, side, diagonal ? side : 0, side, diagonal};

@@ -10,68 +10,96 @@
 namespace gradgram::ntk {
 namespace {
 
-/// One side of a product: rows of a factor matrix.
+/// One side of a product: some rows of a factor matrix.
 template <class T>
 struct Side {
-  const T* data;
-  std::size_t stride;
+  const FactorMatrix<T>& matrix;
+  std::size_t row;  ///< the first
 };
 
-/// Where both sides of a product are packed, for all products of a tile in turn.
+/// Where the sides of a product are packed that are not yet, for all products of a tile in turn.
 template <class T>
 struct Packed {
   T* rows;
   T* columns;
 };
 
+/// Rows from the beginning of the group that holds the first: whatever is packed begins there.
+struct Extent {
+  std::size_t lead = 0;   ///< rows before the first that is wanted
+  std::size_t count = 0;  ///< those included
+};
+
+template <class T>
+Extent extent(const Plan& plan, std::size_t row, std::size_t count) {
+  const std::size_t lead = plan.packed ? row % simd::kGramPadding<T> : 0;
+  return {lead, lead + count};
+}
+
 /// The tiles of one shape: f64, every row padded, with room for padding rows.
 template <class T>
 class Contraction {
  public:
   /// `lower`: both sides are the same rows, and entries above the diagonal are not wanted.
-  /// `bf16`: products of factors rounded to bfloat16; or null.
-  Contraction(std::size_t rows, std::size_t columns, bool lower, const simd::Bf16Kernels* bf16)
+  /// `bf16`: products of factors rounded to bfloat16, of rows that are not packed; or null.
+  Contraction(Extent rows, Extent columns, bool lower, const simd::Bf16Kernels* bf16)
       : rows_(rows),
         columns_(columns),
-        stride_(gram_padded(columns, sizeof(T))),
+        stride_(gram_padded(columns.count, sizeof(T))),
         lower_(lower),
         bf16_(bf16) {}
 
-  std::size_t size() const { return gram_padded(rows_, sizeof(T)) * stride_; }
+  std::size_t size() const { return gram_padded(rows_.count, sizeof(T)) * stride_; }
   std::size_t stride() const { return stride_; }
-  Tile tile(const double* values) const { return {values, rows_, columns_, stride_}; }
+  /// What is wanted of it.
+  Tile tile(const double* values) const {
+    return {values + first(), rows_.count - rows_.lead, columns_.count - columns_.lead, stride_};
+  }
+  /// The first entry that is wanted.
+  std::size_t first() const { return rows_.lead * stride_ + columns_.lead; }
 
   void zero(double* tile) const { std::fill_n(tile, size(), 0.0); }
 
-  /// sum (+)= a b^T over `width` columns. The panels depend on the width alone.
-  void multiply(const Side<T>& a, const Side<T>& b, std::size_t width, bool accumulate,
+  /// sum (+)= a b^T over the panels of columns [begin, begin + width).
+  void multiply(const Side<T>& a, const Side<T>& b, std::size_t begin, std::size_t width, bool accumulate,
                 const Packed<T>& packed, double* sum) const {
     if constexpr (sizeof(T) == sizeof(float)) {
-      if (bf16_ != nullptr) return multiply_rounded(a, b, width, accumulate, packed, sum);
+      if (bf16_ != nullptr) return multiply_rounded(a, b, begin, width, accumulate, packed, sum);
     }
     const simd::KernelTable<T>& table = kernels<T>();
-    const std::size_t depth = gram_depth(width, sizeof(T));
-    for (std::size_t begin = 0; begin < width; begin += depth) {
-      const std::size_t count = std::min(depth, width - begin);
-      table.gram_pack(a.data + begin, a.stride, rows_, count, packed.rows);
-      if (!lower_) table.gram_pack(b.data + begin, b.stride, columns_, count, packed.columns);
-      table.gram_product({.rows = packed.rows,
-                          .columns = lower_ ? packed.rows : packed.columns,
-                          .depth = count,
-                          .row_count = rows_,
-                          .column_count = columns_,
+    const auto side = [&](const Side<T>& from, const Panel& panel, const Extent& extent, T* room) {
+      const FactorMatrix<T>& matrix = from.matrix;
+      if (matrix.packed_rows != 0) return matrix.packed(panel, from.row - extent.lead);
+      table.gram_pack(matrix.data + from.row * matrix.stride + panel.begin, matrix.stride, extent.count,
+                      panel.depth, room);
+      return room;
+    };
+    const std::vector<Panel>& panels = a.matrix.panels;
+    const auto from = [&](std::size_t column) {
+      return std::lower_bound(panels.begin(), panels.end(), column,
+                              [](const Panel& panel, std::size_t at) { return panel.begin < at; });
+    };
+    const auto last = from(begin + width);
+    for (auto panel = from(begin); panel != last; ++panel) {
+      const T* const rows = side(a, *panel, rows_, packed.rows);
+      table.gram_product({.rows = rows,
+                          .columns = lower_ ? rows : side(b, *panel, columns_, packed.columns),
+                          .depth = panel->depth,
+                          .row_count = rows_.count,
+                          .column_count = columns_.count,
                           .sum = sum,
                           .sum_stride = stride_,
                           .lower = lower_,
-                          .accumulate = accumulate || begin > 0});
+                          .accumulate = accumulate});
+      accumulate = true;
     }
   }
 
   /// sum += scale * x.
   void add(const double* x, double scale, double* sum) const {
     each_row([&](std::size_t row, std::size_t columns) {
-      const double* const from = x + row * stride_;
-      double* const to = sum + row * stride_;
+      const double* const from = x + first() + row * stride_;
+      double* const to = sum + first() + row * stride_;
       for (std::size_t column = 0; column < columns; ++column) to[column] += scale * from[column];
     });
   }
@@ -81,9 +109,9 @@ class Contraction {
   void add_hadamard(const double* x, const Contraction& y_shape, const double* y, std::size_t group,
                     double scale, double offset, double* sum) const {
     each_row([&](std::size_t row, std::size_t columns) {
-      const double* const p = x + row * stride_;
-      const double* const q = y + row / group * y_shape.stride_;
-      double* const to = sum + row * stride_;
+      const double* const p = x + first() + row * stride_;
+      const double* const q = y + y_shape.first() + row / group * y_shape.stride_;
+      double* const to = sum + first() + row * stride_;
       if (group == 1) {
         for (std::size_t column = 0; column < columns; ++column) {
           to[column] += p[column] * (scale * q[column] + offset);
@@ -100,22 +128,25 @@ class Contraction {
 
  private:
   /// Panels of equal depth, cut by the width alone.
-  void multiply_rounded(const Side<T>& a, const Side<T>& b, std::size_t width, bool accumulate,
-                        const Packed<T>& packed, double* sum) const {
+  void multiply_rounded(const Side<T>& a, const Side<T>& b, std::size_t begin, std::size_t width,
+                        bool accumulate, const Packed<T>& packed, double* sum) const {
     auto* const rows = reinterpret_cast<std::uint16_t*>(packed.rows);
     auto* const columns = reinterpret_cast<std::uint16_t*>(packed.columns);
     const std::size_t panels = (width + simd::kBf16Depth - 1) / simd::kBf16Depth;
     const std::size_t even = (width + panels - 1) / panels;
     const std::size_t step = (even + simd::kBf16Block - 1) / simd::kBf16Block * simd::kBf16Block;
+    const auto from = [&](const Side<T>& side) {
+      return side.matrix.data + side.row * side.matrix.stride + begin;
+    };
     for (std::size_t at = 0; at < width; at += step) {
       const std::size_t depth = std::min(step, width - at);
-      bf16_->pack_rows(a.data + at, a.stride, rows_, depth, rows);
-      bf16_->pack_columns(b.data + at, b.stride, columns_, depth, columns);
+      bf16_->pack_rows(from(a) + at, a.matrix.stride, rows_.count, depth, rows);
+      bf16_->pack_columns(from(b) + at, b.matrix.stride, columns_.count, depth, columns);
       bf16_->product({.rows = rows,
                       .columns = columns,
                       .depth = depth,
-                      .row_count = rows_,
-                      .column_count = columns_,
+                      .row_count = rows_.count,
+                      .column_count = columns_.count,
                       .sum = sum,
                       .sum_stride = stride_,
                       .lower = lower_,
@@ -123,20 +154,22 @@ class Contraction {
     }
   }
 
-  /// f(row, columns that are wanted of it).
+  /// f(row, columns of it), of those that are wanted.
   template <class F>
   void each_row(F f) const {
-    for (std::size_t row = 0; row < rows_; ++row) f(row, lower_ ? row + 1 : columns_);
+    const std::size_t columns = columns_.count - columns_.lead;
+    for (std::size_t row = 0; row + rows_.lead < rows_.count; ++row) f(row, lower_ ? row + 1 : columns);
   }
 
-  std::size_t rows_, columns_, stride_;
+  Extent rows_, columns_;
+  std::size_t stride_;
   bool lower_;
   const simd::Bf16Kernels* bf16_;
 };
 
 template <class T>
-Side<T> side(const FactorMatrix<T>& matrix, std::size_t example, std::size_t column = 0) {
-  return {matrix.row(example) + column, matrix.stride};
+Side<T> side(const FactorMatrix<T>& matrix, std::size_t example) {
+  return {matrix, example * matrix.rows_per_example};
 }
 
 }  // namespace
@@ -148,8 +181,12 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
   const std::size_t group = plan.rows_per_example();
   const std::size_t seeds = plan.seeds_per_row();
   const simd::Bf16Kernels* const bf16 = plan.request.bf16 ? bf16_kernels() : nullptr;
-  const Contraction<T> inputs(range.rows, range.columns, range.diagonal && group == 1, bf16);
-  const Contraction<T> outputs(range.rows * group, range.columns * group, range.diagonal, bf16);
+  const Contraction<T> inputs(extent<T>(plan, range.row, range.rows),
+                              extent<T>(plan, range.column, range.columns), range.diagonal && group == 1,
+                              bf16);
+  const Contraction<T> outputs(extent<T>(plan, range.row * group, range.rows * group),
+                               extent<T>(plan, range.column * group, range.columns * group), range.diagonal,
+                               bf16);
 
   const ArenaScope scope(scratch);
   const auto room = [&](const Contraction<T>& shape) {
@@ -166,8 +203,9 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
     const std::size_t depth = bf16 != nullptr ? simd::kBf16Depth / 2 : simd::kGramDepth<T>;
     return scratch.tensor<T>({gram_padded(examples * group, sizeof(T)), depth}).data();
   };
-  const Packed<T> packed{pack(range.rows),
-                         range.diagonal && group == 1 && bf16 == nullptr ? nullptr : pack(range.columns)};
+  const bool one_side = range.diagonal && group == 1 && bf16 == nullptr;
+  const Packed<T> packed{plan.packed ? nullptr : pack(range.rows),
+                         plan.packed || one_side ? nullptr : pack(range.columns)};
 
   outputs.zero(total);
   const auto finish_part = [&](std::size_t parameter) {
@@ -178,7 +216,7 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
   // Materialized rows: one product over all parameters, or one per parameter and seed.
   if (!plan.request.per_parameter) {
     if (plan.row_width != 0) {
-      outputs.multiply(side(rows.rows(), range.row), side(columns.rows(), range.column),
+      outputs.multiply(side(rows.rows(), range.row), side(columns.rows(), range.column), 0,
                        seeds * plan.row_width, false, packed, total);
     }
   } else {
@@ -186,7 +224,7 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
       if (plan.columns[parameter] == kNoParameter) continue;
       for (std::size_t seed = 0; seed < seeds; ++seed) {
         const std::size_t column = seed * plan.row_width + plan.columns[parameter];
-        outputs.multiply(side(rows.rows(), range.row, column), side(columns.rows(), range.column, column),
+        outputs.multiply(side(rows.rows(), range.row), side(columns.rows(), range.column), column,
                          plan.parameter_sizes[parameter], seed > 0, packed, part);
       }
       finish_part(parameter);
@@ -210,7 +248,8 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
       };
       PositionGram<T>(use.position_geometry(), group, seeds)
           .contract(side_of(a, range.row, range.rows), side_of(b, range.column, range.columns),
-                    range.diagonal, {taps, out, outputs.stride()}, scratch);
+                    range.diagonal, {taps + outputs.first(), out + outputs.first(), outputs.stride()},
+                    scratch);
       if (!plan.request.per_parameter) {
         outputs.add(taps, weight, total);
         if (use.bias != kNoParameter) outputs.add(out, bias, total);
@@ -225,8 +264,8 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
       finish_part(use.bias);
       continue;
     }
-    inputs.multiply(side(a.inputs, range.row), side(b.inputs, range.column), use.d_in, false, packed, in);
-    outputs.multiply(side(a.cotangents, range.row), side(b.cotangents, range.column), seeds * use.d_out,
+    inputs.multiply(side(a.inputs, range.row), side(b.inputs, range.column), 0, use.d_in, false, packed, in);
+    outputs.multiply(side(a.cotangents, range.row), side(b.cotangents, range.column), 0, seeds * use.d_out,
                      false, packed, out);
     if (!plan.request.per_parameter) {
       outputs.add_hadamard(out, inputs, in, group, weight, bias, total);

@@ -4,14 +4,15 @@
 #include <cstring>
 
 #include "engine/blas.hpp"
+#include "engine/cpu.hpp"
 #include "engine/ops/conv2d.hpp"
 
 namespace gradgram::ntk {
 namespace {
 
 template <class T>
-FactorMatrix<T> make_matrix(Arena& memory, std::size_t examples, std::size_t rows_per_example,
-                            std::size_t seeds_per_row, std::size_t width) {
+FactorMatrix<T> make_rows(Arena& memory, std::size_t examples, std::size_t rows_per_example,
+                          std::size_t seeds_per_row, std::size_t width) {
   FactorMatrix<T> matrix;
   matrix.width = width;
   matrix.rows_per_example = rows_per_example;
@@ -20,6 +21,55 @@ FactorMatrix<T> make_matrix(Arena& memory, std::size_t examples, std::size_t row
   const std::size_t rows = checked_multiply(examples, rows_per_example, "kernel: factors");
   matrix.data = memory.tensor<T>({rows, matrix.stride}).data();
   return matrix;
+}
+
+/// The same for products over `panels`, packed or as rows.
+template <class T>
+FactorMatrix<T> make_matrix(Arena& memory, bool packed, std::size_t examples, std::size_t rows_per_example,
+                            std::size_t seeds_per_row, std::size_t width, std::vector<Panel> panels) {
+  FactorMatrix<T> matrix;
+  if (packed) {
+    const std::size_t rows = checked_multiply(examples, rows_per_example, "kernel: factors");
+    const std::size_t columns = checked_multiply(seeds_per_row, width, "kernel: factors");
+    matrix.width = width;
+    matrix.rows_per_example = rows_per_example;
+    matrix.seeds_per_row = seeds_per_row;
+    matrix.packed_rows = gram_padded(rows, sizeof(T));
+    matrix.data = memory.tensor<T>({matrix.packed_rows, columns}).data();
+    // The padding of the last group enters products that nobody reads, as long as it is a number.
+    if (matrix.packed_rows != rows) {
+      const std::size_t group = matrix.packed_rows - simd::kGramPadding<T>;
+      for (const Panel& panel : panels) {
+        std::fill_n(matrix.packed(panel, group), simd::kGramPadding<T> * panel.depth, T(0));
+      }
+    }
+  } else {
+    matrix = make_rows<T>(memory, examples, rows_per_example, seeds_per_row, width);
+  }
+  matrix.panels = std::move(panels);
+  return matrix;
+}
+
+/// The panels of materialized rows: seed by seed, and parameter by parameter when each has its own kernel.
+std::vector<Panel> row_panels(const Plan& plan) {
+  std::vector<Panel> panels;
+  const auto append = [&](std::size_t begin, std::size_t width) {
+    const std::vector<Panel> more = panels_of(begin, width, plan.element_bytes);
+    panels.insert(panels.end(), more.begin(), more.end());
+  };
+  for (std::size_t seed = 0; seed < plan.seeds_per_row(); ++seed) {
+    const std::size_t begin = seed * plan.row_width;
+    if (!plan.request.per_parameter) {
+      append(begin, plan.row_width);
+      continue;
+    }
+    for (std::size_t parameter = 0; parameter < plan.columns.size(); ++parameter) {
+      if (plan.columns[parameter] == kNoParameter) continue;
+      append(begin + plan.columns[parameter], plan.parameter_sizes[parameter]);
+    }
+  }
+  std::sort(panels.begin(), panels.end(), [](const Panel& a, const Panel& b) { return a.begin < b.begin; });
+  return panels;
 }
 
 /// sums[c] (+)= scale * sum over positions of b[p, c].
@@ -37,6 +87,29 @@ void sum_positions(const T* b, std::size_t positions, std::size_t columns, T sca
 }  // namespace
 
 template <class T>
+void FactorMatrix<T>::pack(const T* source, std::size_t source_stride, std::size_t rows, std::size_t column,
+                           std::size_t count, std::size_t first, std::size_t step) const {
+  const std::size_t end = column + count;
+  auto panel = std::upper_bound(panels.begin(), panels.end(), column,
+                                [](std::size_t at, const Panel& p) { return at < p.begin; });
+  if (panel != panels.begin()) --panel;
+  for (; panel != panels.end() && panel->begin < end; ++panel) {
+    const std::size_t low = std::max(column, panel->begin);
+    const std::size_t high = std::min(end, panel->begin + panel->depth);
+    if (low >= high) continue;
+    kernels<T>().gram_pack_rows({.source = source + (low - column),
+                                 .stride = source_stride,
+                                 .rows = rows,
+                                 .columns = high - low,
+                                 .packed = packed(*panel, 0),
+                                 .depth = panel->depth,
+                                 .column = low - panel->begin,
+                                 .first = first,
+                                 .step = step});
+  }
+}
+
+template <class T>
 Factors<T>::Factors(const Plan& plan, std::size_t capacity) : memory_(kAlignment) {
   const std::size_t rows = plan.rows_per_example();
   const std::size_t seeds = plan.seeds_per_row();
@@ -44,11 +117,39 @@ Factors<T>::Factors(const Plan& plan, std::size_t capacity) : memory_(kAlignment
   for (std::size_t u = 0; u < plan.uses.size(); ++u) {
     const PlannedUse& use = plan.uses[u];
     if (use.way == Way::Materialize) continue;
-    outer_[u].inputs = make_matrix<T>(memory_, capacity, 1, 1, use.input_size());
-    outer_[u].cotangents = make_matrix<T>(memory_, capacity, rows, seeds, use.cotangent_size());
+    const std::size_t inputs = use.input_size();
+    const std::size_t cotangents = use.cotangent_size();
+    if (use.way == Way::PositionGram) {
+      outer_[u].inputs = make_rows<T>(memory_, capacity, 1, 1, inputs);
+      outer_[u].cotangents = make_rows<T>(memory_, capacity, rows, seeds, cotangents);
+      continue;
+    }
+    outer_[u].inputs =
+        make_matrix<T>(memory_, plan.packed, capacity, 1, 1, inputs, panels_of(0, inputs, sizeof(T)));
+    outer_[u].cotangents = make_matrix<T>(memory_, plan.packed, capacity, rows, seeds, cotangents,
+                                          panels_of(0, seeds * cotangents, sizeof(T)));
   }
-  if (plan.row_width != 0) rows_ = make_matrix<T>(memory_, capacity, rows, seeds, plan.row_width);
+  if (plan.row_width != 0) {
+    rows_ = make_matrix<T>(memory_, plan.packed, capacity, rows, seeds, plan.row_width, row_panels(plan));
+  }
 }
+
+template <class T>
+FactorMatrix<T> scratch_rows(const Plan& plan, Arena& arena) {
+  if (!plan.packed || plan.row_width == 0) return {};
+  return make_rows<T>(arena, plan.tape_block, plan.rows_per_example(), 1, plan.row_width);
+}
+
+template <class T>
+FactorSink<T>::FactorSink(const Plan& plan, const Factors<T>& factors, std::size_t first, std::size_t seed,
+                          const FactorMatrix<T>& scratch)
+    : plan_(plan),
+      factors_(factors),
+      first_(first),
+      seed_(seed),
+      rows_(plan.packed ? scratch : factors.rows()),
+      first_row_(plan.packed ? 0 : first),
+      row_seed_(plan.packed && !plan.request.full ? 0 : seed) {}
 
 template <class T>
 const PlannedUse& FactorSink<T>::next(bool convolution, std::size_t weight, std::size_t bias,
@@ -69,7 +170,6 @@ const PlannedUse& FactorSink<T>::next(bool convolution, std::size_t weight, std:
 template <class T>
 void FactorSink<T>::begin(std::size_t examples) const {
   if (plan_.row_width == 0) return;
-  const FactorMatrix<T>& rows = factors_.rows();
   for (std::size_t parameter = 0; parameter < plan_.columns.size(); ++parameter) {
     const std::size_t column = plan_.columns[parameter];
     if (column == kNoParameter) continue;
@@ -77,19 +177,27 @@ void FactorSink<T>::begin(std::size_t examples) const {
     const std::size_t line = kAlignment / sizeof(T);
     const std::size_t padded = (end + line - 1) / line * line;
     for (std::size_t e = 0; e < examples; ++e) {
-      T* row = rows.at(first_ + e, seed_);
-      std::fill(row + end, row + padded, T(0));
+      std::fill(row(e) + end, row(e) + padded, T(0));
     }
   }
 }
 
 template <class T>
-void FactorSink<T>::finish() const {
+void FactorSink<T>::finish(std::size_t examples) const {
   if (ordinal_ != plan_.uses.size()) {
     throw Error("kernel: " + std::to_string(ordinal_) + " parameter uses reported, " +
                 std::to_string(plan_.uses.size()) +
                 " for the first example; the module must use its "
                 "parameters in the same way for every example");
+  }
+  if (!plan_.packed || plan_.row_width == 0) return;
+  if (!plan_.request.full) {
+    factors_.rows().pack(rows_.data, rows_.stride, examples, seed_ * plan_.row_width, plan_.row_width, first_,
+                         1);
+  } else if (seed_ + 1 == plan_.request.seeds) {
+    // The seeds of an example are neighbours.
+    factors_.rows().pack(rows_.data, rows_.stride, examples * plan_.request.seeds, 0, plan_.row_width,
+                         first_ * plan_.request.seeds, 1);
   }
 }
 
@@ -98,6 +206,13 @@ void FactorSink<T>::keep(std::size_t number, std::size_t examples, const T* inpu
   const auto& outer = factors_.outer(number);
   const std::size_t input_size = plan_.uses[number].input_size();
   const std::size_t cotangent_size = plan_.uses[number].cotangent_size();
+  if (outer.inputs.packed_rows != 0) {
+    if (seed_ == 0) outer.inputs.pack(inputs, input_size, examples, 0, input_size, first_, 1);
+    const std::size_t group = plan_.rows_per_example();
+    outer.cotangents.pack(cotangents, cotangent_size, examples, group == 1 ? seed_ * cotangent_size : 0,
+                          cotangent_size, first_ * group + (group == 1 ? 0 : seed_), group);
+    return;
+  }
   for (std::size_t e = 0; e < examples; ++e) {
     // The inputs do not depend on the seed.
     if (seed_ == 0) {
@@ -121,7 +236,7 @@ void FactorSink<T>::use(const DenseUse<T>& use, Arena&) {
     return;
   }
   for (std::size_t e = 0; e < examples; ++e) {
-    T* row = factors_.rows().at(first_ + e, seed_);
+    T* const row = this->row(e);
     const T* a = use.inputs.data() + e * positions * d_in;
     const T* b = use.cotangents.data() + e * positions * d_out;
     blas::gemm(blas::Transpose::Yes, blas::Transpose::No, d_out, d_in, positions, use.weight_scale, b, d_out,
@@ -150,7 +265,7 @@ void FactorSink<T>::use(const ConvUse<T>& use, Arena& scratch) {
   const ArenaScope scope(scratch);
   const ops::ConvWeightGradient<T> form(geometry, use.weight_scale, use.bias_scale, scratch);
   for (std::size_t e = 0; e < examples; ++e) {
-    T* row = factors_.rows().at(first_ + e, seed_);
+    T* const row = this->row(e);
     T* weight = row + plan_.columns[use.weight];
     T* bias = has_bias ? row + plan_.columns[use.bias] : nullptr;
     if (accumulate && planned.weight_first) std::fill_n(weight, geometry.weights(), T(0));
@@ -159,6 +274,10 @@ void FactorSink<T>::use(const ConvUse<T>& use, Arena& scratch) {
   }
 }
 
+template struct FactorMatrix<float>;
+template struct FactorMatrix<double>;
+template FactorMatrix<float> scratch_rows(const Plan&, Arena&);
+template FactorMatrix<double> scratch_rows(const Plan&, Arena&);
 template class Factors<float>;
 template class Factors<double>;
 template class FactorSink<float>;

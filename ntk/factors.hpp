@@ -9,26 +9,37 @@
 
 namespace gradgram::ntk {
 
-/// A matrix whose rows are examples, or (example, seed) pairs when the seeds stay apart.
+/// A matrix whose rows are examples, or (example, seed) pairs when the seeds stay apart: as it is, or packed
+/// for products.
 template <class T>
 struct FactorMatrix {
   T* data = nullptr;
-  std::size_t stride = 0;            ///< elements from row to row
+  std::size_t stride = 0;            ///< elements from row to row, of a matrix that is not packed
   std::size_t width = 0;             ///< columns of one seed
   std::size_t rows_per_example = 1;  ///< 1, or the number of seeds
   std::size_t seeds_per_row = 1;     ///< seeds side by side in a row
+  std::vector<Panel> panels;         ///< in which it enters products, in order of their columns
+  std::size_t packed_rows = 0;       ///< room for that many in every panel; 0: not packed
 
-  /// First row of an example.
+  /// First row of an example; not of packed ones, nor is at().
   T* row(std::size_t example) const { return data + example * rows_per_example * stride; }
   /// Where seed `seed` of an example stands.
   T* at(std::size_t example, std::size_t seed) const {
     return rows_per_example == 1 ? row(example) + seed * width : row(example) + seed * stride;
   }
+  /// A packed panel from a row on that begins a group (kGramPadding).
+  T* packed(const Panel& panel, std::size_t row) const {
+    return data + packed_rows * panel.begin + row * panel.depth;
+  }
+  /// Packs columns [column, column + count) of `rows` rows source[i * source_stride]; they become rows first
+  /// + i * step. Different rows may be packed by several threads at once.
+  void pack(const T* source, std::size_t source_stride, std::size_t rows, std::size_t column,
+            std::size_t count, std::size_t first, std::size_t step) const;
 };
 
 /// The gradients of a block of examples, as factors: inputs A and output cotangents B of every use that is
 /// contracted the outer or the position Gram way, materialized rows for the rest. Memory is taken once for
-/// `capacity` examples and refilled.
+/// `capacity` examples and refilled. Of a packed plan everything but the factors of position Grams is packed.
 template <class T>
 class Factors {
  public:
@@ -50,28 +61,41 @@ class Factors {
   FactorMatrix<T> rows_;
 };
 
+/// Materialized rows of one tape block that are going to be packed; without memory when there are none.
+/// `arena` keeps Plan::scratch_bytes() for them.
+template <class T>
+FactorMatrix<T> scratch_rows(const Plan& plan, Arena& arena);
+
 /// Writes what one reverse pass (seed number `seed`) of a tape block reports to examples [first, ...) of
 /// `factors`.
 template <class T>
 class FactorSink final : public Sink<T> {
  public:
-  FactorSink(const Plan& plan, const Factors<T>& factors, std::size_t first, std::size_t seed)
-      : plan_(plan), factors_(factors), first_(first), seed_(seed) {}
+  /// `scratch`: of scratch_rows(), the same for all seeds of the tape block.
+  FactorSink(const Plan& plan, const Factors<T>& factors, std::size_t first, std::size_t seed,
+             const FactorMatrix<T>& scratch);
   void use(const DenseUse<T>& use, Arena& scratch) override;
   void use(const ConvUse<T>& use, Arena& scratch) override;
   /// Call before the reverse pass: zeroes the padding between parameters of the rows of `examples` examples.
   void begin(std::size_t examples) const;
-  /// Call after it: throws Error when the module did not use its parameters as it did when the plan was made.
-  void finish() const;
+  /// Call after it: packs the rows. Throws Error when the module did not use its parameters as it did when
+  /// the plan was made.
+  void finish(std::size_t examples) const;
 
  private:
   void keep(std::size_t number, std::size_t examples, const T* inputs, const T* cotangents);
   const PlannedUse& next(bool convolution, std::size_t weight, std::size_t bias, std::size_t d_out);
 
+  /// Where the materialized row of an example of this tape block stands.
+  T* row(std::size_t example) const { return rows_.at(first_row_ + example, row_seed_); }
+
   const Plan& plan_;
   const Factors<T>& factors_;
   std::size_t first_;
   std::size_t seed_;
+  const FactorMatrix<T>& rows_;  ///< materialized rows: those of `factors`, or scratch
+  std::size_t first_row_;        ///< of this tape block in them
+  std::size_t row_seed_;         ///< its number in them
   std::size_t ordinal_ = 0;
 };
 

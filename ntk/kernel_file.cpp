@@ -19,38 +19,12 @@ namespace {
 
 /// Blocks that are whole tiles of a grid of `tile` examples a side. Throws BudgetError.
 void follow_grid(Plan& plan, std::size_t tile) {
-  const std::size_t memory = plan.request.memory;
-  const std::size_t rows = plan.request.rows;
-  const std::size_t columns = plan.request.columns;
-  const bool symmetric = plan.request.symmetric;
-  const auto whole_tiles = [&](std::size_t examples) {
-    return std::max(examples / tile, std::size_t{1}) * tile;
-  };
   plan.tile = tile;
-  if (plan.resident >= rows && (symmetric || plan.streamed >= columns) && plan.total_bytes() <= memory)
-    return;
-
-  const auto stream = [&](std::size_t resident) {
-    return symmetric ? (resident >= rows ? 0 : tile) : std::min(tile, columns);
-  };
-  plan.resident = std::min(tile, rows);
-  plan.streamed = stream(plan.resident);
-  const std::size_t least = plan.total_bytes();
-  if (least > memory) {
-    throw BudgetError(fmt::format(
-        "kernel_to_file: the memory budget ({} bytes) cannot hold tiles of {} examples; the least that would "
-        "do is {} bytes",
-        memory, tile, least));
-  }
-  plan.resident += (memory - least) / std::max<std::size_t>(plan.example_bytes, 1);
-  if (plan.resident < rows) {
-    plan.resident = whole_tiles(plan.resident);
-    // As many blocks, of about the same size.
-    const std::size_t blocks = (rows + plan.resident - 1) / plan.resident;
-    plan.resident = ((rows + blocks - 1) / blocks + tile - 1) / tile * tile;
-  }
-  plan.resident = std::min(plan.resident, rows);
-  plan.streamed = stream(plan.resident);
+  if (fit_blocks(plan, true)) return;
+  throw BudgetError(fmt::format(
+      "kernel_to_file: the memory budget ({} bytes) cannot hold tiles of {} examples; the least that would "
+      "do is {} bytes",
+      plan.request.memory, tile, plan.total_bytes()));
 }
 
 std::string fingerprint_of(std::span<const std::int32_t> labels) {

@@ -51,11 +51,13 @@ template <class T>
 void record_factors(const Module<T>& module, const Plan& plan, TensorView<const T> x,
                     const KernelOptions& options, std::span<const std::int32_t> labels,
                     const Factors<T>& factors, std::size_t first, Arena& arena) {
+  const ArenaScope scope(arena);
+  const FactorMatrix<T> scratch = scratch_rows<T>(plan, arena);
   run_passes(module, x, options, labels, arena, [&](std::size_t seed, const auto& reverse) {
-    FactorSink<T> sink(plan, factors, first, seed);
+    FactorSink<T> sink(plan, factors, first, seed, scratch);
     sink.begin(x.shape()[0]);
     reverse(sink);
-    sink.finish();
+    sink.finish(x.shape()[0]);
   });
 }
 

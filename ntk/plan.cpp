@@ -1,6 +1,7 @@
 #include "ntk/plan.hpp"
 
 #include <algorithm>
+#include <numeric>
 
 #include "engine/error.hpp"
 #include "engine/ops.hpp"
@@ -12,14 +13,15 @@
 namespace gradgram::ntk {
 namespace {
 
-/// Activations of one tape block should stay in the second-level cache.
-constexpr std::size_t kCacheBytes = std::size_t{1} << 20;
-constexpr std::size_t kMaxTapeBlock = 128;
-/// Convolutions prepare weights and offsets once for a block; a few images pay for it.
-constexpr std::size_t kMinImages = 4;
-/// Rows on a side of a tile at the most: packing them costs a twelfth of multiplying them, and they stay in
-/// the second-level cache.
-constexpr std::size_t kTileRows = 336;
+/// Multiply-adds in whose time a weight is laid out for the products of a tape block (about a nanosecond, for
+/// BLIS's panels as for a convolution's), and the part of the products' time that may go into it.
+constexpr double kLayoutCost = 90;
+constexpr double kLayoutPart = 1.0 / 16;
+/// Beyond that many examples a wide product gains nothing more.
+constexpr std::size_t kMaxTapeBlock = 512;
+/// Rows on a side of a tile at the most: the packed panels of both sides and the sums stay in the
+/// second-level cache.
+constexpr std::size_t kTileRows = 240;
 /// Tiles at the least, so that the last one to finish does not leave other workers idle for long. Not a
 /// number per worker: tiles in a file must be the same for any.
 constexpr std::size_t kLeastTiles = 16;
@@ -79,21 +81,33 @@ void number_uses(std::vector<PlannedUse>& uses, std::size_t parameters) {
   }
 }
 
-/// Factor bytes of one example: the strides of Factors<T>.
-std::size_t factor_bytes(const Plan& plan) {
-  std::size_t elements = 0;
+/// Bytes of the factors of one example, see Factors<T>.
+void count_factors(Plan& plan) {
+  std::size_t rows = 0, packed_inputs = 0, packed_rows = 0, plain = 0;
+  const std::size_t group = plan.rows_per_example();
+  const std::size_t seeds = plan.seeds_per_row();
   for (const PlannedUse& use : plan.uses) {
     if (use.way == Way::Materialize) continue;
-    elements += padded_stride(use.input_size(), plan.element_bytes);
-    elements +=
-        multiply(plan.rows_per_example(),
-                 padded_stride(multiply(plan.seeds_per_row(), use.cotangent_size()), plan.element_bytes));
+    const std::size_t cotangents = multiply(seeds, use.cotangent_size());
+    const std::size_t bytes = padded_stride(use.input_size(), plan.element_bytes) +
+                              multiply(group, padded_stride(cotangents, plan.element_bytes));
+    rows += bytes;
+    if (use.way == Way::Outer) {
+      packed_inputs += use.input_size();
+      packed_rows += cotangents;
+    } else {
+      plain += bytes;
+    }
   }
   if (plan.row_width != 0) {
-    elements += multiply(plan.rows_per_example(),
-                         padded_stride(multiply(plan.seeds_per_row(), plan.row_width), plan.element_bytes));
+    const std::size_t width = multiply(seeds, plan.row_width);
+    rows += multiply(group, padded_stride(width, plan.element_bytes));
+    packed_rows += width;
   }
-  return multiply(elements, plan.element_bytes);
+  plan.example_bytes = multiply(rows, plan.element_bytes);
+  plan.packed_input_bytes = multiply(packed_inputs, plan.element_bytes);
+  plan.packed_row_bytes = multiply(packed_rows, plan.element_bytes);
+  plan.plain_bytes = multiply(plain, plan.element_bytes);
 }
 
 }  // namespace
@@ -109,6 +123,15 @@ std::size_t gram_depth(std::size_t width, std::size_t element_bytes) {
   const std::size_t panels = std::max<std::size_t>(1, (width + most - 1) / most);
   const std::size_t depth = (width + panels - 1) / panels;
   return std::max(line, (depth + line - 1) / line * line);
+}
+
+std::vector<Panel> panels_of(std::size_t begin, std::size_t width, std::size_t element_bytes) {
+  std::vector<Panel> panels;
+  const std::size_t depth = gram_depth(width, element_bytes);
+  for (std::size_t column = 0; column < width; column += depth) {
+    panels.push_back({begin + column, std::min(depth, width - column)});
+  }
+  return panels;
 }
 
 std::size_t padded_stride(std::size_t width, std::size_t element_bytes) {
@@ -179,12 +202,19 @@ bool Plan::has(Way way) const {
   return std::any_of(uses.begin(), uses.end(), [way](const PlannedUse& use) { return use.way == way; });
 }
 
+std::size_t Plan::padded_side(std::size_t rows) const {
+  const std::size_t padded = gram_padded(rows, element_bytes);
+  return packed && padded != rows ? padded + gram_padded(1, element_bytes) : padded;
+}
+
 std::size_t Plan::tile_bytes() const {
-  const std::size_t side = gram_padded(multiply(tile, rows_per_example()), element_bytes);
+  const std::size_t side = padded_side(multiply(tile, rows_per_example()));
+  const std::size_t input_side = padded_side(tile);
   // Sums in f64: of everything, of one parameter, and those of the ways that form nothing.
   const bool factored = has(Way::Outer) || has(Way::PositionGram);
-  const std::size_t sums = 1 + (request.per_parameter ? 1 : 0) + (has(Way::Outer) ? 1 : 0) +
-                           (has(Way::PositionGram) ? 1 : 0) + (factored ? 1 : 0);
+  const std::size_t sums =
+      1 + (request.per_parameter ? 1 : 0) + (has(Way::PositionGram) ? 1 : 0) + (factored ? 1 : 0);
+  const std::size_t inputs = has(Way::Outer) ? multiply(input_side, input_side) : 0;
   std::size_t position = 0;
   for (const PlannedUse& use : uses) {
     if (use.way == Way::PositionGram) {
@@ -192,12 +222,29 @@ std::size_t Plan::tile_bytes() const {
     }
   }
   const std::size_t panel = request.bf16 ? simd::kBf16Depth * sizeof(std::uint16_t) : simd::kGramDepth<char>;
-  return multiply(multiply(side, side), sums * sizeof(double)) + multiply(side, 2 * panel) + 8 * kAlignment +
-         position;
+  const std::size_t panels = packed ? 0 : multiply(side, 2 * panel);
+  return multiply(checked_add(multiply(multiply(side, side), sums), inputs, "kernel: bytes"),
+                  sizeof(double)) +
+         panels + 8 * kAlignment + position;
+}
+
+std::size_t Plan::scratch_bytes() const {
+  if (!packed || row_width == 0) return 0;
+  const std::size_t rows = multiply(tape_block, rows_per_example());
+  return multiply(multiply(rows, padded_stride(row_width, element_bytes)), element_bytes);
+}
+
+std::size_t Plan::factor_bytes(std::size_t examples) const {
+  if (!packed) return multiply(examples, example_bytes);
+  const std::size_t rows = gram_padded(multiply(examples, rows_per_example()), element_bytes);
+  const std::size_t products = checked_add(multiply(gram_padded(examples, element_bytes), packed_input_bytes),
+                                           multiply(rows, packed_row_bytes), "kernel: bytes");
+  return checked_add(products, multiply(examples, plain_bytes), "kernel: bytes");
 }
 
 std::size_t Plan::arena_bytes() const {
-  return std::max(multiply(tape_block, tape_bytes), tile_bytes());
+  const std::size_t passes = checked_add(multiply(tape_block, tape_bytes), scratch_bytes(), "kernel: bytes");
+  return std::max(passes, tile_bytes());
 }
 
 std::size_t Plan::staged_bytes() const {
@@ -206,7 +253,7 @@ std::size_t Plan::staged_bytes() const {
 }
 
 std::size_t Plan::total_bytes() const {
-  const std::size_t factors = multiply(checked_add(resident, streamed, "kernel: examples"), example_bytes);
+  const std::size_t factors = checked_add(factor_bytes(resident), factor_bytes(streamed), "kernel: bytes");
   std::size_t total = checked_add(result_bytes, fixed_bytes, "kernel: bytes");
   total = checked_add(total, factors, "kernel: bytes");
   const std::size_t per_worker = checked_add(arena_bytes(), kBlasBytes + staged_bytes(), "kernel: bytes");
@@ -214,6 +261,38 @@ std::size_t Plan::total_bytes() const {
 }
 
 namespace {
+
+std::size_t round_up(std::size_t count, std::size_t step) {
+  return (count + step - 1) / step * step;
+}
+
+/// Examples whose packed rows fill cache lines.
+std::size_t line_examples(const Plan& plan) {
+  const std::size_t line = kAlignment / plan.element_bytes;
+  return line / std::gcd(line, plan.rows_per_example());
+}
+
+/// Blocks of at most `block` of `examples`, about as many for every worker.
+std::size_t even_block(const Plan& plan, std::size_t examples, std::size_t block) {
+  const std::size_t blocks = round_up((examples + block - 1) / block, plan.request.workers);
+  const std::size_t even = (examples + blocks - 1) / blocks;
+  const std::size_t line = line_examples(plan);
+  return std::clamp<std::size_t>(even < line ? even : round_up(even, line), 1, block);
+}
+
+/// Enough examples that laying out the weights for them takes a small part of the time.
+std::size_t tape_block(const Plan& plan) {
+  double products = 0, weights = 0;
+  for (const PlannedUse& use : plan.uses) {
+    const double size = static_cast<double>(use.d_in) * static_cast<double>(use.d_out);
+    products += static_cast<double>(use.positions) * size;
+    weights += size;
+  }
+  const double wanted = kLayoutCost / kLayoutPart * weights / std::max(products, 1.0);
+  const auto block = static_cast<std::size_t>(std::min(wanted, static_cast<double>(kMaxTapeBlock)));
+  const std::size_t most = std::max(plan.request.rows, plan.request.symmetric ? 0 : plan.request.columns);
+  return even_block(plan, most, round_up(std::max<std::size_t>(block, 1), line_examples(plan)));
+}
 
 /// What both plans share: ways, the columns of materialized rows, bytes of one example.
 Plan layout(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse> uses) {
@@ -239,15 +318,9 @@ Plan layout(const ModuleProfile& profile, const PlanRequest& request, std::vecto
   }
   const std::size_t inputs = request.rows + (request.symmetric ? 0 : request.columns);
   plan.fixed_bytes = multiply(inputs, profile.input_bytes) + profile.weight_bytes;
-  plan.example_bytes = factor_bytes(plan);
+  count_factors(plan);
 
-  // A tape block amortizes the reading of the weights, or at least fills the cache.
-  const bool images =
-      std::any_of(plan.uses.begin(), plan.uses.end(), [](const PlannedUse& use) { return use.convolution; });
-  const std::size_t most = std::min(kMaxTapeBlock, (request.rows + 7) / 8);
-  plan.tape_block = std::clamp<std::size_t>(
-      std::max(kCacheBytes, profile.weight_bytes) / std::max<std::size_t>(profile.tape_bytes, 1),
-      images ? std::min(kMinImages, most) : 1, most);
+  plan.tape_block = tape_block(plan);
   return plan;
 }
 
@@ -273,9 +346,11 @@ std::size_t tile_side(const PlanRequest& request, std::size_t rows_per_example, 
   while (longest / (parts + 1) >= least && tiles((longest + parts - 1) / parts) < kLeastTiles) {
     ++parts;
   }
-  const std::size_t side = (longest + parts - 1) / parts;
-  const std::size_t padded = gram_padded(side * rows_per_example, element_bytes) / rows_per_example;
-  return std::clamp<std::size_t>(padded, 1, std::min(most, longest));
+  // Whole groups of packed rows where that is possible.
+  const std::size_t group = gram_padded(1, element_bytes);
+  const std::size_t step = group / std::gcd(group, rows_per_example);
+  const std::size_t side = round_up((longest + parts - 1) / parts, step);
+  return std::clamp<std::size_t>(side, 1, std::min(std::max(most / step, std::size_t{1}) * step, longest));
 }
 
 /// Without blocks.
@@ -307,27 +382,54 @@ Plan plan_blocks(const ModuleProfile& profile, const PlanRequest& request, std::
   for (std::size_t shrink = 1;; shrink *= 2) {
     plan.tile = std::max<std::size_t>(1, tile / shrink);
     plan.tape_block = std::max<std::size_t>(1, tape_block / shrink);
-    plan.resident = request.rows;
-    plan.streamed = request.symmetric ? 0 : request.columns;
-    if (plan.total_bytes() <= request.memory) return plan;
-
-    if (!request.symmetric) {
-      plan.streamed = std::min(plan.tile, request.columns);
-      if (plan.total_bytes() <= request.memory) return plan;
-    }
-    // Large resident blocks against a narrow stream: the stream is recomputed once per resident block.
-    plan.resident = std::min(plan.tile, request.rows);
-    plan.streamed = std::min(plan.tile, request.symmetric ? request.rows - plan.resident : request.columns);
-    const std::size_t least = plan.total_bytes();
-    if (least <= request.memory) {
-      plan.resident += (request.memory - least) / std::max<std::size_t>(1, plan.example_bytes);
-      plan.resident = std::min(plan.resident, request.rows);
-      const std::size_t blocks = (request.rows + plan.resident - 1) / plan.resident;
-      plan.resident = (request.rows + blocks - 1) / blocks;
-      return plan;
-    }
+    if (fit_blocks(plan, false)) return plan;
     if (plan.tile == 1 && plan.tape_block == 1) throw too_small("kernel", plan);
   }
+}
+
+bool fit_blocks(Plan& plan, bool whole_tiles) {
+  const PlanRequest& request = plan.request;
+  const auto fits = [&] { return plan.total_bytes() <= request.memory; };
+  for (const bool packed : {true, false}) {
+    plan.packed = packed;
+    plan.resident = request.rows;
+    plan.streamed = request.symmetric ? 0 : request.columns;
+    if (fits()) return true;
+  }
+  // Large resident blocks against a narrow stream: the stream is recomputed once per resident block.
+  const std::size_t step = whole_tiles ? plan.tile : 1;
+  const auto stream = [&](std::size_t resident) {
+    plan.resident = std::min(resident, request.rows);
+    const std::size_t most = request.symmetric ? request.rows - plan.resident : request.columns;
+    plan.streamed = std::min(plan.tile, most);
+  };
+  const auto largest = [&](bool packed) {
+    plan.packed = packed;
+    stream(plan.tile);
+    if (!fits()) return std::size_t{0};
+    std::size_t good = plan.resident, bad = request.rows + 1;
+    while (bad - good > 1) {
+      const std::size_t middle = good + (bad - good) / 2;
+      stream(middle);
+      (fits() ? good : bad) = middle;
+    }
+    good = good >= request.rows ? request.rows : std::max(good / step, std::size_t{1}) * step;
+    // As many blocks, of about the same size.
+    const std::size_t blocks = (request.rows + good - 1) / good;
+    return std::min(((request.rows + blocks - 1) / blocks + step - 1) / step * step, request.rows);
+  };
+  // Rows as they are take no padding: where little fits, more of them do.
+  const std::size_t as_rows = largest(false);
+  const std::size_t packed = largest(true);
+  plan.packed = packed != 0 && packed + packed / 2 >= as_rows;
+  if (as_rows == 0 && packed == 0) {
+    plan.packed = false;
+    stream(plan.tile);
+    return false;
+  }
+  stream(plan.packed ? packed : as_rows);
+  if (plan.streamed != 0) plan.tape_block = even_block(plan, plan.streamed, plan.tape_block);
+  return true;
 }
 
 Plan plan_diagonal(const ModuleProfile& profile, const PlanRequest& request) {

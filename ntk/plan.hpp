@@ -89,15 +89,28 @@ struct Plan {
   std::size_t streamed = 0;  ///< examples of x' (or earlier ones of x) that pass by; 0 when all are resident
   std::size_t tape_block = 1;  ///< examples on one tape
   std::size_t tile = 1;        ///< examples on a side of a tile
+  /// Gradients that meet in products are packed for them as soon as they are known, once; otherwise they stay
+  /// as rows and every tile packs its own. Needs room for whole groups of rows, and the scratch of
+  /// scratch_bytes().
+  bool packed = false;
 
   std::size_t result_bytes = 0;   ///< the kernel, and those per parameter; 0 in a file
   std::size_t fixed_bytes = 0;    ///< inputs and weights
-  std::size_t example_bytes = 0;  ///< factors of one example
-  std::size_t tape_bytes = 0;     ///< tape of one example
+  std::size_t example_bytes = 0;  ///< factors of one example, as rows
+  /// Packed factors: one row of the inputs of outer uses, one row (of rows_per_example()) of the others, and
+  /// what stays as it is of one example.
+  std::size_t packed_input_bytes = 0, packed_row_bytes = 0, plain_bytes = 0;
+  std::size_t tape_bytes = 0;  ///< tape of one example
   /// Arena of one worker: tape or tile, whichever is larger.
   std::size_t arena_bytes() const;
   /// The tile's part of it.
   std::size_t tile_bytes() const;
+  /// Rows (columns) of the sums of a tile with `rows` of them: packed ones begin where a group does.
+  std::size_t padded_side(std::size_t rows) const;
+  /// Materialized rows of one tape block on their way into packed ones, of one worker: part of the arena's.
+  std::size_t scratch_bytes() const;
+  /// Factors of that many examples.
+  std::size_t factor_bytes(std::size_t examples) const;
   /// The tile as a file takes it, of one worker; 0 when the kernel stays in memory.
   std::size_t staged_bytes() const;
   /// Everything, including what BLAS keeps for packing.
@@ -123,12 +136,22 @@ Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request);
 Plan plan_blocks(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse> uses);
 /// The smallest blocks for given ways, whether or not they fit: total_bytes() is the least that would do.
 Plan least_plan(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse> uses);
+/// Chooses `resident`, `streamed` and `packed` for the plan's tile and tape block, the most examples that the
+/// budget holds; with `whole_tiles` blocks are multiples of the tile. Returns whether anything fits; when
+/// not, the plan is the smallest.
+bool fit_blocks(Plan& plan, bool whole_tiles);
 /// The same for the diagonal of a symmetric request: `resident` is the examples whose factors all workers
 /// together hold (none unless the seeds stay apart), a tile is one example.
 Plan plan_diagonal(const ModuleProfile& profile, const PlanRequest& request);
 
 /// Rows or columns of a tile, padded for gram_product.
 std::size_t gram_padded(std::size_t count, std::size_t element_bytes);
+/// A panel of a product: columns [begin, begin + depth).
+struct Panel {
+  std::size_t begin, depth;
+};
+/// The panels of `width` columns from `begin` on.
+std::vector<Panel> panels_of(std::size_t begin, std::size_t width, std::size_t element_bytes);
 /// Columns in a panel of a product over `width` columns: panels of about equal size, at most kPanelColumns,
 /// whole cache lines.
 std::size_t gram_depth(std::size_t width, std::size_t element_bytes);

@@ -74,6 +74,33 @@ void gram_pack(const T* source, std::size_t stride, std::size_t rows, std::size_
   }
 }
 
+template <class T>
+void gram_pack_rows(const GramPacking<T>& job) noexcept {
+  constexpr std::size_t kLane = kLanes<T>;
+  constexpr std::size_t kGroup = kGramGroup<T>;
+  const auto target = [&](std::size_t row) {
+    return job.packed + row / kGroup * kGroup * job.depth + job.column * kGroup + row % kGroup;
+  };
+  for (std::size_t i = 0; i < job.rows;) {
+    const T* const source = job.source + i * job.stride;
+    const std::size_t row = job.first + i * job.step;
+    const std::size_t left = job.rows - i;
+    if (job.step == 1 && row % kLane == 0 && left >= kLane) {
+      gram_pack_lanes(source, job.stride, kLane, job.columns, left >= 2 * kLane, target(row));
+      i += kLane;
+      continue;
+    }
+    // Rows up to the next whole register, side by side.
+    const std::size_t to_whole = kLane - row % kLane;
+    const std::size_t run = job.step != 1 ? 1 : left < to_whole ? left : to_whole;
+    T* const out = target(row);
+    for (std::size_t k = 0; k < job.columns; ++k) {
+      for (std::size_t r = 0; r < run; ++r) out[k * kGroup + r] = source[r * job.stride + k];
+    }
+    i += run;
+  }
+}
+
 GRADGRAM_INLINE void add_wide(double* sum, const Batch<float>& value, bool accumulate) {
   constexpr std::size_t kLane = kLanes<double>;
   const Widened wide = widen(value);

@@ -26,6 +26,7 @@ constexpr KernelTable<T> make_table(const char* isa) {
           max_pool<T>,
           max_pool_chain<T>,
           gram_pack<T>,
+          gram_pack_rows<T>,
           gram_product<T>,
           position_pack<T>,
           position_product<T>,

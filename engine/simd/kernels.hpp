@@ -142,6 +142,27 @@ struct PositionNorm {
 /// Taps of a window that position_norm takes.
 inline constexpr std::size_t kNormTaps = 49;
 
+/// Rows of a matrix into a panel that gram_pack could have packed and that holds other rows and columns
+/// beside them: row i of `rows`, source[i * stride + k] for k < columns, becomes row first + i * step of the
+/// packed ones and column `column` + k of the panel's `depth`. Nothing else is written, so that threads may
+/// pack different rows at once. Whole cache lines when step = 1 and first and rows are multiples of
+/// kGramLine: otherwise element by element.
+template <class T>
+struct GramPacking {
+  const T* source;
+  std::size_t stride;
+  std::size_t rows;
+  std::size_t columns;
+  T* packed;
+  std::size_t depth;
+  std::size_t column;
+  std::size_t first;
+  std::size_t step;
+};
+/// Rows whose elements of a column share a cache line.
+template <class T>
+inline constexpr std::size_t kGramLine = 64 / sizeof(T);
+
 /// The kernels of one instruction set and precision. Plain pointers, no allocation, no exceptions: callers
 /// validate.
 template <class T>
@@ -178,6 +199,7 @@ struct KernelTable {
   /// stand for missing rows of a group.
   void (*gram_pack)(const T* source, std::size_t stride, std::size_t rows, std::size_t depth,
                     T* packed) noexcept;
+  void (*gram_pack_rows)(const GramPacking<T>&) noexcept;
   void (*gram_product)(const GramProduct<T>&) noexcept;
   /// Packs `count` rows of `depth` elements from anywhere as gram_pack does; a null row is zero.
   void (*position_pack)(const T* const* sources, std::size_t count, std::size_t depth, T* packed) noexcept;

@@ -17,14 +17,24 @@ std::ptrdiff_t leading_zeros(std::size_t in, std::size_t out, std::size_t window
   return total > 0 ? total / 2 : 0;
 }
 
+std::size_t window_w(const Layer& layer) {
+  return layer.window_w == 0 ? layer.window : layer.window_w;
+}
+std::size_t stride_w(const Layer& layer) {
+  return layer.stride_w == 0 ? layer.stride : layer.stride_w;
+}
+
 Window window_of(const Layer& layer, const Image& x) {
-  if (layer.kind == Kind::Conv && layer.same) {
+  const std::size_t across = stride_w(layer);
+  if (layer.kind == Kind::Conv ? layer.same : layer.pool_same) {
     const std::size_t out_h = (x.h + layer.stride - 1) / layer.stride;
-    const std::size_t out_w = (x.w + layer.stride - 1) / layer.stride;
+    const std::size_t out_w = (x.w + across - 1) / across;
     return {out_h, out_w, leading_zeros(x.h, out_h, layer.window, layer.stride),
-            leading_zeros(x.w, out_w, layer.window, layer.stride)};
+            leading_zeros(x.w, out_w, window_w(layer), across)};
   }
-  return {(x.h - layer.window) / layer.stride + 1, (x.w - layer.window) / layer.stride + 1, 0, 0};
+  const auto pad = static_cast<std::ptrdiff_t>(layer.pad);
+  return {(x.h + 2 * layer.pad - layer.window) / layer.stride + 1,
+          (x.w + 2 * layer.pad - window_w(layer)) / across + 1, pad, pad};
 }
 
 /// visit(y, x, i, j, in_y, in_x) for every output pixel and tap that lies inside the input.
@@ -34,9 +44,9 @@ void for_taps(const Layer& layer, const Image& in, Visit visit) {
   for (std::size_t y = 0; y < window.out_h; ++y) {
     for (std::size_t x = 0; x < window.out_w; ++x) {
       for (std::size_t i = 0; i < layer.window; ++i) {
-        for (std::size_t j = 0; j < layer.window; ++j) {
+        for (std::size_t j = 0; j < window_w(layer); ++j) {
           const std::ptrdiff_t in_y = static_cast<std::ptrdiff_t>(y * layer.stride + i) - window.top;
-          const std::ptrdiff_t in_x = static_cast<std::ptrdiff_t>(x * layer.stride + j) - window.left;
+          const std::ptrdiff_t in_x = static_cast<std::ptrdiff_t>(x * stride_w(layer) + j) - window.left;
           if (in_y < 0 || in_x < 0 || in_y >= static_cast<std::ptrdiff_t>(in.h) ||
               in_x >= static_cast<std::ptrdiff_t>(in.w)) {
             continue;
@@ -120,7 +130,7 @@ Image forward_one(const Layer& layer, const Parameters& parameters, const Image&
           for (std::size_t o = 0; o < layer.features; ++o) {
             y.at(oy, ox, o) +=
                 layer.weight_scale * x.at(iy, ix, k) *
-                parameters[layer.weight][((i * layer.window + j) * x.c + k) * layer.features + o];
+                parameters[layer.weight][((i * window_w(layer) + j) * x.c + k) * layer.features + o];
           }
         }
       });
@@ -148,7 +158,7 @@ Image forward_one(const Layer& layer, const Parameters& parameters, const Image&
     case Kind::AveragePool: {
       const Window window = window_of(layer, x);
       Image y = zeros(window.out_h, window.out_w, x.c);
-      const double share = 1.0 / static_cast<double>(layer.window * layer.window);
+      const double share = 1.0 / static_cast<double>(layer.window * window_w(layer));
       for_taps(layer, x, [&](auto oy, auto ox, auto, auto, auto iy, auto ix) {
         for (std::size_t k = 0; k < x.c; ++k) y.at(oy, ox, k) += share * x.at(iy, ix, k);
       });
@@ -211,7 +221,7 @@ Image backward_one(const Layer& layer, const Parameters& parameters, const Image
       for_taps(layer, x, [&](auto oy, auto ox, auto i, auto j, auto iy, auto ix) {
         for (std::size_t k = 0; k < x.c; ++k) {
           for (std::size_t o = 0; o < layer.features; ++o) {
-            const std::size_t w = ((i * layer.window + j) * x.c + k) * layer.features + o;
+            const std::size_t w = ((i * window_w(layer) + j) * x.c + k) * layer.features + o;
             gradient[layer.weight][w] += layer.weight_scale * dy.at(oy, ox, o) * x.at(iy, ix, k);
             dx.at(iy, ix, k) += layer.weight_scale * dy.at(oy, ox, o) * parameters[layer.weight][w];
           }
@@ -244,7 +254,7 @@ Image backward_one(const Layer& layer, const Parameters& parameters, const Image
     case Kind::AveragePool:
       for_taps(layer, x, [&](auto oy, auto ox, auto, auto, auto iy, auto ix) {
         for (std::size_t k = 0; k < x.c; ++k) {
-          dx.at(iy, ix, k) += dy.at(oy, ox, k) / static_cast<double>(layer.window * layer.window);
+          dx.at(iy, ix, k) += dy.at(oy, ox, k) / static_cast<double>(layer.window * window_w(layer));
         }
       });
       break;

@@ -23,7 +23,10 @@ struct Layer {
   Kind kind;
   std::size_t features = 0;  ///< Dense, Conv
   std::size_t window = 1, stride = 1;
-  bool same = true;  ///< Conv: zero padding so that out = ceil(in / stride); pools never pad
+  std::size_t window_w = 0, stride_w = 0;    ///< where they differ from the vertical ones
+  bool same = true;                          ///< Conv: zero padding so that out = ceil(in / stride)
+  bool pool_same = false;                    ///< the same for pools
+  std::size_t pad = 0;                       ///< on each side, where nothing is `same`
   std::size_t weight = kNone, bias = kNone;  ///< which parameters; two layers may name the same
   double weight_scale = 1, bias_scale = 1;
   Function function = Function::Relu;

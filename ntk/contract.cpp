@@ -80,6 +80,10 @@ class Contraction {
                               [](const Panel& panel, std::size_t at) { return panel.begin < at; });
     };
     const auto last = from(begin + width);
+    const auto next = [&](const Side<T>& side, auto panel, const Extent& extent) -> const T* {
+      if (side.matrix.packed_rows == 0 || panel == last) return nullptr;
+      return side.matrix.packed(*panel, side.row - extent.lead);
+    };
     for (auto panel = from(begin); panel != last; ++panel) {
       const T* const rows = side(a, *panel, rows_, packed.rows);
       table.gram_product({.rows = rows,
@@ -90,7 +94,9 @@ class Contraction {
                           .sum = sum,
                           .sum_stride = stride_,
                           .lower = lower_,
-                          .accumulate = accumulate});
+                          .accumulate = accumulate,
+                          .next_rows = next(a, panel + 1, rows_),
+                          .next_columns = lower_ ? nullptr : next(b, panel + 1, columns_)});
       accumulate = true;
     }
   }

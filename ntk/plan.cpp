@@ -17,11 +17,11 @@ namespace {
 /// BLIS's panels as for a convolution's), and the part of the products' time that may go into it.
 constexpr double kLayoutCost = 90;
 constexpr double kLayoutPart = 1.0 / 16;
-/// Beyond that many examples a wide product gains nothing more.
-constexpr std::size_t kMaxTapeBlock = 512;
-/// Rows on a side of a tile at the most: the packed panels of both sides and the sums stay in the
-/// second-level cache.
-constexpr std::size_t kTileRows = 240;
+/// The rows for which a dense layer packs its weights once (engine/matrix_product.hpp).
+constexpr std::size_t kMaxTapeBlock = 384;
+/// Rows on a side of a tile at the most: the packed panels of both sides, those of the next product, which
+/// are fetched meanwhile, and the sums stay in the second-level cache.
+constexpr std::size_t kTileRows = 192;
 /// Tiles at the least, so that the last one to finish does not leave other workers idle for long. Not a
 /// number per worker: tiles in a file must be the same for any.
 constexpr std::size_t kLeastTiles = 16;

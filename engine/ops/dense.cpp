@@ -1,10 +1,8 @@
-#include "engine/blas.hpp"
+#include "engine/matrix_product.hpp"
 #include "engine/ops/common.hpp"
 
 namespace gradgram::ops {
 namespace {
-
-using blas::Transpose;
 
 template <class T>
 class DenseNode final : public Node<T> {
@@ -15,8 +13,7 @@ class DenseNode final : public Node<T> {
   /// y = scale x W^T (+ y).
   static void multiply(const T* x, const T* weight, T scale, bool accumulate, T* y, std::size_t rows,
                        std::size_t d_in, std::size_t d_out) {
-    blas::gemm(Transpose::No, Transpose::Yes, rows, d_out, d_in, scale, x, d_in, weight, d_in,
-               accumulate ? T(1) : T(0), y, d_out);
+    gradgram::multiply(true, rows, d_out, d_in, scale, x, d_in, weight, d_in, accumulate, y, d_out);
   }
 
   void jvp(Tape<T>& tape) const override {
@@ -58,9 +55,9 @@ class DenseNode final : public Node<T> {
     }
     if (!tape.depends(x_)) return;
     const auto target = tape.cotangent_target(x_);
-    blas::gemm(Transpose::No, Transpose::No, n * positions_, d_in(), d_out(), affine_.weight_scale,
-               cotangent.data(), d_out(), affine_.parameters.value(affine_.weight).data(), d_in(),
-               target.first ? T(0) : T(1), target.view.data(), d_in());
+    gradgram::multiply(false, n * positions_, d_in(), d_out(), affine_.weight_scale, cotangent.data(),
+                       d_out(), affine_.parameters.value(affine_.weight).data(), d_in(), !target.first,
+                       target.view.data(), d_in());
   }
 
  private:

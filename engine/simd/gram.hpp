@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstring>
+
 #include "engine/simd/kernels.hpp"
 #include "engine/simd/vector.hpp"
 
@@ -8,7 +10,7 @@ namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE {
 /// A tile is kGramRows rows by one group of columns, three registers wide: with 32 registers 8 x 3
 /// accumulators, 3 columns and a broadcast; with 16 registers 4 x 3 (or fewer, so that rows divide a group),
 /// 3 and 1. Eleven loads for 24 multiply-adds leave the load ports half idle.
-inline constexpr std::size_t kGramVectors = 3;
+inline constexpr std::size_t kGramVectors = kGramGroupVectors;
 template <class T>
 inline constexpr std::size_t kGramGroup = kGramVectors* kLanes<T>;
 template <class T>
@@ -111,9 +113,41 @@ GRADGRAM_INLINE void add_wide(double* sum, const Batch<double>& value, bool accu
   store(sum, accumulate ? Batch<double>(load(sum) + value) : value);
 }
 
+/// The products of a tile. `ahead`: what to fetch meanwhile, a cache line for every kAheadSteps steps.
+inline constexpr std::size_t kAheadSteps = 4;
+template <class T>
+GRADGRAM_INLINE void gram_sums(const T* row, const T* column, std::size_t depth, const T* ahead,
+                               Batch<T>* part) {
+  constexpr std::size_t kRows = kGramRows<T>;
+  Unroll<0, kRows * kGramVectors>::run([&](std::size_t at)
+                                           __attribute__((always_inline)) { part[at] = broadcast(T(0)); });
+  const auto step = [&]() __attribute__((always_inline)) {
+    Batch<T> columns[kGramVectors];
+    Unroll<0, kGramVectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
+      columns[vector] = load(column + vector * kLanes<T>);
+    });
+    Unroll<0, kRows>::run([&](std::size_t r) __attribute__((always_inline)) {
+      const Batch<T> value = broadcast(row[r]);
+      Unroll<0, kGramVectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
+        const std::size_t at = r * kGramVectors + vector;
+        part[at] = multiply_add(value, columns[vector], part[at]);
+      });
+    });
+    column += kGramGroup<T>;
+    row += kGramGroup<T>;
+  };
+  std::size_t k = 0;
+  for (; k + kAheadSteps <= depth; k += kAheadSteps) {
+    __builtin_prefetch(ahead, 0, 2);
+    ahead += kGramLine<T>;
+    Unroll<0, kAheadSteps>::run([&](std::size_t) __attribute__((always_inline)) { step(); });
+  }
+  for (; k < depth; ++k) step();
+}
+
 template <class T>
 void gram_tile(const T* row, const T* column, std::size_t depth, double* sum, std::size_t stride,
-               bool accumulate) noexcept {
+               bool accumulate, const T* ahead) noexcept {
   constexpr std::size_t kRows = kGramRows<T>;
   constexpr std::size_t kLane = kLanes<T>;
   Batch<T> part[kRows * kGramVectors];
@@ -123,38 +157,98 @@ void gram_tile(const T* row, const T* column, std::size_t depth, double* sum, st
       __builtin_prefetch(sum + r * stride + line * 8, 1);
     });
   });
-  Unroll<0, kRows * kGramVectors>::run([&](std::size_t at)
-                                           __attribute__((always_inline)) { part[at] = broadcast(T(0)); });
-  const T* const end = column + depth * kGramGroup<T>;
-  for (; column != end; column += kGramGroup<T>, row += kGramGroup<T>) {
-    Batch<T> columns[kGramVectors];
-    Unroll<0, kGramVectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
-      columns[vector] = load(column + vector * kLane);
-    });
-    Unroll<0, kRows>::run([&](std::size_t r) __attribute__((always_inline)) {
-      const Batch<T> value = broadcast(row[r]);
-      Unroll<0, kGramVectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
-        const std::size_t at = r * kGramVectors + vector;
-        part[at] = multiply_add(value, columns[vector], part[at]);
-      });
-    });
-  }
+  gram_sums<T>(row, column, depth, ahead, part);
   Unroll<0, kRows * kGramVectors>::run([&](std::size_t at) __attribute__((always_inline)) {
     add_wide(sum + at / kGramVectors * stride + at % kGramVectors * kLane, part[at], accumulate);
   });
 }
 
+/// Walks over the two sides of the next product, a tile's share at a time.
+template <class T>
+class Ahead {
+ public:
+  explicit Ahead(const GramProduct<T>& job)
+      : rows_(job.next_rows),
+        columns_(job.next_columns),
+        row_count_(job.next_rows == nullptr ? 0 : job.row_count * job.depth),
+        column_count_(job.next_columns == nullptr ? 0 : job.column_count * job.depth),
+        share_(job.depth / kAheadSteps * kGramLine<T>) {}
+
+  /// `idle`: something that is at hand, when all is fetched.
+  const T* next(const T* idle) {
+    const std::size_t at = at_;
+    at_ += share_;
+    if (at < row_count_) return rows_ + at;
+    return at - row_count_ < column_count_ ? columns_ + (at - row_count_) : idle;
+  }
+
+ private:
+  const T *rows_, *columns_;
+  std::size_t row_count_, column_count_, share_;
+  std::size_t at_ = 0;
+};
+
 template <class T>
 void gram_product(const GramProduct<T>& job) noexcept {
   constexpr std::size_t kGroup = kGramGroup<T>;
   constexpr std::size_t kRows = kGramRows<T>;
+  Ahead<T> ahead(job);
   for (std::size_t column = 0; column < job.column_count; column += kGroup) {
     const T* const columns = job.columns + column * job.depth;
     // kRows divides kGroup: the tile that holds the diagonal's first entry begins at `column`.
     for (std::size_t row = job.lower ? column : 0; row < job.row_count; row += kRows) {
       const T* const rows = job.rows + row / kGroup * kGroup * job.depth + row % kGroup;
       gram_tile<T>(rows, columns, job.depth, job.sum + row * job.sum_stride + column, job.sum_stride,
-                   job.accumulate);
+                   job.accumulate, ahead.next(columns));
+    }
+  }
+}
+
+/// `rows` and `columns` say how much of the tile is there.
+template <class T>
+void panel_tile(const T* row, const T* column, const PanelProduct<T>& job, T* out, std::size_t rows,
+                std::size_t columns) noexcept {
+  constexpr std::size_t kRows = kGramRows<T>;
+  constexpr std::size_t kLane = kLanes<T>;
+  constexpr std::size_t kGroup = kGramGroup<T>;
+  Batch<T> part[kRows * kGramVectors];
+  const bool whole = rows >= kRows && columns >= kGroup;
+  alignas(64) T edge[kRows * kGroup] = {};
+  T* const target = whole ? out : edge;
+  const std::size_t stride = whole ? job.stride : kGroup;
+  if (whole) {
+    Unroll<0, kRows>::run([&](std::size_t r) __attribute__((always_inline)) {
+      Unroll<0, kGramVectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
+        __builtin_prefetch(out + r * stride + vector * kLane, 1);
+      });
+    });
+  } else {
+    rows = rows < kRows ? rows : kRows;
+    columns = columns < kGroup ? columns : kGroup;
+    for (std::size_t r = 0; job.accumulate && r < rows; ++r) {
+      std::memcpy(edge + r * kGroup, out + r * job.stride, columns * sizeof(T));
+    }
+  }
+  gram_sums<T>(row, column, job.depth, column, part);
+  const Batch<T> scale = broadcast(job.scale);
+  Unroll<0, kRows * kGramVectors>::run([&](std::size_t at) __attribute__((always_inline)) {
+    T* const to = target + at / kGramVectors * stride + at % kGramVectors * kLane;
+    store(to, job.accumulate ? multiply_add(scale, part[at], load(to)) : Batch<T>(scale * part[at]));
+  });
+  for (std::size_t r = 0; !whole && r < rows; ++r) {
+    std::memcpy(out + r * job.stride, edge + r * kGroup, columns * sizeof(T));
+  }
+}
+
+template <class T>
+void panel_product(const PanelProduct<T>& job) noexcept {
+  constexpr std::size_t kGroup = kGramGroup<T>;
+  constexpr std::size_t kRows = kGramRows<T>;
+  for (std::size_t column = 0; column < job.column_count; column += kGroup) {
+    for (std::size_t row = 0; row < job.row_count; row += kRows) {
+      panel_tile<T>(job.rows + row / kGroup * kGroup * job.depth + row % kGroup,
+                    job.columns + column * job.depth, job, job.out + row * job.stride + column,
+                    job.row_count - row, job.column_count - column);
     }
   }
 }

@@ -28,6 +28,7 @@ constexpr KernelTable<T> make_table(const char* isa) {
           gram_pack<T>,
           gram_pack_rows<T>,
           gram_product<T>,
+          panel_product<T>,
           position_pack<T>,
           position_product<T>,
           position_sums<T>,

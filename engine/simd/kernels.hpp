@@ -79,7 +79,13 @@ struct GramProduct {
   std::size_t sum_stride;
   bool lower;       ///< entries with j > i are not wanted: they are unspecified
   bool accumulate;  ///< add to `sum` instead of overwriting it
+  /// What the next product reads, of about the same size: fetched into the second-level cache meanwhile. May
+  /// be null.
+  const T* next_rows = nullptr;
+  const T* next_columns = nullptr;
 };
+/// Registers in a group of packed rows.
+inline constexpr std::size_t kGramGroupVectors = 3;
 /// Rows of a packed matrix are padded to a multiple of this many: the widest group of any instruction set.
 template <class T>
 inline constexpr std::size_t kGramPadding = 192 / sizeof(T);
@@ -163,6 +169,20 @@ struct GramPacking {
 template <class T>
 inline constexpr std::size_t kGramLine = 64 / sizeof(T);
 
+/// out[i * stride + j] (+)= scale * sum_{k < depth} rows[i, k] * columns[j, k], in T. Both sides are packed
+/// by gram_pack. Writes no other entries; the same bits whatever stands beside one.
+template <class T>
+struct PanelProduct {
+  const T* rows;
+  const T* columns;
+  std::size_t depth;
+  std::size_t row_count, column_count;
+  T* out;
+  std::size_t stride;
+  T scale;
+  bool accumulate;  ///< add to `out` instead of overwriting it
+};
+
 /// The kernels of one instruction set and precision. Plain pointers, no allocation, no exceptions: callers
 /// validate.
 template <class T>
@@ -201,6 +221,7 @@ struct KernelTable {
                     T* packed) noexcept;
   void (*gram_pack_rows)(const GramPacking<T>&) noexcept;
   void (*gram_product)(const GramProduct<T>&) noexcept;
+  void (*panel_product)(const PanelProduct<T>&) noexcept;
   /// Packs `count` rows of `depth` elements from anywhere as gram_pack does; a null row is zero.
   void (*position_pack)(const T* const* sources, std::size_t count, std::size_t depth, T* packed) noexcept;
   void (*position_product)(const PositionProduct<T>&) noexcept;

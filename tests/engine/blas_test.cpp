@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "engine/cpu.hpp"
+#include "engine/matrix_product.hpp"
 
 namespace gradgram {
 namespace {
@@ -181,6 +182,71 @@ TYPED_TEST(Gemm, ManyThreadsGiveTheSameBits) {
   }
   for (auto& thread : threads) thread.join();
   for (const auto& result : results) EXPECT_EQ(result, expected);
+}
+
+TYPED_TEST(Gemm, ThePackedProductIsExactOnIntegers) {
+  using T = TypeParam;
+  struct Sizes {
+    std::size_t rows, columns, depth;
+  };
+  for (const bool transposed : {false, true}) {
+    for (const Sizes& s : {Sizes{0, 3, 2},
+                           {2, 0, 3},
+                           {3, 2, 0},
+                           {1, 1, 1},
+                           {7, 50, 33},
+                           {49, 95, 385},
+                           {401, 257, 31},
+                           {5, 250, 771}}) {
+      for (const bool accumulate : {false, true}) {
+        const std::size_t lda = s.depth + 2;
+        const std::size_t ldb = (transposed ? s.depth : s.columns) + 3;
+        const std::size_t ldc = s.columns + 1;
+        const auto a = this->integers(s.rows * lda);
+        const auto b = this->integers((transposed ? s.columns : s.depth) * ldb);
+        std::vector<T> c(s.rows * ldc, T(3));
+        multiply(transposed, s.rows, s.columns, s.depth, T(0.5), a.data(), lda, b.data(), ldb, accumulate,
+                 c.data(), ldc);
+        std::size_t wrong = 0;
+        std::size_t wrong_control = 0;
+        for (std::size_t i = 0; i < s.rows; ++i) {
+          for (std::size_t j = 0; j < ldc; ++j) {
+            double expected = accumulate || j >= s.columns ? 3 : 0;
+            for (std::size_t k = 0; j < s.columns && k < s.depth; ++k) {
+              expected += 0.5 * static_cast<double>(a[i * lda + k]) *
+                          static_cast<double>(transposed ? b[j * ldb + k] : b[k * ldb + j]);
+            }
+            const auto value = static_cast<double>(c[i * ldc + j]);
+            if (!(value == expected)) ++wrong;
+            if (!(value == expected + 1)) ++wrong_control;
+          }
+        }
+        EXPECT_EQ(wrong, 0u) << s.rows << " " << s.columns << " " << s.depth << " " << transposed;
+        EXPECT_EQ(wrong_control, s.rows * ldc);
+      }
+    }
+  }
+}
+
+TYPED_TEST(Gemm, ARowOfThePackedProductHasTheSameBitsInAnyBlock) {
+  using T = TypeParam;
+  const std::size_t rows = 431, columns = 301, depth = 517;
+  const auto a = this->reals(rows * depth);
+  const auto b = this->reals(columns * depth);
+  for (const bool transposed : {false, true}) {
+    const std::size_t ldb = transposed ? depth : columns;
+    std::vector<T> whole(rows * columns, T(1));
+    multiply(transposed, rows, columns, depth, T(0.75), a.data(), depth, b.data(), ldb, true, whole.data(),
+             columns);
+    for (const std::size_t block : {1, 7, 100}) {
+      std::vector<T> parts(rows * columns, T(1));
+      for (std::size_t i = 0; i < rows; i += block) {
+        multiply(transposed, std::min(block, rows - i), columns, depth, T(0.75), a.data() + i * depth, depth,
+                 b.data(), ldb, true, parts.data() + i * columns, columns);
+      }
+      EXPECT_EQ(0, std::memcmp(parts.data(), whole.data(), whole.size() * sizeof(T))) << block;
+    }
+  }
 }
 
 }  // namespace

@@ -188,5 +188,96 @@ TYPED_TEST(Gram, SumsWithinTheErrorOfItsRoundings) {
   }
 }
 
+TYPED_TEST(Gram, RowsPackedPieceByPieceAreThoseOfOneCall) {
+  using T = TypeParam;
+  struct Piece {
+    std::size_t rows, first, step, column, columns;
+  };
+  for (const Isa isa : available_isas()) {
+    SCOPED_TRACE(std::string(isa_name(isa)));
+    const auto& table = kernels<T>(isa);
+    const std::size_t n = 117, depth = 75;
+    const Matrix<T> a(n, depth, false, 8);
+    const auto whole = a.packed(table);
+    auto pieces = std::vector<T>(whole.size(), T(0));
+    const auto pack = [&](const Piece& p) {
+      // Rows in order, whatever the place that they go to.
+      std::vector<T> source;
+      for (std::size_t i = 0; i < p.rows; ++i) {
+        for (std::size_t k = 0; k < p.columns; ++k)
+          source.push_back(a.at(p.first + i * p.step, p.column + k));
+        source.push_back(std::numeric_limits<T>::quiet_NaN());
+      }
+      table.gram_pack_rows({.source = source.data(),
+                            .stride = p.columns + 1,
+                            .rows = p.rows,
+                            .columns = p.columns,
+                            .packed = pieces.data(),
+                            .depth = depth,
+                            .column = p.column,
+                            .first = p.first,
+                            .step = p.step});
+    };
+    for (const Piece& p : {Piece{64, 0, 1, 0, 40},
+                           {64, 0, 1, 40, 35},
+                           {3, 64, 1, 0, 75},
+                           {1, 67, 1, 0, 75},
+                           {16, 68, 1, 0, 75},
+                           {7, 84, 3, 0, 75},
+                           {7, 85, 3, 0, 75},
+                           {7, 86, 3, 0, 75},
+                           {12, 105, 1, 0, 75}}) {
+      pack(p);
+    }
+    std::size_t wrong = 0;
+    for (std::size_t i = 0; i + 8 < whole.size(); ++i) {
+      if (!(pieces[i] == whole[i])) ++wrong;
+    }
+    EXPECT_EQ(wrong, 0u);
+    pieces[50] += T(1);
+    EXPECT_NE(std::vector<T>(pieces.begin(), pieces.end() - 8),
+              std::vector<T>(whole.begin(), whole.end() - 8));  // negative control
+  }
+}
+
+TYPED_TEST(Gram, PanelProductsAreExactOnSmallIntegersAndWriteNothingElse) {
+  using T = TypeParam;
+  for (const Isa isa : available_isas()) {
+    const auto& table = kernels<T>(isa);
+    for (const Sizes& s : this->sizes()) {
+      SCOPED_TRACE(std::string(isa_name(isa)) + " " + std::to_string(s.rows) + " x " +
+                   std::to_string(s.columns) + " x " + std::to_string(s.depth));
+      const Matrix<T> a(s.rows, s.depth, true, 1);
+      const Matrix<T> b(s.columns, s.depth, true, 2);
+      const auto rows = a.packed(table);
+      const auto columns = b.packed(table);
+      const std::size_t stride = s.columns + 3;
+      for (const bool accumulate : {false, true}) {
+        std::vector<T> out(s.rows * stride, T(5));
+        table.panel_product({.rows = rows.data(),
+                             .columns = columns.data(),
+                             .depth = s.depth,
+                             .row_count = s.rows,
+                             .column_count = s.columns,
+                             .out = out.data(),
+                             .stride = stride,
+                             .scale = T(0.5),
+                             .accumulate = accumulate});
+        std::size_t wrong = 0;
+        for (std::size_t i = 0; i < s.rows; ++i) {
+          for (std::size_t j = 0; j < stride; ++j) {
+            double expected = j >= s.columns || accumulate ? 5 : 0;
+            for (std::size_t k = 0; j < s.columns && k < s.depth; ++k) {
+              expected += 0.5 * static_cast<double>(a.at(i, k)) * static_cast<double>(b.at(j, k));
+            }
+            if (!(static_cast<double>(out[i * stride + j]) == expected)) ++wrong;
+          }
+        }
+        EXPECT_EQ(wrong, 0u);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace gradgram

@@ -181,9 +181,17 @@ Side<T> side(const FactorMatrix<T>& matrix, std::size_t example) {
 }  // namespace
 
 template <class T>
+std::size_t tile_sums(const Plan& plan, const TileRange& range) {
+  const std::size_t group = plan.rows_per_example();
+  return Contraction<T>(extent<T>(plan, range.row * group, range.rows * group),
+                        extent<T>(plan, range.column * group, range.columns * group), range.diagonal)
+      .size();
+}
+
+template <class T>
 void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& columns,
                    const TileRange& range, Arena& scratch,
-                   const std::function<void(std::size_t, const Tile&)>& emit) {
+                   const std::function<void(std::size_t, const Tile&)>& emit, const TileRound& round) {
   const std::size_t group = plan.rows_per_example();
   const std::size_t seeds = plan.seeds_per_row();
   const simd::Bf16Kernels* const bf16 = plan.request.bf16 ? bf16_kernels() : nullptr;
@@ -199,7 +207,9 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
     return scratch.tensor<double>({shape.size()}).data();
   };
   const bool factored = plan.has(Way::Outer) || plan.has(Way::PositionGram);
-  double* const total = room(outputs);
+  const std::size_t rounds = plan.rounds();
+  const std::size_t held = std::min(plan.round_seeds, seeds - round.number * plan.round_seeds);
+  double* const total = round.sums != nullptr ? round.sums : room(outputs);
   double* const part = plan.request.per_parameter ? room(outputs) : nullptr;
   // Products of inputs and of cotangents; of a position Gram its sums with taps and without.
   double* const in = plan.has(Way::Outer) ? room(inputs) : nullptr;
@@ -213,7 +223,7 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
   const Packed<T> packed{plan.packed ? nullptr : pack(range.rows),
                          plan.packed || one_side ? nullptr : pack(range.columns)};
 
-  outputs.zero(total);
+  if (round.number == 0) outputs.zero(total);
   const auto finish_part = [&](std::size_t parameter) {
     emit(parameter, outputs.tile(part));
     outputs.add(part, 1.0, total);
@@ -223,7 +233,7 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
   if (!plan.request.per_parameter) {
     if (plan.row_width != 0) {
       outputs.multiply(side(rows.rows(), range.row), side(columns.rows(), range.column), 0,
-                       seeds * plan.row_width, false, packed, total);
+                       held * plan.row_width, round.number > 0, packed, total);
     }
   } else {
     for (std::size_t parameter = 0; parameter < plan.columns.size(); ++parameter) {
@@ -236,6 +246,8 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
       finish_part(parameter);
     }
   }
+
+  if (round.number + 1 < rounds) return;
 
   for (std::size_t u = 0; u < plan.uses.size(); ++u) {
     const PlannedUse& use = plan.uses[u];
@@ -288,9 +300,11 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
   emit(kAllParameters, outputs.tile(total));
 }
 
+template std::size_t tile_sums<float>(const Plan&, const TileRange&);
+template std::size_t tile_sums<double>(const Plan&, const TileRange&);
 template void contract_tile(const Plan&, const Factors<float>&, const Factors<float>&, const TileRange&,
-                            Arena&, const std::function<void(std::size_t, const Tile&)>&);
+                            Arena&, const std::function<void(std::size_t, const Tile&)>&, const TileRound&);
 template void contract_tile(const Plan&, const Factors<double>&, const Factors<double>&, const TileRange&,
-                            Arena&, const std::function<void(std::size_t, const Tile&)>&);
+                            Arena&, const std::function<void(std::size_t, const Tile&)>&, const TileRound&);
 
 }  // namespace gradgram::ntk

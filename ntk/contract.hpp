@@ -31,6 +31,17 @@ struct Tile {
   double at(std::size_t row, std::size_t column) const { return values[row * stride + column]; }
 };
 
+/// One of several rounds over parts of the seeds (Plan::round_seeds): materialized rows are added up in
+/// `sums`, tile_sums() numbers that are kept from round to round; the last one does the rest. The default is
+/// the only round.
+struct TileRound {
+  std::size_t number = 0;
+  double* sums = nullptr;
+};
+/// Numbers in the sums of a tile.
+template <class T>
+std::size_t tile_sums(const Plan& plan, const TileRange& range);
+
 /// Contracts the factors of one tile: products in T, sums in f64 across panels of at most kPanelColumns and
 /// across parameters. The sum of every entry runs in an order that depends on neither the tile nor the block
 /// of examples it is in. `emit` receives kAllParameters and, with per_parameter, each parameter that is used
@@ -38,6 +49,7 @@ struct Tile {
 template <class T>
 void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& columns,
                    const TileRange& range, Arena& scratch,
-                   const std::function<void(std::size_t parameter, const Tile& tile)>& emit);
+                   const std::function<void(std::size_t parameter, const Tile& tile)>& emit,
+                   const TileRound& round = {});
 
 }  // namespace gradgram::ntk

@@ -73,6 +73,7 @@ Work work_of(const Plan& plan) {
     work.tiles += whole * part.tiles;
     if (stream % plan.streamed != 0) add_rectangle(count, stream % plan.streamed, plan.tile, work);
   }
+  if (plan.packed) work.sides = work.passed;
   return work;
 }
 
@@ -214,7 +215,7 @@ PlanCost cost_of(const Plan& plan, const Work& work, bool contracted) {
     const bool first_layer = u + 1 == plan.uses.size();
     UseCost price;
     price.pass_flop = work.passed * prices.pass_flop(use, first_layer);
-    price.forward = work.passed * prices.forward(use, plan.tape_block);
+    price.forward = work.passed * static_cast<double>(plan.rounds()) * prices.forward(use, plan.tape_block);
     price.reverse = work.passed * prices.reverse(use, plan.tape_block, first_layer);
     for (const Way way : possible_ways(use, shared[u])) {
       WayCost one;

@@ -57,7 +57,7 @@ std::vector<Panel> row_panels(const Plan& plan) {
     const std::vector<Panel> more = panels_of(begin, width, plan.element_bytes);
     panels.insert(panels.end(), more.begin(), more.end());
   };
-  for (std::size_t seed = 0; seed < plan.seeds_per_row(); ++seed) {
+  for (std::size_t seed = 0; seed < plan.round_seeds; ++seed) {
     const std::size_t begin = seed * plan.row_width;
     if (!plan.request.per_parameter) {
       append(begin, plan.row_width);
@@ -130,7 +130,8 @@ Factors<T>::Factors(const Plan& plan, std::size_t capacity) : memory_(kAlignment
                                           panels_of(0, seeds * cotangents, sizeof(T)));
   }
   if (plan.row_width != 0) {
-    rows_ = make_matrix<T>(memory_, plan.packed, capacity, rows, seeds, plan.row_width, row_panels(plan));
+    rows_ = make_matrix<T>(memory_, plan.packed, capacity, rows, plan.round_seeds, plan.row_width,
+                           row_panels(plan));
   }
 }
 
@@ -149,7 +150,9 @@ FactorSink<T>::FactorSink(const Plan& plan, const Factors<T>& factors, std::size
       seed_(seed),
       rows_(plan.packed ? scratch : factors.rows()),
       first_row_(plan.packed ? 0 : first),
-      row_seed_(plan.packed && !plan.request.full ? 0 : seed) {}
+      row_seed_(plan.request.full ? seed
+                : plan.packed     ? 0
+                                  : seed % plan.round_seeds) {}
 
 template <class T>
 const PlannedUse& FactorSink<T>::next(bool convolution, std::size_t weight, std::size_t bias,
@@ -192,8 +195,8 @@ void FactorSink<T>::finish(std::size_t examples) const {
   }
   if (!plan_.packed || plan_.row_width == 0) return;
   if (!plan_.request.full) {
-    factors_.rows().pack(rows_.data, rows_.stride, examples, seed_ * plan_.row_width, plan_.row_width, first_,
-                         1);
+    factors_.rows().pack(rows_.data, rows_.stride, examples, seed_ % plan_.round_seeds * plan_.row_width,
+                         plan_.row_width, first_, 1);
   } else if (seed_ + 1 == plan_.request.seeds) {
     // The seeds of an example are neighbours.
     factors_.rows().pack(rows_.data, rows_.stride, examples * plan_.request.seeds, 0, plan_.row_width,

@@ -52,7 +52,7 @@ class Factors {
   };
   /// By number of the use; empty matrices for materialized uses.
   const Outer& outer(std::size_t use) const { return outer_[use]; }
-  /// [examples, seeds * row_width] or [examples * seeds, row_width].
+  /// [examples, seeds of a round * row_width] or [examples * seeds, row_width].
   const FactorMatrix<T>& rows() const { return rows_; }
 
  private:

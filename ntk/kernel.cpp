@@ -132,25 +132,32 @@ class Builder {
   void build() {
     const auto begin = Clock::now();
     const std::vector<Step> steps = schedule(plan_);
+    const std::size_t rounds = plan_.rounds();
+    if (rounds > 1 && steps.size() > 1) {
+      throw ArgumentError("kernel: a plan in rounds must hold all examples at once");
+    }
     total_pieces_ = 0;
     for (std::size_t s = 0; s < steps.size(); ++s) {
       const std::vector<TileRange> ranges = tiles(steps[s]);
       if (steps[s].load_resident) total_pieces_ += resident_blocks(steps, s).size();
       total_pieces_ += streamed_blocks(steps[s], ranges).size() + ranges.size();
     }
+    total_pieces_ *= rounds;
     const bool symmetric = plan_.request.symmetric;
-    for (std::size_t s = 0; s < steps.size(); ++s) {
-      const Step& step = steps[s];
-      if (step.load_resident) {
-        load(x_, options_.labels, step.resident, resident_blocks(steps, s), resident_);
-      }
-      const std::vector<TileRange> ranges = tiles(step);
-      if (step.streamed.count == 0) {
-        contract(step, ranges, resident_);
-      } else {
-        load(symmetric ? x_ : versus_, symmetric ? options_.labels : options_.versus_labels, step.streamed,
-             streamed_blocks(step, ranges), streamed_);
-        contract(step, ranges, streamed_);
+    for (std::size_t round = 0; round < rounds; ++round) {
+      for (std::size_t s = 0; s < steps.size(); ++s) {
+        const Step& step = steps[s];
+        if (step.load_resident) {
+          load(x_, options_.labels, step.resident, resident_blocks(steps, s), resident_, round);
+        }
+        const std::vector<TileRange> ranges = tiles(step);
+        if (step.streamed.count == 0) {
+          contract(step, ranges, resident_, round);
+        } else {
+          load(symmetric ? x_ : versus_, symmetric ? options_.labels : options_.versus_labels, step.streamed,
+               streamed_blocks(step, ranges), streamed_, round);
+          contract(step, ranges, streamed_, round);
+        }
       }
     }
     if (options_.timings == nullptr) return;
@@ -227,19 +234,25 @@ class Builder {
   }
 
   void load(TensorView<const T> x, std::span<const std::int32_t> labels, Span examples,
-            const std::vector<Span>& blocks, const Factors<T>& factors) {
+            const std::vector<Span>& blocks, const Factors<T>& factors, std::size_t round) {
     run(blocks.size(), [&](std::size_t index, std::size_t worker) {
       const auto start = Clock::now();
       const std::size_t begin = examples.begin + blocks[index].begin;
       const std::size_t count = blocks[index].count;
       record_factors(module_, plan_, x.slice(begin, begin + count), options_,
                      labels.empty() ? labels : labels.subspan(begin, count), factors, blocks[index].begin,
-                     *arenas_[worker]);
+                     *arenas_[worker], round);
       seconds_[worker].passes += seconds_since(start);
     });
   }
 
-  void contract(const Step& step, const std::vector<TileRange>& ranges, const Factors<T>& columns) {
+  void contract(const Step& step, const std::vector<TileRange>& ranges, const Factors<T>& columns,
+                std::size_t round) {
+    if (plan_.rounds() > 1 && round == 0) {
+      for (const TileRange& range : ranges) {
+        kept_.push_back(kept_memory_.tensor<double>({tile_sums<T>(plan_, range)}).data());
+      }
+    }
     const double weight =
         options_.reduce == Reduce::TraceMean ? 1.0 / static_cast<double>(plan_.request.seeds) : 1.0;
     run(ranges.size(), [&](std::size_t index, std::size_t worker) {
@@ -249,7 +262,8 @@ class Builder {
                          store_.put(
                              {parameter, place(step, ranges[index]), plan_.rows_per_example(), weight, tile},
                              worker);
-                       });
+                       },
+                       {round, kept_.empty() ? nullptr : kept_[index]});
       seconds_[worker].contraction += seconds_since(start);
     });
   }
@@ -263,6 +277,8 @@ class Builder {
   Factors<T> resident_, streamed_;
   std::vector<std::unique_ptr<Arena>> arenas_;  ///< per worker
   std::vector<WorkerSeconds> seconds_;          ///< per worker
+  Arena kept_memory_{kAlignment};
+  std::vector<double*> kept_;  ///< sums of every tile, between rounds
   std::size_t total_pieces_ = 0;
   std::size_t done_pieces_ = 0;
 };

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 
 #include "engine/arena.hpp"
@@ -31,34 +32,42 @@ void fill_seed(Reduce reduce, std::size_t output, std::size_t pass, TensorView<c
                std::span<const std::int32_t> labels, TensorView<T> seed);
 
 /// One forward pass over the examples x [count, ...] and one reverse pass per seed, on a tape in `arena`;
-/// `pass` is called with a function that runs reverse pass number 0, 1, ... into a sink.
+/// `pass` is called with a function that runs reverse pass number 0, 1, ... into a sink. Of all seeds only
+/// `count` from `first` on.
 template <class T, class Pass>
 void run_passes(const Module<T>& module, TensorView<const T> x, const KernelOptions& options,
-                std::span<const std::int32_t> labels, Arena& arena, Pass pass) {
+                std::span<const std::int32_t> labels, Arena& arena, Pass pass, std::size_t first = 0,
+                std::size_t count = std::numeric_limits<std::size_t>::max()) {
   const ArenaScope scope(arena);
   const auto seed = arena.tensor<T>({x.shape()[0], module.outputs()});
   Tape<T> tape(arena);
   const Var output = module.forward(tape, tape.input(x));
   const std::size_t seeds = seed_count(options.reduce, module.outputs());
-  for (std::size_t s = 0; s < seeds; ++s) {
+  for (std::size_t s = first; s < seeds && s - first < count; ++s) {
     fill_seed<T>(options.reduce, options.output, s, tape.value(output), labels, seed);
     pass(s, [&](Sink<T>& sink) { tape.reverse(output, seed, sink); });
   }
 }
 
-/// The gradients of x [count, ...] into examples [first, first + count) of `factors`.
+/// The gradients of x [count, ...], of the seeds of one round, into examples [first, first + count) of
+/// `factors`.
 template <class T>
 void record_factors(const Module<T>& module, const Plan& plan, TensorView<const T> x,
                     const KernelOptions& options, std::span<const std::int32_t> labels,
-                    const Factors<T>& factors, std::size_t first, Arena& arena) {
+                    const Factors<T>& factors, std::size_t first, Arena& arena, std::size_t round = 0) {
   const ArenaScope scope(arena);
   const FactorMatrix<T> scratch = scratch_rows<T>(plan, arena);
-  run_passes(module, x, options, labels, arena, [&](std::size_t seed, const auto& reverse) {
+  const auto pass = [&](std::size_t seed, const auto& reverse) {
     FactorSink<T> sink(plan, factors, first, seed, scratch);
     sink.begin(x.shape()[0]);
     reverse(sink);
     sink.finish(x.shape()[0]);
-  });
+  };
+  if (plan.rounds() == 1) {
+    run_passes(module, x, options, labels, arena, pass);
+  } else {
+    run_passes(module, x, options, labels, arena, pass, round * plan.round_seeds, plan.round_seeds);
+  }
 }
 
 }  // namespace gradgram::ntk

@@ -100,7 +100,7 @@ void count_factors(Plan& plan) {
     }
   }
   if (plan.row_width != 0) {
-    const std::size_t width = multiply(seeds, plan.row_width);
+    const std::size_t width = multiply(plan.round_seeds, plan.row_width);
     rows += multiply(group, padded_stride(width, plan.element_bytes));
     packed_rows += width;
   }
@@ -247,6 +247,15 @@ std::size_t Plan::arena_bytes() const {
   return std::max(passes, tile_bytes());
 }
 
+std::size_t Plan::kept_bytes() const {
+  if (rounds() == 1) return 0;
+  const std::size_t down = (request.rows + tile - 1) / tile;
+  const std::size_t across = (request.columns + tile - 1) / tile;
+  const std::size_t tiles = request.symmetric ? multiply(down, down + 1) / 2 : multiply(down, across);
+  const std::size_t side = padded_side(multiply(tile, rows_per_example()));
+  return multiply(multiply(tiles, multiply(side, side)), sizeof(double));
+}
+
 std::size_t Plan::staged_bytes() const {
   const std::size_t side = multiply(tile, rows_per_example());
   return request.result_in_file ? multiply(multiply(side, side), element_bytes) : 0;
@@ -256,6 +265,7 @@ std::size_t Plan::total_bytes() const {
   const std::size_t factors = checked_add(factor_bytes(resident), factor_bytes(streamed), "kernel: bytes");
   std::size_t total = checked_add(result_bytes, fixed_bytes, "kernel: bytes");
   total = checked_add(total, factors, "kernel: bytes");
+  total = checked_add(total, kept_bytes(), "kernel: bytes");
   const std::size_t per_worker = checked_add(arena_bytes(), kBlasBytes + staged_bytes(), "kernel: bytes");
   return checked_add(total, multiply(request.workers, per_worker), "kernel: bytes");
 }
@@ -318,6 +328,7 @@ Plan layout(const ModuleProfile& profile, const PlanRequest& request, std::vecto
   }
   const std::size_t inputs = request.rows + (request.symmetric ? 0 : request.columns);
   plan.fixed_bytes = multiply(inputs, profile.input_bytes) + profile.weight_bytes;
+  plan.round_seeds = plan.seeds_per_row();
   count_factors(plan);
 
   plan.tape_block = tape_block(plan);
@@ -390,11 +401,26 @@ Plan plan_blocks(const ModuleProfile& profile, const PlanRequest& request, std::
 bool fit_blocks(Plan& plan, bool whole_tiles) {
   const PlanRequest& request = plan.request;
   const auto fits = [&] { return plan.total_bytes() <= request.memory; };
-  for (const bool packed : {true, false}) {
+  const auto hold_seeds = [&](std::size_t seeds) {
+    plan.round_seeds = seeds;
+    count_factors(plan);
+  };
+  const auto hold_all = [&](bool packed) {
     plan.packed = packed;
     plan.resident = request.rows;
     plan.streamed = request.symmetric ? 0 : request.columns;
-    if (fits()) return true;
+    return fits();
+  };
+  const std::size_t seeds = plan.seeds_per_row();
+  hold_seeds(seeds);
+  if (hold_all(true) || hold_all(false)) return true;
+  // A part of the seeds at a time: only forward passes are repeated. Not into a file, where every tile that
+  // is finished early survives, nor with a kernel per parameter.
+  const bool may_round =
+      seeds > 1 && plan.row_width != 0 && !request.per_parameter && !request.result_in_file;
+  for (std::size_t rounds = 2; may_round && rounds <= seeds; ++rounds) {
+    hold_seeds((seeds + rounds - 1) / rounds);
+    if (hold_all(true)) return true;
   }
   // Large resident blocks against a narrow stream: the stream is recomputed once per resident block.
   const std::size_t step = whole_tiles ? plan.tile : 1;
@@ -403,6 +429,7 @@ bool fit_blocks(Plan& plan, bool whole_tiles) {
     const std::size_t most = request.symmetric ? request.rows - plan.resident : request.columns;
     plan.streamed = std::min(plan.tile, most);
   };
+  hold_seeds(seeds);
   const auto largest = [&](bool packed) {
     plan.packed = packed;
     stream(plan.tile);
@@ -422,12 +449,9 @@ bool fit_blocks(Plan& plan, bool whole_tiles) {
   const std::size_t as_rows = largest(false);
   const std::size_t packed = largest(true);
   plan.packed = packed != 0 && packed + packed / 2 >= as_rows;
-  if (as_rows == 0 && packed == 0) {
-    plan.packed = false;
-    stream(plan.tile);
-    return false;
-  }
-  stream(plan.packed ? packed : as_rows);
+  const std::size_t resident = plan.packed ? packed : as_rows;
+  stream(resident == 0 ? plan.tile : resident);
+  if (resident == 0) return false;
   if (plan.streamed != 0) plan.tape_block = even_block(plan, plan.streamed, plan.tape_block);
   return true;
 }

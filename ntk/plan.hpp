@@ -94,6 +94,11 @@ struct Plan {
   /// scratch_bytes().
   bool packed = false;
 
+  /// Seeds (of those that lie side by side) whose materialized rows are held at once. Fewer than
+  /// seeds_per_row() take as many rounds, each with a forward pass of its own, between which the sums of all
+  /// tiles are kept. The bits are the same.
+  std::size_t round_seeds = 1;
+
   std::size_t result_bytes = 0;   ///< the kernel, and those per parameter; 0 in a file
   std::size_t fixed_bytes = 0;    ///< inputs and weights
   std::size_t example_bytes = 0;  ///< factors of one example, as rows
@@ -111,6 +116,9 @@ struct Plan {
   std::size_t scratch_bytes() const;
   /// Factors of that many examples.
   std::size_t factor_bytes(std::size_t examples) const;
+  std::size_t rounds() const { return (seeds_per_row() + round_seeds - 1) / round_seeds; }
+  /// The sums of all tiles between rounds; 0 with one.
+  std::size_t kept_bytes() const;
   /// The tile as a file takes it, of one worker; 0 when the kernel stays in memory.
   std::size_t staged_bytes() const;
   /// Everything, including what BLAS keeps for packing.
@@ -136,9 +144,9 @@ Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request);
 Plan plan_blocks(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse> uses);
 /// The smallest blocks for given ways, whether or not they fit: total_bytes() is the least that would do.
 Plan least_plan(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse> uses);
-/// Chooses `resident`, `streamed` and `packed` for the plan's tile and tape block, the most examples that the
-/// budget holds; with `whole_tiles` blocks are multiples of the tile. Returns whether anything fits; when
-/// not, the plan is the smallest.
+/// Chooses `resident`, `streamed`, `packed` and `round_seeds` for the plan's tile and tape block, the most
+/// examples that the budget holds; with `whole_tiles` blocks are multiples of the tile. Returns whether
+/// anything fits; when not, the plan is the smallest.
 bool fit_blocks(Plan& plan, bool whole_tiles);
 /// The same for the diagonal of a symmetric request: `resident` is the examples whose factors all workers
 /// together hold (none unless the seeds stay apart), a tile is one example.

@@ -15,7 +15,8 @@ Plan plan_for(const Module<T>& module, TensorView<const T> x, const TensorView<c
               const KernelOptions& options, std::size_t workers, bool result_in_file = false);
 
 /// Follows a plan made for these arguments. Its block sizes (resident, streamed, tape_block, tile) may have
-/// been changed to any positive numbers; the result has the same bits.
+/// been changed to any positive numbers, and `round_seeds` where all examples are held at once; the result
+/// has the same bits.
 template <class T>
 KernelMatrix<T> planned_kernel(const Module<T>& module, TensorView<const T> x,
                                const TensorView<const T>* versus, const KernelOptions& options,

@@ -345,6 +345,63 @@ TEST(Kernel, SameBitsForAnyThreadsBlocksAndTiles) {
   same_bits_however_blocked<double>(cnn, Reduce::TraceSum, 1);
 }
 
+TEST(Kernel, SameBitsInRoundsOverTheSeeds) {
+  for (const std::size_t which : {2, 4, 5}) {
+    const Case c = kernel_cases::all()[which];
+    SCOPED_TRACE(c.name);
+    const auto module = kernel_cases::module_of<float>(c);
+    const auto x = kernel_cases::inputs_of<float>(c.input, 53, 1);
+    const auto versus = kernel_cases::inputs_of<float>(c.input, 19, 2);
+    const TensorView<const float> v = versus;
+    KernelOptions options;
+    options.reduce = Reduce::TraceSum;
+    const Workers workers(2);
+    for (const TensorView<const float>* second : {static_cast<const TensorView<const float>*>(nullptr), &v}) {
+      Plan plan = plan_for<float>(*module, x.view(), second, options, 2);
+      ASSERT_EQ(plan.rounds(), 1u);
+      const auto whole = planned_kernel<float>(*module, x.view(), second, options, plan, workers);
+      for (const std::size_t held : {1UL, module->outputs() - 1}) {
+        for (const bool packed : {true, false}) {
+          plan.round_seeds = held;
+          plan.packed = packed;
+          plan.tile = 16;
+          plan.tape_block = 7;
+          EXPECT_EQ(plan.rounds(), (module->outputs() + held - 1) / held);
+          const auto k = planned_kernel<float>(*module, x.view(), second, options, plan, workers);
+          EXPECT_TRUE(same_bits<float>(whole.values, k.values)) << held << " " << packed;
+        }
+      }
+      plan.resident = 20;
+      plan.streamed = 20;
+      EXPECT_THROW(planned_kernel<float>(*module, x.view(), second, options, plan, workers), ArgumentError);
+    }
+  }
+}
+
+TEST(Kernel, APlanHoldsAPartOfTheSeedsBeforeItRepeatsPasses) {
+  const Case c{"many outputs",
+               "conv(32,3) relu conv(48,3) relu gap dense(10)",
+               {12, 12, 8},
+               models::Parameterization::Standard,
+               {}};
+  const auto module = kernel_cases::module_of<float>(c);
+  const auto x = kernel_cases::inputs_of<float>(c.input, 96, 1);
+  KernelOptions options;
+  options.memory = std::size_t{1} << 31;
+  options.ways = forced(*module, c, Way::Materialize);
+  const Plan roomy = plan_for<float>(*module, x.view(), nullptr, options, 2);
+  EXPECT_EQ(roomy.rounds(), 1u);
+  options.memory = roomy.total_bytes() / 2;
+  const Plan tight = plan_for<float>(*module, x.view(), nullptr, options, 2);
+  EXPECT_EQ(tight.resident, 96u);
+  EXPECT_GT(tight.rounds(), 1u);
+  EXPECT_LE(tight.total_bytes(), options.memory);
+  const Workers workers(2);
+  EXPECT_TRUE(
+      same_bits<float>(planned_kernel<float>(*module, x.view(), nullptr, options, roomy, workers).values,
+                       planned_kernel<float>(*module, x.view(), nullptr, options, tight, workers).values));
+}
+
 TEST(Kernel, SameBitsWhenRowsSpanSeveralPanels) {
   // Sums over more than one panel on either side of the outer way.
   const Case inputs{"inputs", "dense(5) relu dense(2)", {9001}, models::Parameterization::Standard, {}};

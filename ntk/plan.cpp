@@ -413,7 +413,17 @@ bool fit_blocks(Plan& plan, bool whole_tiles) {
   };
   const std::size_t seeds = plan.seeds_per_row();
   hold_seeds(seeds);
-  if (hold_all(true) || hold_all(false)) return true;
+  // Rather shorter tapes than repeated passes.
+  const std::size_t tape_block = plan.tape_block;
+  const std::size_t line = line_examples(plan);
+  for (const bool packed : {true, false}) {
+    for (std::size_t cut = 1; cut <= 16; cut *= 2) {
+      const std::size_t lines = tape_block / cut / line * line;
+      plan.tape_block = cut == 1 ? tape_block : std::max(lines, std::min(tape_block, line));
+      if (hold_all(packed)) return true;
+    }
+  }
+  plan.tape_block = tape_block;
   // A part of the seeds at a time: only forward passes are repeated. Not into a file, where every tile that
   // is finished early survives, nor with a kernel per parameter.
   const bool may_round =
@@ -443,7 +453,9 @@ bool fit_blocks(Plan& plan, bool whole_tiles) {
     good = good >= request.rows ? request.rows : std::max(good / step, std::size_t{1}) * step;
     // As many blocks, of about the same size.
     const std::size_t blocks = (request.rows + good - 1) / good;
-    return std::min(((request.rows + blocks - 1) / blocks + step - 1) / step * step, request.rows);
+    const std::size_t even = round_up((request.rows + blocks - 1) / blocks, step);
+    stream(even);
+    return fits() ? std::min(even, request.rows) : good;
   };
   // Rows as they are take no padding: where little fits, more of them do.
   const std::size_t as_rows = largest(false);

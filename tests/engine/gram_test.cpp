@@ -229,14 +229,17 @@ TYPED_TEST(Gram, RowsPackedPieceByPieceAreThoseOfOneCall) {
                            {12, 105, 1, 0, 75}}) {
       pack(p);
     }
-    std::size_t wrong = 0;
-    for (std::size_t i = 0; i + 8 < whole.size(); ++i) {
-      if (!(pieces[i] == whole[i])) ++wrong;
-    }
-    EXPECT_EQ(wrong, 0u);
+    // A narrow group leaves the rest of the widest one's room alone.
+    const auto wrong = [&] {
+      std::size_t count = 0;
+      for (std::size_t i = 0; i + 8 < whole.size(); ++i) {
+        if (!std::isnan(whole[i]) && !(pieces[i] == whole[i])) ++count;
+      }
+      return count;
+    };
+    EXPECT_EQ(wrong(), 0u);
     pieces[50] += T(1);
-    EXPECT_NE(std::vector<T>(pieces.begin(), pieces.end() - 8),
-              std::vector<T>(whole.begin(), whole.end() - 8));  // negative control
+    EXPECT_EQ(wrong(), 1u);  // negative control
   }
 }
 

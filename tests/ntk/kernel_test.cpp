@@ -707,7 +707,10 @@ TEST(Kernel, RefusesAModuleThatChangesWithItsInput) {
   const Fickle module;
   const std::vector<float> values = {1, 1, -1, 1, 1, 1, -1, 1};
   const Tensor<float> x(Shape{4, 2}, values);
-  EXPECT_THROW(kernel<float>(module, x, {}, Workers(1)), Error);
+  const Workers workers(1);
+  Plan plan = plan_for<float>(module, x.view(), nullptr, {}, 1);
+  plan.tape_block = 1;
+  EXPECT_THROW(planned_kernel<float>(module, x.view(), nullptr, {}, plan, workers), Error);
 }
 
 TEST(Kernel, NamesItsReductions) {

@@ -184,7 +184,7 @@ template <class T>
 std::size_t tile_sums(const Plan& plan, const TileRange& range) {
   const std::size_t group = plan.rows_per_example();
   return Contraction<T>(extent<T>(plan, range.row * group, range.rows * group),
-                        extent<T>(plan, range.column * group, range.columns * group), range.diagonal)
+                        extent<T>(plan, range.column * group, range.columns * group), range.diagonal, nullptr)
       .size();
 }
 

@@ -405,7 +405,10 @@ bool fit_blocks(Plan& plan, bool whole_tiles) {
     plan.round_seeds = seeds;
     count_factors(plan);
   };
+  // Products in bfloat16 round rows as they pack them for a tile.
+  const bool may_pack = !request.bf16;
   const auto hold_all = [&](bool packed) {
+    if (packed && !may_pack) return false;
     plan.packed = packed;
     plan.resident = request.rows;
     plan.streamed = request.symmetric ? 0 : request.columns;
@@ -427,7 +430,7 @@ bool fit_blocks(Plan& plan, bool whole_tiles) {
   // A part of the seeds at a time: only forward passes are repeated. Not into a file, where every tile that
   // is finished early survives, nor with a kernel per parameter.
   const bool may_round =
-      seeds > 1 && plan.row_width != 0 && !request.per_parameter && !request.result_in_file;
+      may_pack && seeds > 1 && plan.row_width != 0 && !request.per_parameter && !request.result_in_file;
   for (std::size_t rounds = 2; may_round && rounds <= seeds; ++rounds) {
     hold_seeds((seeds + rounds - 1) / rounds);
     if (hold_all(true)) return true;
@@ -459,7 +462,7 @@ bool fit_blocks(Plan& plan, bool whole_tiles) {
   };
   // Rows as they are take no padding: where little fits, more of them do.
   const std::size_t as_rows = largest(false);
-  const std::size_t packed = largest(true);
+  const std::size_t packed = may_pack ? largest(true) : 0;
   plan.packed = packed != 0 && packed + packed / 2 >= as_rows;
   const std::size_t resident = plan.packed ? packed : as_rows;
   stream(resident == 0 ? plan.tile : resident);

@@ -165,9 +165,9 @@ void gram_tile(const T* row, const T* column, std::size_t depth, double* sum, st
 
 /// Walks over the two sides of the next product, a tile's share at a time.
 template <class T>
-class Ahead {
+class GramAhead {
  public:
-  explicit Ahead(const GramProduct<T>& job)
+  explicit GramAhead(const GramProduct<T>& job)
       : rows_(job.next_rows),
         columns_(job.next_columns),
         row_count_(job.next_rows == nullptr ? 0 : job.row_count * job.depth),
@@ -192,7 +192,7 @@ template <class T>
 void gram_product(const GramProduct<T>& job) noexcept {
   constexpr std::size_t kGroup = kGramGroup<T>;
   constexpr std::size_t kRows = kGramRows<T>;
-  Ahead<T> ahead(job);
+  GramAhead<T> ahead(job);
   for (std::size_t column = 0; column < job.column_count; column += kGroup) {
     const T* const columns = job.columns + column * job.depth;
     // kRows divides kGroup: the tile that holds the diagonal's first entry begins at `column`.

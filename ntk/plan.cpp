@@ -19,6 +19,9 @@ constexpr double kLayoutCost = 90;
 constexpr double kLayoutPart = 1.0 / 16;
 /// The rows for which a dense layer packs its weights once (engine/matrix_product.hpp).
 constexpr std::size_t kMaxTapeBlock = 384;
+/// The part of the budget that the tapes of all workers may take before blocks are shrunk for want of memory:
+/// a tape's bytes are counted per example, though some of them (weights laid out for a convolution) are not.
+constexpr std::size_t kTapePart = 16;
 /// Rows on a side of a tile at the most: the packed panels of both sides, those of the next product, which
 /// are fetched meanwhile, and the sums stay in the second-level cache.
 constexpr std::size_t kTileRows = 192;
@@ -299,7 +302,10 @@ std::size_t tape_block(const Plan& plan) {
     weights += size;
   }
   const double wanted = kLayoutCost / kLayoutPart * weights / std::max(products, 1.0);
-  const auto block = static_cast<std::size_t>(std::min(wanted, static_cast<double>(kMaxTapeBlock)));
+  const std::size_t room =
+      plan.request.memory / kTapePart / plan.request.workers / std::max<std::size_t>(plan.tape_bytes, 1);
+  const auto block =
+      std::min(static_cast<std::size_t>(std::min(wanted, static_cast<double>(kMaxTapeBlock))), room);
   const std::size_t most = std::max(plan.request.rows, plan.request.symmetric ? 0 : plan.request.columns);
   return even_block(plan, most, round_up(std::max<std::size_t>(block, 1), line_examples(plan)));
 }

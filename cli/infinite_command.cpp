@@ -41,6 +41,10 @@ void refuse_finite_options(const Options& options) {
   refuse(options.diagonal, "--diagonal");
   refuse(options.per_parameter, "--per-parameter");
   refuse(options.preview, "--preview");
+  refuse(options.explain, "--explain");
+  refuse(options.plan_only, "--plan-only");
+  refuse(!options.ways.empty(), "--way");
+  refuse(!options.rates.empty(), "--rates");
   refuse(!options.labels.empty(), "--labels");
   refuse(!options.versus_labels.empty(), "--versus-labels");
 }

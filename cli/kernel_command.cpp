@@ -8,9 +8,11 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <ostream>
+#include <type_traits>
 #include <utility>
 
 #include "cli/commands.hpp"
+#include "cli/explain.hpp"
 #include "cli/inputs.hpp"
 #include "cli/progress.hpp"
 #include "cli/reduction.hpp"
@@ -30,6 +32,9 @@ namespace gradgram::cli {
 namespace {
 
 using nlohmann::ordered_json;
+
+/// Of what the program takes beside its budget (docs/planning.md), the part that reading may use.
+constexpr std::size_t kProgramBytes = std::size_t{128} << 20;
 
 template <class T>
 void write_in(const std::filesystem::path& path, const Tensor<double>& values) {
@@ -96,6 +101,8 @@ Preview show_preview(const Context& context, const models::Network<T>& network, 
   ntk::KernelOptions options = kernel_options;
   options.progress = meter.phase("diagonal");
   options.ways.clear();
+  options.planned = {};
+  options.timings = nullptr;
   const Tensor<double> diagonal = ntk::diagonal<T>(network, x, options, workers);
   meter.close();
   write_in<T>(file, diagonal);
@@ -116,18 +123,47 @@ Preview show_preview(const Context& context, const models::Network<T>& network, 
 }
 
 template <class T>
+std::vector<std::string> parameter_names(const ParameterSet<T>& parameters) {
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < parameters.count(); ++i) names.push_back(parameters.name(i));
+  return names;
+}
+
+/// The numbers of a data set in T; those in f64 are given back. Throws BudgetError when the two together,
+/// which reading takes, are beyond the budget.
+template <class T>
+Tensor<T> take_inputs(datasets::Dataset& data, std::size_t memory, const char* option) {
+  const std::size_t bytes = checked_multiply(data.inputs.size(), sizeof(double) + sizeof(T), "kernel: bytes");
+  if (bytes > memory && bytes - memory > kProgramBytes) {
+    throw BudgetError(fmt::format(
+        "{}: the memory budget ({} bytes) cannot hold the {} numbers while they are read; the least that "
+        "would do is {} bytes",
+        option, memory, data.inputs.size(), bytes - kProgramBytes));
+  }
+  if constexpr (std::is_same_v<T, double>) {
+    return std::exchange(data.inputs, Tensor<double>());
+  } else {
+    Tensor<T> inputs = data.inputs_as<T>();
+    data.inputs = Tensor<double>();
+    return inputs;
+  }
+}
+
+template <class T>
 void run(const Context& context) {
   const Options& options = context.options;
   const std::filesystem::path out = options.out;
-  require_writable(out);
-  if (out.extension() != ".npy") {
-    throw ArgumentError(fmt::format("--out: '{}' must end in .npy", options.out));
+  if (!options.plan_only) {
+    require_writable(out);
+    if (out.extension() != ".npy") {
+      throw ArgumentError(fmt::format("--out: '{}' must end in .npy", options.out));
+    }
   }
   const std::size_t memory = memory_budget(options);
   const Workers workers(options.threads);
   const auto begin = std::chrono::steady_clock::now();
 
-  const datasets::Dataset data = open_data(options);
+  datasets::Dataset data = open_data(options);
   const models::Network<T> network =
       open_network<T>(options, data.example_shape(), outputs_for(options, data));
   ntk::KernelOptions kernel_options;
@@ -152,46 +188,65 @@ void run(const Context& context) {
   kernel_options.memory = memory;
   kernel_options.progress = meter.phase("kernel");
   kernel_options.stop = context.stop;
+  kernel_options.ways = parse_ways(options.ways, parameter_names(network.parameters()));
+  if (options.diagonal && !options.ways.empty()) {
+    throw ArgumentError("--way: cannot be combined with --diagonal, which contracts nothing");
+  }
+  Explainer explainer(context, network.model(), workers.count());
+  explainer.watch(kernel_options);
   std::vector<std::int32_t> labels;
   std::vector<std::int32_t> versus_labels;
   if (kernel_options.reduce == ntk::Reduce::TrueClass) {
     labels = labels_of(options.labels, data, "--labels");
     kernel_options.labels = labels;
   }
-  const Tensor<T> x = data.template inputs_as<T>();
-
   ordered_json json = describe_run(options, workers.count(), memory);
   json.update(describe(options, network));
   json["data"] = describe(options, data);
+  const std::size_t n = data.size();
+  const Shape example_shape = data.example_shape();
+  const Tensor<T> x = take_inputs<T>(data, memory, "--data");
   json["reduction"] = ntk::reduce_name(kernel_options.reduce, kernel_options.output);
   json["diagonal"] = options.diagonal;
-  json["n"] = data.size();
+  json["n"] = n;
   Shape shape;
   std::string went_on;
   const std::filesystem::path per_parameter =
       out.parent_path() / (out.stem().string() + ".per-parameter.npz");
   Tensor<T> versus_x;
+  std::size_t columns = n;
+  if (!options.versus.empty()) {
+    datasets::Dataset versus = open_versus(options, example_shape);
+    if (kernel_options.reduce == ntk::Reduce::TrueClass) {
+      versus_labels = labels_of(options.versus_labels, versus, "--versus-labels");
+      kernel_options.versus_labels = versus_labels;
+    }
+    columns = versus.size();
+    json["versus"] = {{"name", options.versus},
+                      {"source", versus.source},
+                      {"examples", columns},
+                      {"inputs_crc32", checksum(versus.inputs.view())}};
+    versus_x = take_inputs<T>(versus, memory, "--versus");
+  }
+  if (!options.diagonal) json["n_versus"] = columns;
+  if (options.plan_only) {
+    const TensorView<const T> other = versus_x.view();
+    const TensorView<const T>* const versus = options.versus.empty() ? nullptr : &other;
+    explainer.take(
+        options.diagonal ? ntk::diagonal_plan<T>(network, x.view(), kernel_options, workers.count())
+        : options.per_parameter
+            ? ntk::plan_for<T>(network, x.view(), versus, kernel_options, workers.count())
+            : ntk::kernel_file_plan<T>(network, x.view(), versus, kernel_options, workers.count()));
+    explainer.describe(json);
+    if (options.json) context.out << json.dump(2) << '\n';
+    return;
+  }
   if (options.diagonal) {
     const Tensor<double> diagonal = ntk::diagonal<T>(network, x.view(), kernel_options, workers);
     meter.close();
     write_in<T>(out, diagonal);
     shape = diagonal.shape();
   } else {
-    std::size_t columns = data.size();
-    if (!options.versus.empty()) {
-      const datasets::Dataset versus = open_versus(options, data.example_shape());
-      if (kernel_options.reduce == ntk::Reduce::TrueClass) {
-        versus_labels = labels_of(options.versus_labels, versus, "--versus-labels");
-        kernel_options.versus_labels = versus_labels;
-      }
-      versus_x = versus.template inputs_as<T>();
-      columns = versus.size();
-      json["versus"] = {{"name", options.versus},
-                        {"source", versus.source},
-                        {"examples", versus.size()},
-                        {"inputs_crc32", checksum(versus.inputs.view())}};
-    }
-    json["n_versus"] = columns;
     if (options.per_parameter) {
       const ntk::KernelMatrix<T> kernel =
           options.versus.empty()
@@ -217,11 +272,11 @@ void run(const Context& context) {
       destination.packed = options.packed;
       destination.work = meter.work("kernel");
       kernel_options.progress = {};
-      if (symmetric_file && data.size() != 0) {
+      if (symmetric_file && n != 0) {
         const ntk::Plan plan =
             ntk::plan_for<T>(network, x.view(), nullptr, kernel_options, workers.count(), true);
         const std::size_t group = plan.rows_per_example();
-        const std::size_t pairs = options.packed ? ntk::packed_size(data.size()) : data.size() * data.size();
+        const std::size_t pairs = options.packed ? ntk::packed_size(n) : n * n;
         const double expected = ntk::plan_cost(plan).wall;
         if (wants_preview(options, out, pairs * group * group * sizeof(T), expected)) {
           const std::filesystem::path file = beside(out, ".diagonal.npy");
@@ -267,6 +322,7 @@ void run(const Context& context) {
   }
   json["relative_entry_error"] = entry_error;
   json["seconds"] = seconds;
+  explainer.describe(json);
   if (!note.empty()) json["note"] = note;
   const std::filesystem::path sidecar = beside(out, ".json");
   write_json(sidecar, json);
@@ -278,8 +334,7 @@ void run(const Context& context) {
   fmt::print(context.out, "{} of {}\n", options.diagonal ? "Diagonal of the kernel" : "Kernel",
              network.model().to_text());
   std::vector<std::vector<std::string>> rows = {
-      {"data",
-       fmt::format("{} examples {} of {}", grouped(data.size()), extents(data.example_shape()), data.source)},
+      {"data", fmt::format("{} examples {} of {}", grouped(n), extents(example_shape), data.source)},
       {"prepared", preparation_text(options)},
       {"parameters", grouped(network.parameters().size())},
       {"parameterization", parameterization_text(options)},
@@ -292,6 +347,7 @@ void run(const Context& context) {
       {"time", seconds_text(seconds)}};
   if (!went_on.empty()) rows.push_back({"went on", went_on});
   context.out << table(rows, {false, false});
+  explainer.finish();
   fmt::print(context.out, "Wrote {} {} and {}{}\n", out.string(), shape.to_string(), sidecar.string(),
              options.per_parameter ? " and " + per_parameter.string() : "");
 }

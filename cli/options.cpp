@@ -127,7 +127,7 @@ struct Parser {
         ->group(group);
     sub.add_option("--memory", options.memory,
                    "Budget in bytes or with a unit (4GiB, 512MB) that data, weights, result and working "
-                   "memory keep to")
+                   "memory keep to; the program itself and its libraries take up to 256 MiB beside it")
         ->type_name("SIZE")
         ->default_str("half of the machine's memory")
         ->group(group);
@@ -216,6 +216,11 @@ struct Parser {
              "BLIS, measured rates, memory and the data sets found.",
              "gradgram doctor --json");
     const std::string group = "Running";
+    sub.add_flag(
+           "--measure", options.measure,
+           "Measure anew how fast the parts of a kernel's work are, and keep the rates for the plans of "
+           "`gradgram kernel` (in $XDG_CACHE_HOME/gradgram or ~/.cache/gradgram)")
+        ->group(group);
     sub.add_option("--threads", options.threads, "Threads of the second measurement")
         ->type_name("N")
         ->default_str("every processor this process may use")
@@ -304,12 +309,33 @@ struct Parser {
            "Also write OUT.per-parameter.npz: one kernel for each weight and bias; all are then held in "
            "memory and nothing is kept when the run is stopped")
         ->group(group);
+    const std::string plan = "Plan";
+    sub.add_flag(
+           "--explain", options.explain,
+           "Print the plan before the run: of each layer how it is contracted, FLOP, bytes and predicted "
+           "seconds, and what the other ways would cost; afterwards what was measured")
+        ->group(plan);
+    sub.add_flag("--plan-only", options.plan_only, "Print the plan and stop; --out is not needed")
+        ->group(plan);
+    sub.add_option("--way", options.ways,
+                   "Contract this layer this way: materialize, outer or position-gram; may be repeated. "
+                   "Layers are called as in the weights' names and in --explain")
+        ->type_name("LAYER=WAY")
+        ->expected(1)
+        ->take_all()
+        ->default_str("the least predicted time")
+        ->group(plan);
+    sub.add_option("--rates", options.rates,
+                   "What predicted times rest on: measured (on this machine, once; doctor --measure renews "
+                   "them) or built-in (the same choices on every machine)")
+        ->type_name("WHICH")
+        ->default_str("measured when they have been, or to explain")
+        ->group(plan);
     sub.add_option("--out", options.out,
                    "The .npy file to write. It is written tile by tile, may be larger than memory, and until "
                    "it is whole it is called FILE.partial, with FILE.journal beside; a run that was stopped "
                    "or killed goes on when the same command is given again")
         ->type_name("FILE")
-        ->required()
         ->group("Result");
     sub.add_flag(
            "--packed", options.packed,
@@ -567,6 +593,10 @@ void check(const Options& options) {
   require_choice("--optimizer", options.optimizer, {"sgd", "momentum", "nesterov", "adam"});
   require_choice("--schedule", options.schedule, {"constant", "cosine"});
   require_choice("--loss", options.loss, {"mse", "cross-entropy"});
+  if (!options.rates.empty()) require_choice("--rates", options.rates, {"measured", "built-in"});
+  if (options.verb == Verb::Kernel && options.out.empty() && !options.plan_only) {
+    throw ArgumentError("--out is required (see gradgram kernel --help)");
+  }
   const auto positive = [](const char* name, double value, bool zero_is_good) {
     if (!(zero_is_good ? value >= 0 : value > 0)) {
       throw ArgumentError(

@@ -53,6 +53,11 @@ struct Options {
   bool packed = false;
   bool preview = false;
   bool no_preview = false;
+  bool explain = false;
+  bool plan_only = false;
+  std::vector<std::string> ways;  ///< LAYER=WAY
+  std::string rates;              ///< measured or built-in; empty: measured when they are there
+  bool measure = false;           ///< of doctor
   std::size_t monte_carlo = 0;  ///< samples; 0: no estimate
 
   std::size_t test_examples = 0;  ///< predict: --limit is what --train says

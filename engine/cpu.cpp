@@ -9,8 +9,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 
+#include "engine/control_group.hpp"
 #include "engine/error.hpp"
 #include "engine/simd/tables.hpp"
 
@@ -90,46 +90,12 @@ std::size_t usable_cores() {
   return static_cast<std::size_t>(std::max(1L, sysconf(_SC_NPROCESSORS_ONLN)));
 }
 
-/// A number in a one-line file; the greatest value when it is absent or says `max`.
-std::size_t limit_in(const std::string& path) {
-  std::ifstream file(path);
-  std::size_t value = 0;
-  return file >> value ? value : SIZE_MAX;
-}
-
-/// The least limit of the control groups from this process's own up to the root, of version 2 and version 1.
-std::size_t control_group_limit() {
-  std::size_t least = SIZE_MAX;
-  std::ifstream groups("/proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);) {
-    // hierarchy:controllers:path, with no controllers for version 2.
-    const auto first = line.find(':');
-    const auto second = line.find(':', first == std::string::npos ? first : first + 1);
-    if (first == std::string::npos || second == std::string::npos) continue;
-    std::string controllers = line.substr(first, second - first);
-    const bool version2 = controllers == ":";
-    controllers.front() = ',';
-    controllers.push_back(',');
-    if (!version2 && controllers.find(",memory,") == std::string::npos) continue;
-    const std::string mount = version2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
-    const std::string file = version2 ? "/memory.max" : "/memory.limit_in_bytes";
-    std::string path = line.substr(second + 1);
-    for (;;) {
-      if (path == "/") path.clear();
-      least = std::min(least, limit_in(mount + path + file));
-      if (path.empty()) break;
-      path.erase(path.rfind('/') == std::string::npos ? 0 : path.rfind('/'));
-    }
-  }
-  return least;
-}
-
 std::size_t usable_memory() {
   const long pages = sysconf(_SC_PHYS_PAGES);
   const long page = sysconf(_SC_PAGE_SIZE);
   const std::size_t physical =
       pages > 0 && page > 0 ? static_cast<std::size_t>(pages) * static_cast<std::size_t>(page) : SIZE_MAX;
-  const std::size_t usable = std::min(physical, control_group_limit());
+  const std::size_t usable = std::min(physical, control_group_memory());
   return usable == SIZE_MAX ? 0 : usable;
 }
 
@@ -210,7 +176,7 @@ template const simd::KernelTable<float>& kernels<float>(Isa);
 template const simd::KernelTable<double>& kernels<double>(Isa);
 
 CpuInfo cpu_info() {
-  return {brand(), usable_cores(), usable_memory()};
+  return {brand(), std::min(usable_cores(), control_group_processors()), usable_memory()};
 }
 
 }  // namespace gradgram

@@ -57,7 +57,7 @@ void add_triangle(std::size_t n, std::size_t tile, Work& work) {
 Work work_of(const Plan& plan) {
   Work work;
   const std::size_t rows = plan.request.rows;
-  for (std::size_t begin = 0; begin < rows; begin += plan.resident) {
+  for (std::size_t begin = 0; begin < rows; begin += std::max<std::size_t>(plan.resident, 1)) {
     const std::size_t count = std::min(plan.resident, rows - begin);
     ++work.blocks;
     work.passed += real(count);

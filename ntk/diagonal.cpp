@@ -1,6 +1,8 @@
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "engine/cpu.hpp"
@@ -10,6 +12,8 @@
 #include "ntk/kernel.hpp"
 #include "ntk/passes.hpp"
 #include "ntk/plan.hpp"
+#include "ntk/planned_kernel.hpp"
+#include "ntk/thread_seconds.hpp"
 
 namespace gradgram::ntk {
 namespace {
@@ -24,6 +28,19 @@ void check_finite(const double* values, std::size_t count, std::size_t example) 
 }
 
 }  // namespace
+
+template <class T>
+Plan diagonal_plan(const Module<T>& module, TensorView<const T> x, const KernelOptions& options,
+                   std::size_t workers) {
+  PlanRequest request;
+  request.rows = request.columns = x.shape()[0];
+  request.seeds = seed_count(options.reduce, module.outputs());
+  request.full = options.reduce == Reduce::Full;
+  request.workers = workers;
+  request.memory = options.memory == 0 ? cpu_info().memory_bytes / 2 : options.memory;
+  if (options.rates != nullptr) request.rates = *options.rates;
+  return plan_diagonal(profile<T>(module, x.slice(0, 1)), request);
+}
 
 template <class T>
 Tensor<double> diagonal(const Module<T>& module, TensorView<const T> x, const KernelOptions& options,
@@ -42,14 +59,8 @@ Tensor<double> diagonal(const Module<T>& module, TensorView<const T> x, const Ke
 
   // The gradients of one tape block meet nobody else's: the plan of a kernel of that many examples, for every
   // worker.
-  const ModuleProfile module_profile = profile<T>(module, x.slice(0, 1));
-  PlanRequest request;
-  request.rows = request.columns = n;
-  request.seeds = seed_count(options.reduce, outputs);
-  request.full = full;
-  request.workers = workers.count();
-  request.memory = options.memory == 0 ? cpu_info().memory_bytes / 2 : options.memory;
-  const Plan plan = plan_diagonal(module_profile, request);
+  const Plan plan = diagonal_plan(module, x, options, workers.count());
+  if (options.planned) options.planned(plan);
 
   std::vector<std::size_t> shared;
   for (const PlannedUse& use : plan.uses) {
@@ -67,10 +78,17 @@ Tensor<double> diagonal(const Module<T>& module, TensorView<const T> x, const Ke
   }
 
   const std::size_t blocks = (n + plan.tape_block - 1) / plan.tape_block;
+  using Clock = std::chrono::steady_clock;
+  const auto seconds_since = [](Clock::time_point begin) {
+    return std::chrono::duration<double>(Clock::now() - begin).count();
+  };
+  const auto begin_of_all = Clock::now();
+  std::vector<double> seconds(blocks, 0.0);
   const double weight = options.reduce == Reduce::TraceMean ? 1.0 / static_cast<double>(outputs) : 1.0;
   workers.run(
       blocks,
       [&](std::size_t block, std::size_t worker) {
+        const double start = thread_seconds();
         const std::size_t begin = block * plan.tape_block;
         const std::size_t count = std::min(plan.tape_block, n - begin);
         const TensorView<const T> examples = x.slice(begin, begin + count);
@@ -89,6 +107,7 @@ Tensor<double> diagonal(const Module<T>& module, TensorView<const T> x, const Ke
             });
             check_finite(out, outputs * outputs, begin + e);
           }
+          seconds[block] = thread_seconds() - start;
           return;
         }
         double* out = result.data() + begin;
@@ -101,11 +120,20 @@ Tensor<double> diagonal(const Module<T>& module, TensorView<const T> x, const Ke
           out[e] *= weight;
           check_finite(out + e, 1, begin + e);
         }
+        seconds[block] = thread_seconds() - start;
       },
       options.progress, options.stop);
+  if (options.timings != nullptr) {
+    *options.timings = {.passes = std::accumulate(seconds.begin(), seconds.end(), 0.0),
+                        .contraction = 0,
+                        .wall = seconds_since(begin_of_all)};
+  }
   return result;
 }
 
+template Plan diagonal_plan(const Module<float>&, TensorView<const float>, const KernelOptions&, std::size_t);
+template Plan diagonal_plan(const Module<double>&, TensorView<const double>, const KernelOptions&,
+                            std::size_t);
 template Tensor<double> diagonal(const Module<float>&, TensorView<const float>, const KernelOptions&,
                                  const Workers&);
 template Tensor<double> diagonal(const Module<double>&, TensorView<const double>, const KernelOptions&,

@@ -12,6 +12,7 @@
 #include "ntk/passes.hpp"
 #include "ntk/plan.hpp"
 #include "ntk/planned_kernel.hpp"
+#include "ntk/thread_seconds.hpp"
 #include "ntk/tile_store.hpp"
 
 namespace gradgram::ntk {
@@ -104,7 +105,7 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-/// Seconds that one worker spent; a cache line of its own.
+/// Processor seconds that one worker spent; a cache line of its own.
 struct alignas(kAlignment) WorkerSeconds {
   double passes = 0, contraction = 0;
 };
@@ -236,13 +237,13 @@ class Builder {
   void load(TensorView<const T> x, std::span<const std::int32_t> labels, Span examples,
             const std::vector<Span>& blocks, const Factors<T>& factors, std::size_t round) {
     run(blocks.size(), [&](std::size_t index, std::size_t worker) {
-      const auto start = Clock::now();
+      const double start = thread_seconds();
       const std::size_t begin = examples.begin + blocks[index].begin;
       const std::size_t count = blocks[index].count;
       record_factors(module_, plan_, x.slice(begin, begin + count), options_,
                      labels.empty() ? labels : labels.subspan(begin, count), factors, blocks[index].begin,
                      *arenas_[worker], round);
-      seconds_[worker].passes += seconds_since(start);
+      seconds_[worker].passes += thread_seconds() - start;
     });
   }
 
@@ -256,7 +257,7 @@ class Builder {
     const double weight =
         options_.reduce == Reduce::TraceMean ? 1.0 / static_cast<double>(plan_.request.seeds) : 1.0;
     run(ranges.size(), [&](std::size_t index, std::size_t worker) {
-      const auto start = Clock::now();
+      const double start = thread_seconds();
       contract_tile<T>(plan_, resident_, columns, ranges[index], *arenas_[worker],
                        [&](std::size_t parameter, const Tile& tile) {
                          store_.put(
@@ -264,7 +265,7 @@ class Builder {
                              worker);
                        },
                        {round, kept_.empty() ? nullptr : kept_[index]});
-      seconds_[worker].contraction += seconds_since(start);
+      seconds_[worker].contraction += thread_seconds() - start;
     });
   }
 
@@ -344,6 +345,7 @@ Plan plan_for(const Module<T>& module, TensorView<const T> x, const TensorView<c
 template <class T>
 void planned_tiles(const Module<T>& module, TensorView<const T> x, const TensorView<const T>* versus,
                    const KernelOptions& options, const Plan& plan, const Workers& workers, TileStore& store) {
+  if (options.planned) options.planned(plan);
   Builder<T>(module, x, versus == nullptr ? TensorView<const T>() : *versus, options, plan, workers, store)
       .build();
 }

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <stop_token>
 #include <string>
@@ -28,6 +29,7 @@ std::string reduce_name(Reduce reduce,
                         std::size_t output);  // `full`, `trace-mean`, `trace-sum`, `output 3`, `true-class`
 
 struct KernelRates;
+struct Plan;
 
 /// What a run of kernel() took, in seconds: measured against what its plan said (ntk/cost.hpp).
 struct KernelTimings {
@@ -52,6 +54,8 @@ struct KernelOptions {
   std::vector<std::pair<std::string, Way>> ways;
   const KernelRates* rates = nullptr;  ///< that the plan reckons with; null: the built-in ones
   KernelTimings* timings = nullptr;    ///< filled when given
+  /// Sees the plan (ntk/plan.hpp) before the work; what it throws ends the call.
+  std::function<void(const Plan&)> planned;
   std::size_t memory =
       0;  ///< bytes that data, weights, result and working memory may take; 0 = half of the machine's
   Progress progress;

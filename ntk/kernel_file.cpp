@@ -211,8 +211,7 @@ class NetworkTiles final : public TileSource {
   void make_plan(const std::vector<std::pair<std::string, Way>>& ways) {
     KernelOptions options = options_;
     options.ways = ways;
-    plan_ = plan_for<T>(module_, x_, versus_, options, workers_.count(), true);
-    follow_grid(plan_, plan_.tile);
+    plan_ = kernel_file_plan<T>(module_, x_, versus_, options, workers_.count());
   }
   std::size_t rows() const { return x_.shape()[0]; }
   std::size_t columns() const { return versus_ == nullptr ? rows() : versus_->shape()[0]; }
@@ -240,6 +239,14 @@ KernelFile to_file(const Module<T>& module, TensorView<const T> x, const TensorV
 }  // namespace
 
 template <class T>
+Plan kernel_file_plan(const Module<T>& module, TensorView<const T> x, const TensorView<const T>* versus,
+                      const KernelOptions& options, std::size_t workers) {
+  Plan plan = plan_for<T>(module, x, versus, options, workers, true);
+  follow_grid(plan, plan.tile);
+  return plan;
+}
+
+template <class T>
 KernelFile kernel_to_file(const Module<T>& module, TensorView<const T> x, const KernelOptions& options,
                           const KernelDestination& destination, const Workers& workers) {
   check_inputs("kernel_to_file", "x", x.shape(), module.input_shape());
@@ -261,10 +268,12 @@ KernelFile kernel_to_file(const Module<T>& module, TensorView<const T> x, Tensor
   return to_file<T>(module, x, &versus, options, destination, workers);
 }
 
-#define GRADGRAM_INSTANTIATE(T)                                                                   \
-  template KernelFile kernel_to_file(const Module<T>&, TensorView<const T>, const KernelOptions&, \
-                                     const KernelDestination&, const Workers&);                   \
-  template KernelFile kernel_to_file(const Module<T>&, TensorView<const T>, TensorView<const T>,  \
+#define GRADGRAM_INSTANTIATE(T)                                                                     \
+  template Plan kernel_file_plan(const Module<T>&, TensorView<const T>, const TensorView<const T>*, \
+                                 const KernelOptions&, std::size_t);                                \
+  template KernelFile kernel_to_file(const Module<T>&, TensorView<const T>, const KernelOptions&,   \
+                                     const KernelDestination&, const Workers&);                     \
+  template KernelFile kernel_to_file(const Module<T>&, TensorView<const T>, TensorView<const T>,    \
                                      const KernelOptions&, const KernelDestination&, const Workers&);
 GRADGRAM_INSTANTIATE(float)
 GRADGRAM_INSTANTIATE(double)

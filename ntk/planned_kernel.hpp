@@ -14,6 +14,15 @@ template <class T>
 Plan plan_for(const Module<T>& module, TensorView<const T> x, const TensorView<const T>* versus,
               const KernelOptions& options, std::size_t workers, bool result_in_file = false);
 
+/// The plan that kernel_to_file() would follow from the beginning.
+template <class T>
+Plan kernel_file_plan(const Module<T>& module, TensorView<const T> x, const TensorView<const T>* versus,
+                      const KernelOptions& options, std::size_t workers);
+/// The plan that diagonal() would follow.
+template <class T>
+Plan diagonal_plan(const Module<T>& module, TensorView<const T> x, const KernelOptions& options,
+                   std::size_t workers);
+
 /// Follows a plan made for these arguments. Its block sizes (resident, streamed, tape_block, tile) may have
 /// been changed to any positive numbers, and `round_seeds` where all examples are held at once; the result
 /// has the same bits.

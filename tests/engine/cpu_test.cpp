@@ -3,10 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <string>
 
+#include "engine/control_group.hpp"
 #include "engine/error.hpp"
 #include "engine/machine.hpp"
 
@@ -82,6 +86,59 @@ TEST(Cpu, DescribesTheMachine) {
   EXPECT_FALSE(info.name.empty());
   EXPECT_GE(info.cores, 1U);
   EXPECT_GT(info.memory_bytes, std::size_t{1} << 24);
+}
+
+/// A folder that stands in for the root, with files in it.
+class FakeRoot {
+ public:
+  explicit FakeRoot(const char* name) : path_(std::filesystem::path(testing::TempDir()) / name) {
+    std::filesystem::remove_all(path_);
+  }
+  ~FakeRoot() { std::filesystem::remove_all(path_); }
+  FakeRoot(const FakeRoot&) = delete;
+  FakeRoot& operator=(const FakeRoot&) = delete;
+  void put(const char* file, const char* text) const {
+    const std::filesystem::path path = path_ / file;
+    std::filesystem::create_directories(path.parent_path());
+    std::ofstream(path) << text;
+  }
+  std::string path() const { return path_.string(); }
+
+ private:
+  std::filesystem::path path_;
+};
+
+TEST(Cpu, KeepsToTheQuotaOfControlGroupsOfVersion2) {
+  EXPECT_EQ(control_group_processors("/nonexistent"), SIZE_MAX);
+  const FakeRoot root("gradgram-cgroup2");
+  root.put("proc/self/cgroup", "0::/jobs/mine\n");
+  root.put("sys/fs/cgroup/jobs/mine/cpu.max", "max 100000\n");
+  EXPECT_EQ(control_group_processors(root.path()), SIZE_MAX);
+  // The parent's quota counts too; a part of a processor is one.
+  root.put("sys/fs/cgroup/jobs/cpu.max", "100000 100000\n");
+  EXPECT_EQ(control_group_processors(root.path()), 1U);
+  root.put("sys/fs/cgroup/jobs/cpu.max", "100001 100000\n");
+  EXPECT_EQ(control_group_processors(root.path()), 2U);
+  root.put("sys/fs/cgroup/jobs/mine/cpu.max", "5000 100000\n");
+  EXPECT_EQ(control_group_processors(root.path()), 1U);
+  root.put("sys/fs/cgroup/jobs/mine/cpu.max", "nonsense\n");
+  root.put("sys/fs/cgroup/jobs/cpu.max", "0 0\n");
+  EXPECT_EQ(control_group_processors(root.path()), SIZE_MAX);
+  root.put("sys/fs/cgroup/jobs/memory.max", "123456789\n");
+  EXPECT_EQ(control_group_memory(root.path()), 123456789U);
+}
+
+TEST(Cpu, KeepsToTheQuotaOfControlGroupsOfVersion1) {
+  const FakeRoot root("gradgram-cgroup1");
+  root.put("proc/self/cgroup", "3:cpu,cpuacct:/docker/c0ffee\n5:memory:/docker/c0ffee\n");
+  // Inside a container its own group is mounted as the root.
+  root.put("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n");
+  root.put("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(control_group_processors(root.path()), SIZE_MAX);
+  root.put("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "50000\n");
+  EXPECT_EQ(control_group_processors(root.path()), 1U);
+  root.put("sys/fs/cgroup/memory/docker/c0ffee/memory.limit_in_bytes", "99999999\n");
+  EXPECT_EQ(control_group_memory(root.path()), 99999999U);
 }
 
 TEST(Machine, RatesArePlausible) {

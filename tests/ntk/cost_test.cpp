@@ -1,0 +1,213 @@
+#include "ntk/cost.hpp"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "engine/error.hpp"
+#include "models/network.hpp"
+#include "ntk/kernel.hpp"
+#include "ntk/planned_kernel.hpp"
+#include "ntk/precision.hpp"
+#include "tests/ntk/kernel_cases.hpp"
+
+namespace gradgram::ntk {
+namespace {
+
+/// Counts the examples that pass through a network.
+class Counted final : public Module<float> {
+ public:
+  explicit Counted(const char* text, Shape input)
+      : network_(models::parse(text, input, {.outputs = 1}), {.seed = 3}) {}
+  Var forward(Tape<float>& tape, Var x) const override {
+    passed += tape.examples(x);
+    return network_.forward(tape, x);
+  }
+  Shape input_shape() const override { return network_.input_shape(); }
+  std::size_t outputs() const override { return network_.outputs(); }
+  const ParameterSet<float>& parameters() const override { return network_.parameters(); }
+  ParameterSet<float>& parameters() override { return network_.parameters(); }
+  mutable std::atomic<std::size_t> passed{0};
+
+ private:
+  models::Network<float> network_;
+};
+
+/// Counts tiles and entries.
+class CountingStore final : public TileStore {
+ public:
+  void put(const PlacedTile& tile, std::size_t) override {
+    if (tile.parameter != kAllParameters) return;
+    ++tiles;
+    tile.each_entry<float>([&](std::size_t, std::size_t, std::size_t, std::size_t, float) { ++entries; });
+  }
+  std::atomic<std::size_t> tiles{0}, entries{0};
+};
+
+constexpr const char* kText = "conv(5,3) relu maxpool(2) conv(7,3) relu gap dense(1)";
+
+TEST(Cost, CountsWhatARunDoes) {
+  const Counted module(kText, {8, 8, 3});
+  const auto x = kernel_cases::inputs_of<float>({8, 8, 3}, 37, 1);
+  const auto versus = kernel_cases::inputs_of<float>({8, 8, 3}, 23, 2);
+  const Workers workers(1);
+  const KernelOptions options;
+  for (const bool symmetric : {true, false}) {
+    const TensorView<const float> other = versus.view();
+    const TensorView<const float>* const second = symmetric ? nullptr : &other;
+    Plan plan = plan_for<float>(module, x.view(), second, options, 1);
+    struct Blocks {
+      std::size_t resident, streamed, tile, tape;
+    };
+    for (const Blocks& blocks :
+         {Blocks{37, symmetric ? 0U : 23U, 37, 8}, Blocks{37, symmetric ? 0U : 23U, 5, 4},
+          Blocks{11, 4, 3, 2}, Blocks{1, 1, 1, 1}, Blocks{20, 7, 7, 3}}) {
+      plan.resident = blocks.resident;
+      plan.streamed = blocks.streamed;
+      plan.tile = blocks.tile;
+      plan.tape_block = blocks.tape;
+      const PlanCost cost = plan_cost(plan);
+      CountingStore store;
+      module.passed = 0;
+      planned_tiles<float>(module, x.view(), second, options, plan, workers, store);
+      EXPECT_EQ(cost.tiles, store.tiles) << blocks.resident << " " << blocks.tile;
+      const double examples = symmetric ? 37 : 37 + 23;
+      EXPECT_NEAR(cost.passed * examples, static_cast<double>(module.passed), 1e-6);
+      // Useful FLOP of the first convolution: every entry of the lower triangle, or of the rectangle.
+      const auto pairs = static_cast<double>(store.entries);
+      const UseCost& first = cost.uses.back();
+      if (first.chosen.way == Way::Materialize) {
+        EXPECT_NEAR(first.chosen.flop, pairs * 2 * (27 * 5 + 5), 1e-6 * first.chosen.flop);
+      }
+      double passes = 0;
+      double contraction = 0;
+      for (const UseCost& use : cost.uses) {
+        passes += use.forward + use.reverse + use.chosen.forming;
+        contraction += use.chosen.contraction;
+      }
+      EXPECT_NEAR(cost.passes, passes, 1e-9 * passes);
+      EXPECT_GE(cost.contraction, contraction);
+      EXPECT_GE(cost.wall, cost.passes + cost.contraction);
+    }
+  }
+}
+
+/// A network for which forming gradients is a little quicker, and holds far more.
+struct Greedy {
+  Greedy()
+      : network(models::parse("conv(64,3) relu conv(64,3) gap dense(1)", {4, 4, 64}, {.outputs = 1}),
+                {.seed = 1}) {
+    // Position Grams cost 1.2 times as much.
+    const Plan plan = plan_for<float>(network, x.view(), nullptr, {}, 1);
+    const PlanCost cost = plan_cost(plan);
+    for (const UseCost& use : cost.uses) {
+      if (!plan.uses[static_cast<std::size_t>(&use - cost.uses.data())].convolution) continue;
+      for (const WayCost* way : {&use.chosen, use.others.data()}) {
+        (way->way == Way::Materialize ? formed : positions) += way->contraction;
+      }
+    }
+    const double factor = 1.2 * formed / positions;
+    rates.f32.position /= factor;
+    rates.f32.taps /= factor;
+    options.rates = &rates;
+  }
+  models::Network<float> network;
+  Tensor<float> x = kernel_cases::inputs_of<float>({4, 4, 64}, 300, 1);
+  KernelRates rates;
+  KernelOptions options;
+  double formed = 0, positions = 0;
+};
+
+TEST(Cost, WaysWhoseFactorsRepeatPassesLose) {
+  Greedy greedy;
+  const Workers workers(1);
+  const auto roomy = kernel<float>(greedy.network, greedy.x, greedy.options, workers);
+  ASSERT_EQ(roomy.block_examples, 300U);
+  const auto way_of = [&](const auto& ways, std::size_t layer) { return ways[layer].second; };
+  EXPECT_EQ(way_of(roomy.ways, 1), Way::Materialize);
+  // A small part of the factors fits.
+  greedy.options.memory = std::size_t{24} << 20;
+  const Plan tight = plan_for<float>(greedy.network, greedy.x.view(), nullptr, greedy.options, 1);
+  EXPECT_EQ(way_of(tight.ways(), 1), Way::PositionGram);
+  EXPECT_LE(tight.total_bytes(), greedy.options.memory);
+  // What it was exchanged for is expected to be slower.
+  KernelOptions kept = greedy.options;
+  kept.ways = roomy.ways;
+  const Plan forced = plan_for<float>(greedy.network, greedy.x.view(), nullptr, kept, 1);
+  EXPECT_EQ(forced.ways(), roomy.ways);
+  EXPECT_LT(plan_cost(tight).wall, plan_cost(forced).wall);
+  // The same ways have the same bits, other ways the same numbers.
+  const auto same = kernel<float>(greedy.network, greedy.x, kept, workers);
+  const auto other = kernel<float>(greedy.network, greedy.x, greedy.options, workers);
+  for (std::size_t i = 0; i < 300; ++i) {
+    for (std::size_t j = 0; j < 300; ++j) {
+      ASSERT_EQ(same.values(i, j), roomy.values(i, j));
+      const double scale = std::sqrt(static_cast<double>(roomy.values(i, i)) * roomy.values(j, j));
+      ASSERT_LE(std::abs(other.values(i, j) - roomy.values(i, j)), 2 * entry_error<float>() * scale);
+    }
+  }
+}
+
+TEST(Cost, RatesDecideWays) {
+  Greedy greedy;
+  const auto first = [&] {
+    return plan_for<float>(greedy.network, greedy.x.view(), nullptr, greedy.options, 1).ways()[1].second;
+  };
+  EXPECT_EQ(first(), Way::Materialize);
+  greedy.rates.f32.position *= 2;
+  greedy.rates.f32.taps *= 2;
+  EXPECT_EQ(first(), Way::PositionGram);
+}
+
+TEST(Cost, TheLeastBudgetIsThatOfTheSmallestWays) {
+  Greedy greedy;
+  // Single examples in every block: few are enough.
+  const TensorView<const float> x = greedy.x.view().slice(0, 12);
+  greedy.options.memory = 1;
+  std::size_t least = 0;
+  try {
+    plan_for<float>(greedy.network, x, nullptr, greedy.options, 1);
+  } catch (const BudgetError& error) {
+    const std::string text = error.what();
+    const std::string before = "the least that would do is ";
+    least = std::stoull(text.substr(text.find(before) + before.size()));
+  }
+  ASSERT_GT(least, 0U);
+  greedy.options.memory = least - 1;
+  EXPECT_THROW(plan_for<float>(greedy.network, x, nullptr, greedy.options, 1), BudgetError);
+  greedy.options.memory = least;
+  const auto k = kernel<float>(greedy.network, x, greedy.options, Workers(1));
+  EXPECT_EQ(k.planned_bytes, least);
+  EXPECT_GT(k.values(11, 11), 0);
+}
+
+TEST(Cost, ARunTellsItsTimings) {
+  const Counted module(kText, {8, 8, 3});
+  const auto x = kernel_cases::inputs_of<float>({8, 8, 3}, 60, 1);
+  KernelTimings timings;
+  KernelOptions options;
+  options.timings = &timings;
+  std::size_t plans = 0;
+  options.planned = [&](const Plan& plan) {
+    ++plans;
+    EXPECT_EQ(plan.request.rows, 60U);
+  };
+  kernel<float>(module, x, options, Workers(2));
+  EXPECT_EQ(plans, 1U);
+  EXPECT_GT(timings.passes, 0);
+  EXPECT_GT(timings.contraction, 0);
+  EXPECT_GT(timings.wall, 0);
+  EXPECT_LE(timings.passes + timings.contraction, 2 * timings.wall * 1.01);
+  const KernelTimings before = timings;
+  diagonal<float>(module, x, options, Workers(2));
+  EXPECT_EQ(plans, 2U);
+  EXPECT_EQ(timings.contraction, 0);
+  EXPECT_GT(timings.passes, 0);
+  EXPECT_NE(timings.wall, before.wall);
+}
+
+}  // namespace
+}  // namespace gradgram::ntk

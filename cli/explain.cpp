@@ -66,7 +66,8 @@ std::vector<std::pair<std::string, std::size_t>> memory_parts(const ntk::Plan& p
   const std::size_t workers = plan.request.workers;
   return {{"result", plan.result_bytes},
           {"inputs and weights", plan.fixed_bytes},
-          {"factors", (plan.resident + plan.streamed) * plan.example_bytes},
+          {"factors", plan.factor_bytes(plan.resident) + plan.factor_bytes(plan.streamed)},
+          {"sums kept between rounds", plan.kept_bytes()},
           {"tapes and tiles", workers * (plan.arena_bytes() + plan.staged_bytes())},
           {"BLAS", workers * ntk::kBlasBytes}};
 }

@@ -186,6 +186,7 @@ void run(const Context& context) {
   ProgressMeter meter(context.err, options.quiet);
   kernel_options.per_parameter = options.per_parameter;
   kernel_options.memory = memory;
+  kernel_options.bf16 = options.dtype == "bf16";
   kernel_options.progress = meter.phase("kernel");
   kernel_options.stop = context.stop;
   kernel_options.ways = parse_ways(options.ways, parameter_names(network.parameters()));
@@ -313,8 +314,22 @@ void run(const Context& context) {
     }
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const TensorView<const T> versus_view = versus_x.view();
   json["shape"] = std::vector<std::size_t>(shape.extents().begin(), shape.extents().end());
   double entry_error = ntk::entry_error<T>(network);
+  std::string measured;
+  if (kernel_options.bf16) {
+    entry_error += ntk::bf16_entry_error();
+    const ntk::EntryErrors errors = ntk::sampled_bf16_errors<T>(
+        network, x.view(), options.versus.empty() ? nullptr : &versus_view, kernel_options, workers);
+    json["measured_error"] = {{"against", "f32"},
+                              {"entries", errors.entries},
+                              {"worst", errors.worst},
+                              {"root_mean_square", errors.root_mean_square}};
+    measured = fmt::format("; {} entries differ from f32 by {} at the most, {} root mean square",
+                           grouped(errors.entries), significant(errors.worst, 2),
+                           significant(errors.root_mean_square, 2));
+  }
   if (kernel_options.reduce == ntk::Reduce::TrueClass) {
     // The softmax in front hands the errors of f on (docs/precision.md).
     entry_error *= 1 + std::max(largest_output<T>(network, x.view(), workers),
@@ -339,8 +354,8 @@ void run(const Context& context) {
       {"parameters", grouped(network.parameters().size())},
       {"parameterization", parameterization_text(options)},
       {"reduction", json["reduction"].get<std::string>() + (note.empty() ? "" : " (" + note + ")")},
-      {"precision",
-       fmt::format("{}, an entry is good to {} sqrt(k_ii k_jj)", options.dtype, significant(entry_error, 2))},
+      {"precision", fmt::format("{}, an entry is good to {} sqrt(k_ii k_jj){}", options.dtype,
+                                significant(entry_error, 2), measured)},
       {"machine",
        fmt::format("{}, {} thread{}, BLIS kernels {}, budget {}", isa_name(active_isa()), workers.count(),
                    workers.count() == 1 ? "" : "s", blas::kernel_set(), budget_text(memory))},

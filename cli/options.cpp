@@ -116,7 +116,12 @@ struct Parser {
           ->group(group);
       sub.add_option(
              "--dtype", options.dtype,
-             "Precision of the arithmetic and of the result, f32 or f64; f32 sums in f64 across panels")
+             sub.get_name() == "kernel"
+                 ? "Precision of the arithmetic and of the result, f32 or f64; f32 sums in f64 across "
+                   "panels; bf16 is f32 but for products of gradients, whose factors are rounded to "
+                   "8 bits, on processors with such products"
+                 : "Precision of the arithmetic and of the result, f32 or f64; f32 sums in f64 "
+                   "across panels")
           ->type_name("TYPE")
           ->default_str("f32")
           ->group(group);
@@ -587,7 +592,11 @@ void require_choice(const char* option, const std::string& value,
 }
 
 void check(const Options& options) {
-  require_choice("--dtype", options.dtype, {"f32", "f64"});
+  if (options.verb == Verb::Kernel && !options.infinite && !options.diagonal) {
+    require_choice("--dtype", options.dtype, {"f32", "f64", "bf16"});
+  } else {
+    require_choice("--dtype", options.dtype, {"f32", "f64"});
+  }
   require_choice("--parameterization", options.parameterization, {"standard", "ntk"});
   require_choice("--standardize", options.standardize, {"none", "channel", "feature"});
   require_choice("--optimizer", options.optimizer, {"sgd", "momentum", "nesterov", "adam"});

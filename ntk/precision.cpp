@@ -78,6 +78,8 @@ EntryErrors sampled_bf16_errors(const Module<T>& module, TensorView<const T> x,
                                 const Workers& workers) {
   KernelOptions options = asked;
   options.progress = {};
+  options.planned = {};
+  options.timings = nullptr;
   options.per_parameter = false;
   const Sample<T> rows(x, options.labels);
   const Sample<T> columns =

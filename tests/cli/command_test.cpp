@@ -13,6 +13,7 @@
 
 #include "cli/cli.hpp"
 #include "cli/options.hpp"
+#include "engine/bf16.hpp"
 #include "engine/npy.hpp"
 #include "engine/random.hpp"
 
@@ -223,6 +224,28 @@ TEST_F(Command, DoctorTellsTheMachine) {
   EXPECT_FALSE(json["instruction_set"].get<std::string>().empty());
   EXPECT_EQ(json["blis_kernels"].get<std::string>().empty(), false);
   EXPECT_FALSE(json["data_sets"].empty());
+}
+
+TEST_F(Command, Bf16KernelsCarryTheirErrorOrAreRefused) {
+  const std::string x = array("x.npy", Shape{9, 40}, 1);
+  const std::vector<std::string> words = {"kernel",   "--model", "dense(30) relu dense(1)",
+                                          "--data",   x,         "--reduce",
+                                          "output:0", "--out",   at("k.npy"),
+                                          "--dtype",  "bf16"};
+  const Outcome outcome = run(words);
+  if (bf16_kernels() == nullptr) {
+    EXPECT_EQ(outcome.code, kFailed);
+    EXPECT_NE(outcome.err.find("AVX512_BF16"), std::string::npos) << outcome.err;
+    GTEST_SKIP() << "no bfloat16 products on this processor: refused, as it should be";
+  }
+  ASSERT_EQ(outcome.code, kDone) << outcome.err;
+  const auto json = nlohmann::json::parse(read_text(at("k.json")));
+  EXPECT_EQ(json["dtype"], "bf16");
+  EXPECT_EQ(json["measured_error"]["against"], "f32");
+  EXPECT_EQ(json["measured_error"]["entries"], 81);
+  EXPECT_GT(json["measured_error"]["worst"].get<double>(), 0);
+  EXPECT_LT(json["measured_error"]["worst"].get<double>(), json["relative_entry_error"].get<double>());
+  EXPECT_EQ(read_npy(at("k.npy")).type, NpyType::F4);
 }
 
 /// f(x) = W x + b by hand: K_kl(x, x') = delta_kl (x . x' + 1). The contract call of other tools, word for

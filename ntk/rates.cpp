@@ -54,7 +54,7 @@ class Tiles {
         x_(normal<T>(input.with_outer(examples))) {}
 
   /// Seconds of all workers together.
-  double seconds(Way way, std::size_t tile, int runs, std::size_t threads = 1) const {
+  double seconds(Way way, std::size_t tile, int runs, std::size_t threads = 1, bool packed = true) const {
     const Workers workers(threads);
     KernelTimings timings;
     KernelOptions options;
@@ -63,6 +63,7 @@ class Tiles {
     const TensorView<const T> x = x_.view();
     Plan plan = plan_for<T>(network_, x, &x, options, threads);
     plan.tile = tile;
+    plan.packed = packed;
     options.timings = &timings;
     double best = std::numeric_limits<double>::infinity();
     for (int run = 0; run < runs; ++run) {
@@ -77,22 +78,19 @@ class Tiles {
   Tensor<T> x_;
 };
 
-/// Products and packing: the same rows in one tile and in many.
+/// Products of rows that are packed before; packing, from rows that every tile packs for itself.
 template <class T>
 void measure_products(PrecisionRates& rates) {
   constexpr std::size_t kExamples = 192;
   constexpr std::size_t kTile = 48;
   constexpr double kWidth = 9 * 64 * 64 + 64;
   const Tiles<T> tiles("conv(64,3) gap dense(1)", {4, 4, 64}, kExamples);
-  const double whole = tiles.seconds(Way::Materialize, kExamples, 3);
-  const double cut = tiles.seconds(Way::Materialize, kTile, 3);
-  constexpr double kSides = 2.0 * kExamples;
-  constexpr double kCutSides = kSides * kExamples / kTile;
-  // Within a factor of the whole, whatever disturbed the runs.
-  const double extra = std::clamp(cut - whole, 0.01 * whole, 2 * whole);
-  const double per_side = extra / (kCutSides - kSides);
-  rates.pack = kWidth * sizeof(T) / per_side;
-  rates.gram = 2.0 * kExamples * kExamples * kWidth / std::max(whole - kSides * per_side, 0.5 * whole);
+  rates.gram = 2.0 * kExamples * kExamples * kWidth / tiles.seconds(Way::Materialize, kExamples, 3);
+  const double before = tiles.seconds(Way::Materialize, kTile, 3);
+  const double within = tiles.seconds(Way::Materialize, kTile, 3, 1, false);
+  constexpr double kSides = 2.0 * kExamples * kExamples / kTile;
+  // A share of the whole, whatever disturbed the runs.
+  rates.pack = kSides * kWidth * sizeof(T) / std::clamp(within - before, 0.05 * within, 0.9 * within);
 }
 
 template <class T>

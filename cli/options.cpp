@@ -7,6 +7,7 @@
 #include <CLI/Formatter.hpp>
 #include <algorithm>
 #include <array>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <sstream>
@@ -98,6 +99,20 @@ struct Parser {
     predict();
     spectrum();
     learnability();
+    for (CLI::App* sub : app.get_subcommands({})) {
+      for (CLI::Option* option : sub->get_options()) {
+        const std::string type = option->get_type_name();
+        if (type != "N" && type != "S" && type != "K" && type != "M") continue;
+        const bool positive = type == "S";
+        // CLI11 would read -3 as 2^64 - 3.
+        option->check(CLI::Validator(
+            [positive](const std::string& text) {
+              if (!text.empty() && text.front() == '-') return "'" + text + "' must not be negative";
+              return std::string(positive && text == "0" ? "must be at least 1, not 0" : "");
+            },
+            ""));
+      }
+    }
   }
 
   CLI::App& verb(const std::string& name, const std::string& description, const std::string& example) {
@@ -345,7 +360,7 @@ struct Parser {
     sub.add_flag(
            "--packed", options.packed,
            "Store only what is on and below the diagonal, row by row: an array [n (n + 1) / 2], half of the "
-           "bytes; the other verbs read it like the square one")
+           "bytes; spectrum reads it like the square one")
         ->group("Result");
     sub.add_flag(
            "--preview", options.preview,
@@ -645,6 +660,39 @@ void check(const Options& options) {
   }
 }
 
+/// Whether both paths are one existing file.
+bool same_file(const std::filesystem::path& a, const std::filesystem::path& b) {
+  std::error_code ignored;
+  return std::filesystem::equivalent(a, b, ignored);
+}
+
+/// A result must not take the place of what it is made from.
+void refuse_overwriting(const Options& options) {
+  if (options.out.empty()) return;
+  const std::filesystem::path out = options.out;
+  std::vector<std::filesystem::path> written = {out};
+  for (const char* ending : {".json", ".diagonal.npy", ".error.npy", ".per-parameter.npz"}) {
+    written.push_back(std::filesystem::path(out).replace_extension(ending));
+  }
+  const std::pair<const char*, const std::string*> inputs[] = {{"--data", &options.data},
+                                                               {"--versus", &options.versus},
+                                                               {"--labels", &options.labels},
+                                                               {"--versus-labels", &options.versus_labels},
+                                                               {"--weights", &options.weights},
+                                                               {"--kernel", &options.predict_kernel},
+                                                               {"--cross", &options.cross},
+                                                               {"--targets", &options.targets},
+                                                               {"--test-targets", &options.test_targets},
+                                                               {"KERNEL.npy", &options.kernel_file}};
+  for (const auto& [name, input] : inputs) {
+    if (input->empty()) continue;
+    for (const std::filesystem::path& file : written) {
+      if (!same_file(file, *input)) continue;
+      throw ArgumentError(fmt::format("--out: '{}' would overwrite {} '{}'", options.out, name, *input));
+    }
+  }
+}
+
 }  // namespace
 
 Options parse_options(std::span<const std::string> arguments, std::string& name) {
@@ -691,6 +739,7 @@ Options parse_options(std::span<const std::string> arguments, std::string& name)
         "a verb is missing: doctor, init, kernel, predict, spectrum or learnability (see gradgram --help)");
   }
   check(parser.options);
+  refuse_overwriting(parser.options);
   return parser.options;
 }
 

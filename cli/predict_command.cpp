@@ -186,7 +186,7 @@ Answer by_eigenpairs(const Problem<T>& problem, const Asked& asked, bool varianc
   spectrum_options.memory =
       left_of(memory, problem.held_bytes + (kernel.size() + cross.size()) * sizeof(double));
   const ntk::Spectrum pairs = ntk::spectrum(kernel, spectrum_options);
-  answer.largest_eigenvalue = pairs.values.front();
+  answer.largest_eigenvalue = std::max(0.0, pairs.values.front());
   answer.solver =
       fmt::format("all {} eigenpairs, {} above their error bar", grouped(pairs.n), grouped(pairs.resolved()));
   answer.residual = pairs.values.front() == 0 ? 0 : pairs.residual / pairs.values.front();
@@ -207,7 +207,7 @@ Answer by_equations(const Problem<T>& problem, const Asked& asked, bool variance
   Answer answer;
   {
     ntk::MatrixOperator<T> products(problem.kernel, workers, problem.entry_error);
-    answer.largest_eigenvalue = ntk::largest_eigenvalue(products);
+    answer.largest_eigenvalue = std::max(0.0, ntk::largest_eigenvalue(products));
   }
   const std::size_t n = problem.kernel.shape()[0];
   if (variance) {

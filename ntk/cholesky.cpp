@@ -287,7 +287,8 @@ double CholeskyFactor::residual(TensorView<const double> x, TensorView<const dou
       size_of_x += x.data()[i * columns + c] * x.data()[i * columns + c];
     }
     const double relative = wanted > 0 ? std::sqrt(missed / wanted) : std::sqrt(size_of_x);
-    if (!(relative <= worst)) worst = relative;
+    if (std::isnan(relative)) return relative;
+    worst = std::max(worst, relative);
   }
   return worst;
 }

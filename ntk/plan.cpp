@@ -365,7 +365,8 @@ std::size_t tile_side(const PlanRequest& request, std::size_t rows_per_example, 
   }
   // Whole groups of packed rows where that is possible.
   const std::size_t group = gram_padded(1, element_bytes);
-  const std::size_t step = group / std::gcd(group, rows_per_example);
+  const std::size_t whole = group / std::gcd(group, rows_per_example);
+  const std::size_t step = whole <= most ? whole : 1;
   const std::size_t side = round_up((longest + parts - 1) / parts, step);
   return std::clamp<std::size_t>(side, 1, std::min(std::max(most / step, std::size_t{1}) * step, longest));
 }
@@ -446,7 +447,8 @@ bool fit_blocks(Plan& plan, bool whole_tiles) {
   const auto stream = [&](std::size_t resident) {
     plan.resident = std::min(resident, request.rows);
     const std::size_t most = request.symmetric ? request.rows - plan.resident : request.columns;
-    plan.streamed = std::min(plan.tile, most);
+    // Of a file a tile is finished at once: a stream never cuts one.
+    plan.streamed = whole_tiles && request.symmetric && most != 0 ? plan.tile : std::min(plan.tile, most);
   };
   hold_seeds(seeds);
   const auto largest = [&](bool packed) {

@@ -124,8 +124,8 @@ Wanted wanted_of(TensorView<const double> prior, std::size_t points) {
 std::vector<Learned> along_all(const Spectrum& spectrum, const Learning& learning) {
   check(learning);
   if (spectrum.n != 0 && learning.time == kForever && learning.descent != Descent::Flow) {
-    const double most =
-        largest_stable_rate(learning.descent, spectrum.values.front(), learning.momentum, learning.ridge);
+    const double most = largest_stable_rate(learning.descent, std::max(0.0, spectrum.values.front()),
+                                            learning.momentum, learning.ridge);
     if (!(learning.rate < most)) {
       throw NumericError(
           fmt::format("predict: the descent diverges: rate {:g} must be below the largest stable rate {:g} "
@@ -161,6 +161,12 @@ void require_finite(const Spectrum& spectrum, const Learning& learning, std::spa
       learning.rate,
       largest_stable_rate(learning.descent, std::max(0.0, spectrum.n == 0 ? 0 : spectrum.values.front()),
                           learning.momentum, learning.ridge)));
+}
+
+/// Throws NumericError when a value is not finite; `cause` is what can have brought it.
+void require_finite_values(const char* call, const char* cause, std::span<const double> values) {
+  if (std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); })) return;
+  throw NumericError(fmt::format("{}: {} must be finite", call, cause));
 }
 
 /// f_0 - y [n, C].
@@ -315,6 +321,8 @@ GaussianOutputs gaussian_process(const CholeskyFactor& factor, TensorView<const 
   const std::size_t points = rows_of(versus, n, "versus");
   const std::size_t columns = columns_of(y, n, "y");
   const Wanted wanted = wanted_of(prior, points);
+  require_finite_values("predict", "y", y.span());
+  require_finite_values("predict", "versus", versus.span());
   Tensor<double> weights(Shape{n, columns}, y.span());
   factor.solve(weights, workers);
   GaussianOutputs result;
@@ -452,6 +460,7 @@ Regression kernel_regression(TensorView<const T> kernel, TensorView<const double
   const std::size_t memory = options.memory != 0 ? options.memory : cpu_info().memory_bytes / 2;
   const std::size_t vectors = checked_multiply(checked_multiply(n, columns, "kernel_regression"),
                                                4 * sizeof(double), "kernel_regression");
+  require_finite_values("kernel_regression", "y", y.span());
   const std::size_t factor_bytes =
       checked_multiply(checked_multiply(n, n, "kernel_regression"), sizeof(double), "kernel_regression");
   if (factor_bytes <= memory && vectors <= memory - factor_bytes) {
@@ -510,6 +519,7 @@ Tensor<double> apply_kernel(TensorView<const T> versus, TensorView<const double>
     blas::gemm(Transpose::No, Transpose::No, rows, columns, n, 1.0, scratch[worker].data(), n,
                coefficients.data(), columns, 0.0, result.data() + begin * columns, columns);
   });
+  require_finite_values("apply_kernel", "the kernel or the coefficients", result.span());
   return result;
 }
 template Tensor<double> apply_kernel(TensorView<const float>, TensorView<const double>, const Workers&);

@@ -358,6 +358,10 @@ class Builder {
     std::size_t plane_scratch = 0;
     if (has_planes(program_)) {
       const PlanePlan plan = plan_planes(program_, unscaled);
+      if (plan.window_h > 0) {
+        const std::size_t windows = program_.steps[plan.head].geometry.out_pixels();
+        block = std::max(block, checked_multiply(windows, padded<T>(windows), what));
+      }
       plane_scratch = PlaneWorker<T>::bytes(plan);
       if (plan.diagonal) bytes = checked_add(bytes, PlaneImages<T>::bytes(plan, examples), what);
     }

@@ -215,6 +215,34 @@ TEST_F(Command, WhatFailsIsOneLineAndCodeOneAndLeavesNothing) {
   EXPECT_EQ(names(), (std::vector<std::string>{"broken.npy", "x.npy"}));
 }
 
+TEST_F(Command, AResultDoesNotTakeThePlaceOfItsInput) {
+  const std::string x = array("x.npy", Shape{6, 3}, 1);
+  const std::string before = read_text(x);
+  const std::vector<std::string> call = {"kernel", "--model", "dense(1)", "--data", x, "--quiet"};
+  for (const std::string& out : {x, (folder / "." / "x.npy").string()}) {
+    std::vector<std::string> words = call;
+    words.insert(words.end(), {"--out", out});
+    const Outcome outcome = run(words);
+    EXPECT_EQ(outcome.code, kWrongUsage);
+    EXPECT_NE(outcome.err.find("would overwrite --data"), std::string::npos) << outcome.err;
+  }
+  EXPECT_EQ(read_text(x), before);
+  std::vector<std::string> elsewhere = call;
+  elsewhere.insert(elsewhere.end(), {"--out", at("k.npy")});
+  EXPECT_EQ(run(elsewhere).code, kDone);
+}
+
+TEST_F(Command, CountsAreNotNegative) {
+  const std::string x = array("x.npy", Shape{6, 3}, 1);
+  for (const char* option : {"--limit", "--threads", "--seed", "--monte-carlo"}) {
+    const Outcome outcome =
+        run({"kernel", "--model", "dense(1)", "--data", x, "--quiet", "--out", at("k.npy"), option, "-3"});
+    EXPECT_EQ(outcome.code, kWrongUsage) << option;
+    EXPECT_NE(outcome.err.find("'-3' must not be negative"), std::string::npos) << outcome.err;
+  }
+  EXPECT_EQ(names(), std::vector<std::string>{"x.npy"});
+}
+
 TEST_F(Command, DoctorTellsTheMachine) {
   const Outcome outcome = run({"doctor", "--json", "--threads", "1"});
   ASSERT_EQ(outcome.code, kDone) << outcome.err;

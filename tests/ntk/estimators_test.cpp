@@ -266,6 +266,20 @@ TEST(LargestPairs, OfTinyKernels) {
   EXPECT_NEAR(largest_pairs(equal, {.top = 9}).values[8], 3, 1e-12);
 }
 
+TEST(LargestPairs, OfKernelsOfFewDirections) {
+  // Lanczos breaks down where the range is smaller than its Krylov space.
+  for (const std::size_t rank : {std::size_t{1}, std::size_t{2}, std::size_t{7}}) {
+    std::vector<double> values(97, 0.0);
+    for (std::size_t i = 0; i < rank; ++i) values[i] = 5.0 / static_cast<double>(i + 1);
+    KnownOperator k(values);
+    const TopPairs found = largest_pairs(k, {.top = 4});
+    EXPECT_EQ(found.products, k.products);
+    for (std::size_t i = 0; i < 4; ++i) EXPECT_NEAR(found.values[i], values[i], 1e-9) << rank << ' ' << i;
+  }
+  KnownOperator equal(std::vector<double>(97, 3.0));
+  for (const double value : largest_pairs(equal, {.top = 3}).values) EXPECT_NEAR(value, 3, 1e-9);
+}
+
 /// Not symmetric: Lanczos gives pairs, the residuals tell that they are none.
 class Crooked final : public SymmetricOperator {
  public:

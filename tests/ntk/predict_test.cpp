@@ -527,6 +527,17 @@ TEST(Predict, SaysWhatIsWrong) {
   fails({.time = -1}, "time");
   fails({.descent = Descent::Steps, .time = 1.5}, "whole number");
   fails({.ridge = -1}, "ridge");
+  // Not finite: never a silent NaN.
+  const double spoilt[] = {1, NAN, 2, 3};
+  const double sound[] = {1, 2, 3, 4};
+  const Tensor<double> cross(Shape{2, 2}, spoilt);
+  const Tensor<double> coefficients(Shape{2, 1}, std::span(sound, 2));
+  const Tensor<double> kernel(Shape{2, 2}, std::vector<double>{2, 1, 1, 2});
+  EXPECT_THROW(apply_kernel<double>(cross.view(), coefficients.view(), Workers(1)), NumericError);
+  EXPECT_NO_THROW(apply_kernel<double>(kernel.view(), coefficients.view(), Workers(1)));
+  const Tensor<double> y(Shape{2, 1}, std::span(spoilt, 2));
+  EXPECT_THROW(kernel_regression<double>(kernel.view(), y.view(), {}, Workers(1)), NumericError);
+  EXPECT_NO_THROW(kernel_regression<double>(kernel.view(), coefficients.view(), {}, Workers(1)));
   EXPECT_THROW(predict_train(problem.pairs, {}, problem.versus), ShapeError);
   EXPECT_THROW(predict(problem.pairs, {}, problem.kernel.view().slice(0), problem.y), ShapeError);
   Learning diverging{.descent = Descent::Steps, .rate = 100, .time = 100000};

@@ -909,8 +909,8 @@ TEST_F(FaultTest, ADiskThatIsFullAtAnyWrite) {
                    disk_full = false;
                    return failing_write.exchange(0) <= 0;
                  },
-                 kSanitized ? 41 : 7, packed);
-      EXPECT_GE(strikes, 30u);
+                 kSanitized ? 17 : 7, packed);
+      EXPECT_GE(strikes, kSanitized ? 12u : 30u);
     }
   }
   torn_write = false;

@@ -12,8 +12,6 @@
 #include "cli/progress.hpp"
 #include "cli/reduction.hpp"
 #include "cli/text.hpp"
-#include "engine/blas.hpp"
-#include "engine/cpu.hpp"
 #include "engine/error.hpp"
 #include "engine/npy.hpp"
 #include "ntk/projection.hpp"
@@ -47,11 +45,7 @@ template <class T>
 void run(const Context& context) {
   const Options& options = context.options;
   refuse_exact_options(options);
-  const std::filesystem::path out = options.out;
-  require_writable(out);
-  if (out.extension() != ".npy") {
-    throw ArgumentError(fmt::format("--out: '{}' must end in .npy", options.out));
-  }
+  const std::filesystem::path out = array_output(options);
   const std::size_t memory = memory_budget(options);
   const Workers workers(options.threads);
   const auto begin = std::chrono::steady_clock::now();
@@ -121,16 +115,13 @@ void run(const Context& context) {
                    significant(projected.standard_distortion()), significant(projected.distortion_95()))},
       {"rank", fmt::format("at most {}: smaller eigenvalues and inverses say nothing of the kernel's",
                            grouped(options.approximate))},
-      {"data",
-       fmt::format("{} examples {} of {}", grouped(data.size()), extents(data.example_shape()), data.source)},
+      {"data", data_text(data.size(), data.example_shape(), data.source)},
       {"prepared", preparation_text(options)},
       {"parameters", grouped(network.parameters().size())},
       {"parameterization", parameterization_text(options)},
       {"reduction", projected.reduce + (note.empty() ? "" : " (" + note + ")")},
       {"precision", options.dtype},
-      {"machine",
-       fmt::format("{}, {} thread{}, BLIS kernels {}, budget {}", isa_name(active_isa()), workers.count(),
-                   workers.count() == 1 ? "" : "s", blas::kernel_set(), budget_text(memory))},
+      {"machine", machine_text(workers.count(), memory)},
       {"time", seconds_text(seconds)}};
   context.out << table(rows, {false, false});
   fmt::print(context.out, "Wrote {} {} and {}\n", out.string(), kernel.shape().to_string(), sidecar.string());

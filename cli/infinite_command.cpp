@@ -12,8 +12,6 @@
 #include "cli/inputs.hpp"
 #include "cli/progress.hpp"
 #include "cli/text.hpp"
-#include "engine/blas.hpp"
-#include "engine/cpu.hpp"
 #include "engine/error.hpp"
 #include "engine/npy.hpp"
 #include "ntk/infinite/infinite_file.hpp"
@@ -22,10 +20,6 @@ namespace gradgram::cli {
 namespace {
 
 using nlohmann::ordered_json;
-
-std::vector<std::size_t> list(const Shape& shape) {
-  return {shape.extents().begin(), shape.extents().end()};
-}
 
 /// What belongs to a finite network's kernel only.
 void refuse_finite_options(const Options& options) {
@@ -68,23 +62,14 @@ void run(const Context& context) {
   const Options& options = context.options;
   refuse_finite_options(options);
   const bool nngp = options.get == "nngp";
-  const std::filesystem::path out = options.out;
-  require_writable(out);
-  if (out.extension() != ".npy") {
-    throw ArgumentError(fmt::format("--out: '{}' must end in .npy", options.out));
-  }
+  const std::filesystem::path out = array_output(options);
   const std::size_t memory = memory_budget(options);
   const Workers workers(options.threads);
   const auto begin = std::chrono::steady_clock::now();
 
   const datasets::Dataset data = open_data(options);
-  models::ParseOptions parse_options;
-  parse_options.outputs = outputs_for(options, data);
-  const models::Model model = models::parse(options.model, data.example_shape(), parse_options);
-  models::NetworkOptions variances;
-  variances.parameterization = models::Parameterization::Ntk;
-  variances.weight_variance = options.weight_variance;
-  variances.bias_variance = options.bias_variance;
+  const models::Model model = open_model(options, data.example_shape(), outputs_for(options, data));
+  const models::NetworkOptions variances = infinite_variances(options);
   ProgressMeter meter(context.err, options.quiet);
   ntk::InfiniteOptions what;
   what.nngp = nngp;
@@ -126,10 +111,7 @@ void run(const Context& context) {
                                              workers);
     });
     columns = versus.size();
-    json["versus"] = {{"name", options.versus},
-                      {"source", versus.source},
-                      {"examples", versus.size()},
-                      {"inputs_crc32", checksum(versus.inputs.view())}};
+    json["versus"] = describe_versus(options, versus);
   }
   meter.close();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -150,15 +132,12 @@ void run(const Context& context) {
   fmt::print(context.out, "Infinite-width {} of {}\n", nngp ? "NNGP covariance" : "tangent kernel",
              model.to_text());
   std::vector<std::vector<std::string>> rows = {
-      {"data",
-       fmt::format("{} examples {} of {}", grouped(data.size()), extents(data.example_shape()), data.source)},
+      {"data", data_text(data.size(), data.example_shape(), data.source)},
       {"prepared", preparation_text(options)},
       {"parameterization", fmt::format("ntk, weight variance {}, bias variance {}", options.weight_variance,
                                        options.bias_variance)},
       {"precision", options.dtype},
-      {"machine",
-       fmt::format("{}, {} thread{}, BLIS kernels {}, budget {}", isa_name(active_isa()), workers.count(),
-                   workers.count() == 1 ? "" : "s", blas::kernel_set(), budget_text(memory))},
+      {"machine", machine_text(workers.count(), memory)},
       {"time", seconds_text(seconds)}};
   if (kernel.found + kernel.damaged != 0) rows.push_back({"went on", went_on_text(kernel)});
   context.out << table(rows, {false, false});
@@ -168,10 +147,7 @@ void run(const Context& context) {
 }  // namespace
 
 void run_infinite_kernel(const Context& context) {
-  const std::string& get = context.options.get;
-  if (!get.empty() && get != "ntk" && get != "nngp") {
-    throw ArgumentError(fmt::format("--get: '{}' is unknown; expected ntk or nngp", get));
-  }
+  check_get(context.options);
   if (context.options.dtype == "f64") {
     run<double>(context);
   } else {

@@ -50,12 +50,11 @@ void run(const Context& context) {
     json["forward_flop"] = flop;
     json["layers"] = ordered_json::array();
     for (const models::LayerPrice& layer : prices) {
-      json["layers"].push_back(
-          {{"name", layer.name},
-           {"layer", layer.text},
-           {"output", std::vector<std::size_t>(layer.out.extents().begin(), layer.out.extents().end())},
-           {"parameters", layer.parameters},
-           {"forward_flop", layer.flop}});
+      json["layers"].push_back({{"name", layer.name},
+                                {"layer", layer.text},
+                                {"output", list(layer.out)},
+                                {"parameters", layer.parameters},
+                                {"forward_flop", layer.flop}});
     }
     context.out << json.dump(2) << '\n';
     return;

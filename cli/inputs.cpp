@@ -87,12 +87,6 @@ datasets::OpenOptions open_options(const Options& options) {
   return open;
 }
 
-ordered_json to_json(const Shape& shape) {
-  ordered_json extents = ordered_json::array();
-  for (const std::size_t extent : shape.extents()) extents.push_back(extent);
-  return extents;
-}
-
 std::string hexadecimal(unsigned long crc) {
   return fmt::format("{:08x}", crc);
 }
@@ -133,16 +127,32 @@ std::size_t outputs_for(const Options& options, const datasets::Dataset& data) {
   return data.classes() > 2 ? data.classes() : 1;
 }
 
-template <class T>
-models::Network<T> open_network(const Options& options, const Shape& input, std::size_t outputs) {
-  models::NetworkOptions network_options;
-  network_options.parameterization = models::parse_parameterization(options.parameterization);
-  network_options.weight_variance = options.weight_variance;
-  network_options.bias_variance = options.bias_variance;
-  network_options.seed = options.seed;
+models::Model open_model(const Options& options, const Shape& input, std::size_t outputs) {
   models::ParseOptions parse_options;
   parse_options.outputs = outputs;
-  models::Network<T> network(models::parse(options.model, input, parse_options), network_options);
+  return models::parse(options.model, input, parse_options);
+}
+
+models::NetworkOptions network_options(const Options& options) {
+  models::NetworkOptions result;
+  result.parameterization = models::parse_parameterization(options.parameterization);
+  result.weight_variance = options.weight_variance;
+  result.bias_variance = options.bias_variance;
+  result.seed = options.seed;
+  return result;
+}
+
+models::NetworkOptions infinite_variances(const Options& options) {
+  models::NetworkOptions result;
+  result.parameterization = models::Parameterization::Ntk;
+  result.weight_variance = options.weight_variance;
+  result.bias_variance = options.bias_variance;
+  return result;
+}
+
+template <class T>
+models::Network<T> open_network(const Options& options, const Shape& input, std::size_t outputs) {
+  models::Network<T> network(open_model(options, input, outputs), network_options(options));
   if (!options.weights.empty()) network.load_weights(options.weights);
   return network;
 }
@@ -174,6 +184,21 @@ void require_writable(const std::filesystem::path& path) {
   }
   if (std::filesystem::is_directory(path, error)) {
     throw IoError(fmt::format("{}: is a folder, not a file to write", path.string()));
+  }
+}
+
+std::filesystem::path array_output(const Options& options) {
+  const std::filesystem::path out = options.out;
+  require_writable(out);
+  if (out.extension() != ".npy") {
+    throw ArgumentError(fmt::format("--out: '{}' must end in .npy", options.out));
+  }
+  return out;
+}
+
+void check_get(const Options& options) {
+  if (!options.get.empty() && options.get != "ntk" && options.get != "nngp") {
+    throw ArgumentError(fmt::format("--get: '{}' is unknown; expected ntk or nngp", options.get));
   }
 }
 
@@ -209,7 +234,7 @@ template <class T>
 ordered_json describe(const Options& options, const models::Network<T>& network) {
   ordered_json json;
   json["model"] = network.model().to_text();
-  json["input_shape"] = to_json(network.input_shape());
+  json["input_shape"] = list(network.input_shape());
   json["outputs"] = network.outputs();
   json["parameters"] = network.parameters().size();
   json["parameterization"] = options.parameterization;
@@ -230,7 +255,7 @@ ordered_json describe(const Options& options, const datasets::Dataset& data) {
   json["name"] = options.data;
   json["source"] = data.source;
   json["examples"] = data.size();
-  json["example_shape"] = to_json(data.example_shape());
+  json["example_shape"] = list(data.example_shape());
   json["class_names"] = data.class_names;
   json["classes"] = options.classes.empty() ? "all" : options.classes;
   json["limit"] = options.limit;
@@ -242,6 +267,17 @@ ordered_json describe(const Options& options, const datasets::Dataset& data) {
   if (!options.target.empty()) json["target"] = options.target;
   json["inputs_crc32"] = checksum(data.inputs.view());
   return json;
+}
+
+ordered_json describe_versus(const Options& options, const datasets::Dataset& versus) {
+  return {{"name", options.versus},
+          {"source", versus.source},
+          {"examples", versus.size()},
+          {"inputs_crc32", checksum(versus.inputs.view())}};
+}
+
+std::vector<std::size_t> list(const Shape& shape) {
+  return {shape.extents().begin(), shape.extents().end()};
 }
 
 ordered_json describe_run(const Options& options, std::size_t threads, std::size_t memory) {
@@ -262,6 +298,19 @@ std::string parameterization_text(const Options& options) {
       "{} (weight variance {:g}, bias variance {:g}), {}", options.parameterization, options.weight_variance,
       options.bias_variance,
       options.weights.empty() ? fmt::format("seed {}", options.seed) : "weights " + options.weights);
+}
+
+std::string data_text(std::size_t examples, const Shape& example, const std::string& source) {
+  return fmt::format("{} examples {} of {}", grouped(examples), extents(example), source);
+}
+
+std::string machine_text(std::size_t threads) {
+  return fmt::format("{}, {} thread{}, BLIS kernels {}", isa_name(active_isa()), threads,
+                     threads == 1 ? "" : "s", blas::kernel_set());
+}
+
+std::string machine_text(std::size_t threads, std::size_t memory) {
+  return fmt::format("{}, budget {}", machine_text(threads), budget_text(memory));
 }
 
 std::string preparation_text(const Options& options) {

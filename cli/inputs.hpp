@@ -24,6 +24,12 @@ datasets::Dataset open_versus(const Options& options, const Shape& example_shape
 
 /// --outputs, or what the classes of the data call for.
 std::size_t outputs_for(const Options& options, const datasets::Dataset& data);
+/// The model of --model.
+models::Model open_model(const Options& options, const Shape& input, std::size_t outputs);
+/// --parameterization, --weight-variance, --bias-variance and --seed.
+models::NetworkOptions network_options(const Options& options);
+/// The variances alone, of the ntk parameterization that infinite width is told in.
+models::NetworkOptions infinite_variances(const Options& options);
 /// The model with the weights of --weights or of --seed.
 template <class T>
 models::Network<T> open_network(const Options& options, const Shape& input, std::size_t outputs);
@@ -36,6 +42,11 @@ std::vector<std::int32_t> read_labels(const std::string& path, std::size_t n, co
 /// Throws IoError unless a file can be created at `path` (its folder exists and may be written to): told
 /// before the work rather than after.
 void require_writable(const std::filesystem::path& path);
+/// --out, where an array is going to be written. Throws like require_writable, and ArgumentError when the
+/// name does not end in .npy.
+std::filesystem::path array_output(const Options& options);
+/// Throws ArgumentError when --get is neither of the kernels of infinite width.
+void check_get(const Options& options);
 /// `k.npy` -> `k.json`.
 std::filesystem::path beside(std::filesystem::path path, const char* extension);
 void write_json(const std::filesystem::path& path, const nlohmann::ordered_json& document);
@@ -52,11 +63,18 @@ std::string command_line(const Options& options);
 template <class T>
 nlohmann::ordered_json describe(const Options& options, const models::Network<T>& network);
 nlohmann::ordered_json describe(const Options& options, const datasets::Dataset& data);
+/// The set of --versus.
+nlohmann::ordered_json describe_versus(const Options& options, const datasets::Dataset& versus);
+std::vector<std::size_t> list(const Shape& shape);
 /// Program, version, command, threads, budget, instruction set, BLIS kernels.
 nlohmann::ordered_json describe_run(const Options& options, std::size_t threads, std::size_t memory);
 /// The line of text that names parameterization, variances and seed or weights.
 std::string parameterization_text(const Options& options);
 std::string preparation_text(const Options& options);
+std::string data_text(std::size_t examples, const Shape& example, const std::string& source);
+/// Instruction set, threads and BLIS's kernels; with the budget.
+std::string machine_text(std::size_t threads);
+std::string machine_text(std::size_t threads, std::size_t memory);
 /// What a run found of earlier ones.
 std::string went_on_text(const ntk::KernelFile& file);
 

@@ -17,8 +17,6 @@
 #include "cli/progress.hpp"
 #include "cli/reduction.hpp"
 #include "cli/text.hpp"
-#include "engine/blas.hpp"
-#include "engine/cpu.hpp"
 #include "engine/error.hpp"
 #include "engine/npy.hpp"
 #include "ntk/cost.hpp"
@@ -152,13 +150,7 @@ Tensor<T> take_inputs(datasets::Dataset& data, std::size_t memory, const char* o
 template <class T>
 void run(const Context& context) {
   const Options& options = context.options;
-  const std::filesystem::path out = options.out;
-  if (!options.plan_only) {
-    require_writable(out);
-    if (out.extension() != ".npy") {
-      throw ArgumentError(fmt::format("--out: '{}' must end in .npy", options.out));
-    }
-  }
+  const std::filesystem::path out = options.plan_only ? std::filesystem::path() : array_output(options);
   const std::size_t memory = memory_budget(options);
   const Workers workers(options.threads);
   const auto begin = std::chrono::steady_clock::now();
@@ -212,8 +204,7 @@ void run(const Context& context) {
   json["n"] = n;
   Shape shape;
   std::string went_on;
-  const std::filesystem::path per_parameter =
-      out.parent_path() / (out.stem().string() + ".per-parameter.npz");
+  const std::filesystem::path per_parameter = beside(out, ".per-parameter.npz");
   Tensor<T> versus_x;
   std::size_t columns = n;
   if (!options.versus.empty()) {
@@ -223,10 +214,7 @@ void run(const Context& context) {
       kernel_options.versus_labels = versus_labels;
     }
     columns = versus.size();
-    json["versus"] = {{"name", options.versus},
-                      {"source", versus.source},
-                      {"examples", columns},
-                      {"inputs_crc32", checksum(versus.inputs.view())}};
+    json["versus"] = describe_versus(options, versus);
     versus_x = take_inputs<T>(versus, memory, "--versus");
   }
   if (!options.diagonal) json["n_versus"] = columns;
@@ -315,7 +303,7 @@ void run(const Context& context) {
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   const TensorView<const T> versus_view = versus_x.view();
-  json["shape"] = std::vector<std::size_t>(shape.extents().begin(), shape.extents().end());
+  json["shape"] = list(shape);
   double entry_error = ntk::entry_error<T>(network);
   std::string measured;
   if (kernel_options.bf16) {
@@ -349,16 +337,14 @@ void run(const Context& context) {
   fmt::print(context.out, "{} of {}\n", options.diagonal ? "Diagonal of the kernel" : "Kernel",
              network.model().to_text());
   std::vector<std::vector<std::string>> rows = {
-      {"data", fmt::format("{} examples {} of {}", grouped(n), extents(example_shape), data.source)},
+      {"data", data_text(n, example_shape, data.source)},
       {"prepared", preparation_text(options)},
       {"parameters", grouped(network.parameters().size())},
       {"parameterization", parameterization_text(options)},
       {"reduction", json["reduction"].get<std::string>() + (note.empty() ? "" : " (" + note + ")")},
       {"precision", fmt::format("{}, an entry is good to {} sqrt(k_ii k_jj){}", options.dtype,
                                 significant(entry_error, 2), measured)},
-      {"machine",
-       fmt::format("{}, {} thread{}, BLIS kernels {}, budget {}", isa_name(active_isa()), workers.count(),
-                   workers.count() == 1 ? "" : "s", blas::kernel_set(), budget_text(memory))},
+      {"machine", machine_text(workers.count(), memory)},
       {"time", seconds_text(seconds)}};
   if (!went_on.empty()) rows.push_back({"went on", went_on});
   context.out << table(rows, {false, false});

@@ -18,8 +18,6 @@
 #include "cli/reduction.hpp"
 #include "cli/result_folder.hpp"
 #include "cli/text.hpp"
-#include "engine/blas.hpp"
-#include "engine/cpu.hpp"
 #include "engine/error.hpp"
 #include "engine/file.hpp"
 #include "engine/npy.hpp"
@@ -286,16 +284,14 @@ void run(const Context& context) {
   fmt::print(context.out, "Spectrum of the kernel of {}, without the matrix ({} x {})\n",
              network.model().to_text(), grouped(n), grouped(n));
   print(context, reading,
-        {{"data", fmt::format("{} examples {} of {}", grouped(examples), extents(example), data.source)},
+        {{"data", data_text(examples, example, data.source)},
          {"prepared", preparation_text(options)},
          {"parameters", grouped(network.parameters().size())},
          {"parameterization", parameterization_text(options)},
          {"reduction", json["reduction"].get<std::string>() + (note.empty() ? "" : " (" + note + ")")},
          {"precision", fmt::format("{}, a product is good to {} ||K|| ||v||", options.dtype,
                                    significant(kernel.relative_error(), 2))},
-         {"machine",
-          fmt::format("{}, {} thread{}, BLIS kernels {}, budget {}", isa_name(active_isa()), workers.count(),
-                      workers.count() == 1 ? "" : "s", blas::kernel_set(), budget_text(memory))},
+         {"machine", machine_text(workers.count(), memory)},
          {"time", fmt::format("{}, {} products K v", seconds_text(seconds), grouped(products))}});
 }
 

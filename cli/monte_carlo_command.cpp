@@ -12,8 +12,6 @@
 #include "cli/progress.hpp"
 #include "cli/reduction.hpp"
 #include "cli/text.hpp"
-#include "engine/blas.hpp"
-#include "engine/cpu.hpp"
 #include "engine/error.hpp"
 #include "engine/npy.hpp"
 #include "ntk/monte_carlo.hpp"
@@ -41,22 +39,13 @@ void run(const Context& context) {
   if (options.monte_carlo < 2) {
     throw ArgumentError("--monte-carlo: needs at least 2 samples, or there is no standard error");
   }
-  const std::filesystem::path out = options.out;
-  require_writable(out);
-  if (out.extension() != ".npy") {
-    throw ArgumentError(fmt::format("--out: '{}' must end in .npy", options.out));
-  }
+  const std::filesystem::path out = array_output(options);
   const std::size_t memory = memory_budget(options);
   const Workers workers(options.threads);
   const auto begin = std::chrono::steady_clock::now();
   const datasets::Dataset data = open_data(options);
-  models::ParseOptions parse_options;
-  parse_options.outputs = outputs_for(options, data);
-  const models::Model model = models::parse(options.model, data.example_shape(), parse_options);
-  models::NetworkOptions network_options;
-  network_options.parameterization = models::parse_parameterization(options.parameterization);
-  network_options.weight_variance = options.weight_variance;
-  network_options.bias_variance = options.bias_variance;
+  const models::Model model = open_model(options, data.example_shape(), outputs_for(options, data));
+  const models::NetworkOptions drawn = network_options(options);
   ntk::KernelOptions reduction;
   std::string note;
   if (!nngp) choose_reduction(options, model.outputs(), reduction, note);
@@ -77,19 +66,16 @@ void run(const Context& context) {
   std::size_t columns = data.size();
   ordered_json versus_json;
   if (options.versus.empty()) {
-    kernel = ntk::monte_carlo_kernel<T>(model, network_options, x.view(), what, workers);
+    kernel = ntk::monte_carlo_kernel<T>(model, drawn, x.view(), what, workers);
   } else {
     const datasets::Dataset versus = open_versus(options, data.example_shape());
     const Tensor<T> versus_x = versus.template inputs_as<T>();
-    kernel = ntk::monte_carlo_kernel<T>(model, network_options, x.view(), versus_x.view(), what, workers);
+    kernel = ntk::monte_carlo_kernel<T>(model, drawn, x.view(), versus_x.view(), what, workers);
     columns = versus.size();
-    versus_json = {{"name", options.versus},
-                   {"source", versus.source},
-                   {"examples", versus.size()},
-                   {"inputs_crc32", checksum(versus.inputs.view())}};
+    versus_json = describe_versus(options, versus);
   }
   meter.close();
-  const std::filesystem::path error_file = out.parent_path() / (out.stem().string() + ".error.npy");
+  const std::filesystem::path error_file = beside(out, ".error.npy");
   write_npy<double>(error_file, kernel.standard_error.view());
   write_npy<double>(out, kernel.mean.view());
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -112,7 +98,7 @@ void run(const Context& context) {
   json["n"] = data.size();
   json["n_versus"] = columns;
   const Shape& shape = kernel.mean.shape();
-  json["shape"] = std::vector<std::size_t>(shape.extents().begin(), shape.extents().end());
+  json["shape"] = list(shape);
   json["seconds"] = seconds;
   const std::filesystem::path sidecar = beside(out, ".json");
   write_json(sidecar, json);
@@ -126,14 +112,11 @@ void run(const Context& context) {
       {"estimate", fmt::format("mean of {} networks of these widths", grouped(kernel.samples))},
       {"standard error", fmt::format("{} of the kernel (Frobenius), at most {} of its largest entry",
                                      percent(kernel.relative_error), percent(kernel.largest_error))},
-      {"data",
-       fmt::format("{} examples {} of {}", grouped(data.size()), extents(data.example_shape()), data.source)},
+      {"data", data_text(data.size(), data.example_shape(), data.source)},
       {"prepared", preparation_text(options)},
       {"parameterization", parameterization_text(options)},
       {"precision", options.dtype + " samples, f64 means"},
-      {"machine",
-       fmt::format("{}, {} thread{}, BLIS kernels {}, budget {}", isa_name(active_isa()), workers.count(),
-                   workers.count() == 1 ? "" : "s", blas::kernel_set(), budget_text(memory))},
+      {"machine", machine_text(workers.count(), memory)},
       {"time", seconds_text(seconds)}};
   if (!nngp) rows.insert(rows.begin() + 2, {"reduction", json["reduction"].get<std::string>()});
   context.out << table(rows, {false, false});
@@ -144,10 +127,7 @@ void run(const Context& context) {
 }  // namespace
 
 void run_monte_carlo_kernel(const Context& context) {
-  const std::string& get = context.options.get;
-  if (!get.empty() && get != "ntk" && get != "nngp") {
-    throw ArgumentError(fmt::format("--get: '{}' is unknown; expected ntk or nngp", get));
-  }
+  check_get(context.options);
   if (context.options.dtype == "f64") {
     run<double>(context);
   } else {

@@ -671,7 +671,7 @@ void refuse_overwriting(const Options& options) {
   if (options.out.empty()) return;
   const std::filesystem::path out = options.out;
   std::vector<std::filesystem::path> written = {out};
-  for (const char* ending : {".json", ".diagonal.npy", ".error.npy", ".per-parameter.npz"}) {
+  for (const char* ending : {".json", ".diagonal.npy", ".error.npy", ".variance.npy", ".per-parameter.npz"}) {
     written.push_back(std::filesystem::path(out).replace_extension(ending));
   }
   const std::pair<const char*, const std::string*> inputs[] = {{"--data", &options.data},

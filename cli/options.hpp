@@ -58,7 +58,7 @@ struct Options {
   std::vector<std::string> ways;  ///< LAYER=WAY
   std::string rates;              ///< measured or built-in; empty: measured when they are there
   bool measure = false;           ///< of doctor
-  std::size_t monte_carlo = 0;  ///< samples; 0: no estimate
+  std::size_t monte_carlo = 0;    ///< samples; 0: no estimate
 
   std::size_t test_examples = 0;  ///< predict: --limit is what --train says
   double ridge = 0;

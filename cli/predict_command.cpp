@@ -19,8 +19,6 @@
 #include "cli/reduction.hpp"
 #include "cli/split.hpp"
 #include "cli/text.hpp"
-#include "engine/blas.hpp"
-#include "engine/cpu.hpp"
 #include "engine/error.hpp"
 #include "engine/npy.hpp"
 #include "ntk/infinite/infinite.hpp"
@@ -301,7 +299,7 @@ void finish(const Context& context, const Problem<T>& problem, std::vector<std::
   const Tensor<double> train = as_outputs(answer.train);
   const Tensor<double> test = as_outputs(answer.test);
   write_npy<double>(out, test.view());
-  const std::filesystem::path variance_file = out.parent_path() / (out.stem().string() + ".variance.npy");
+  const std::filesystem::path variance_file = beside(out, ".variance.npy");
   if (options.variance) write_npy<double>(variance_file, answer.variance.view());
 
   json["learned"] = asked.words;
@@ -374,10 +372,7 @@ void finish(const Context& context, const Problem<T>& problem, std::vector<std::
     context.out << json.dump(2) << '\n';
     return;
   }
-  rows.push_back(
-      {"machine",
-       fmt::format("{}, {} thread{}, BLIS kernels {}, budget {}", isa_name(active_isa()), workers.count(),
-                   workers.count() == 1 ? "" : "s", blas::kernel_set(), budget_text(memory))});
+  rows.push_back({"machine", machine_text(workers.count(), memory)});
   rows.push_back({"time", seconds_text(seconds)});
   fmt::print(context.out, "{}\n", title);
   context.out << table(rows, {false, false});
@@ -432,13 +427,8 @@ void run_model(const Context& context) {
   Tensor<T> cross;
   std::size_t per_example = 1;
   if (options.infinite) {
-    models::ParseOptions parse_options;
-    parse_options.outputs = outputs;
-    const models::Model model = models::parse(options.model, split.train.example_shape(), parse_options);
-    models::NetworkOptions variances;
-    variances.parameterization = models::Parameterization::Ntk;
-    variances.weight_variance = options.weight_variance;
-    variances.bias_variance = options.bias_variance;
+    const models::Model model = open_model(options, split.train.example_shape(), outputs);
+    const models::NetworkOptions variances = infinite_variances(options);
     const bool both = options.variance && !nngp;
     ntk::InfiniteOptions what;
     what.nngp = nngp || both;
@@ -651,14 +641,8 @@ void run_files(const Context& context, const ntk::MappedNpy& kernel, const ntk::
 
 void run_predict(const Context& context) {
   const Options& options = context.options;
-  const std::filesystem::path out = options.out;
-  require_writable(out);
-  if (out.extension() != ".npy") {
-    throw ArgumentError(fmt::format("--out: '{}' must end in .npy", options.out));
-  }
-  if (!options.get.empty() && options.get != "ntk" && options.get != "nngp") {
-    throw ArgumentError(fmt::format("--get: '{}' is unknown; expected ntk or nngp", options.get));
-  }
+  array_output(options);
+  check_get(options);
   if (!options.predict_kernel.empty()) {
     if (options.cross.empty() || options.targets.empty()) {
       throw ArgumentError("--kernel: needs --cross and --targets");

@@ -10,8 +10,6 @@
 #include "cli/png.hpp"
 #include "cli/study.hpp"
 #include "cli/text.hpp"
-#include "engine/blas.hpp"
-#include "engine/cpu.hpp"
 
 namespace gradgram::cli {
 namespace {
@@ -320,8 +318,7 @@ std::string made_by(const StudyRun& run) {
                   grouped(study.spectrum.resolved()), grouped(study.n),
                   significant(study.spectrum.error_bar, 2), significant(study.spectrum.effective_rank()),
                   significant(study.alignment, 2), significant(study.centred_alignment, 2)));
-  row("Machine", fmt::format("{}, {} thread{}, BLIS kernels {}, {}", isa_name(active_isa()), run.threads,
-                             run.threads == 1 ? "" : "s", blas::kernel_set(), seconds_text(run.seconds)));
+  row("Machine", fmt::format("{}, {}", machine_text(run.threads), seconds_text(run.seconds)));
   row("Program", fmt::format("gradgram {}", version()));
   return html + "</dl>\n";
 }

@@ -80,4 +80,13 @@ ConvGeometry conv_geometry(std::size_t in_h, std::size_t in_w, std::size_t c_in,
           .pad_right = horizontal.after};
 }
 
+ConvGeometry positions_geometry(std::size_t positions, std::size_t d_in, std::size_t d_out) {
+  ConvGeometry g;
+  g.in_h = g.out_h = g.kernel_h = g.kernel_w = 1;
+  g.in_w = g.out_w = positions;
+  g.c_in = d_in;
+  g.c_out = d_out;
+  return g;
+}
+
 }  // namespace gradgram

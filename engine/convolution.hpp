@@ -35,4 +35,7 @@ ConvGeometry conv_geometry(std::size_t in_h, std::size_t in_w, std::size_t c_in,
                            std::size_t kernel_h, std::size_t kernel_w, std::size_t stride_h,
                            std::size_t stride_w, Padding padding);
 
+/// A dense layer at `positions` positions as a 1 x 1 convolution of 1 x `positions` pixels.
+ConvGeometry positions_geometry(std::size_t positions, std::size_t d_in, std::size_t d_out);
+
 }  // namespace gradgram

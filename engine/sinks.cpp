@@ -30,16 +30,6 @@ void add_bias_gradient(const T* b, std::size_t positions, std::size_t d_out, T s
   for (std::size_t p = 0; p < positions; ++p) kernels<T>().axpy(scale, b + p * d_out, gradient, d_out);
 }
 
-/// A dense layer at L positions is a 1 x 1 convolution of 1 x L pixels.
-ConvGeometry position_geometry(std::size_t positions, std::size_t d_in, std::size_t d_out) {
-  ConvGeometry g;
-  g.in_h = g.out_h = g.kernel_h = g.kernel_w = 1;
-  g.in_w = g.out_w = positions;
-  g.c_in = d_in;
-  g.c_out = d_out;
-  return g;
-}
-
 /// Pixels whose products with each other stay in the second-level cache.
 constexpr std::size_t kNormPixels = 512;
 
@@ -244,7 +234,7 @@ void SquaredNormSink<T>::use(const DenseUse<T>& use, Arena& scratch) {
   T* bias_gradient = nullptr;
   std::optional<PositionNorms<T>> pairs;
   if (positions != 1) {
-    const ConvGeometry geometry = position_geometry(positions, d_in, d_out);
+    const ConvGeometry geometry = positions_geometry(positions, d_in, d_out);
     if (!shared_weight && norm_by_positions(geometry)) {
       pairs.emplace(geometry, scratch);
     } else if (!shared_weight) {

@@ -11,6 +11,7 @@
 
 #include "engine/blas.hpp"
 #include "engine/random.hpp"
+#include "ntk/checks.hpp"
 #include "ntk/lapack.hpp"
 
 namespace gradgram::ntk {
@@ -39,37 +40,8 @@ std::size_t columns_of(const Shape& shape, std::size_t n, const char* call) {
   return shape.rank() == 1 ? 1 : shape[1];
 }
 
-/// Finite, and symmetric to the rounding of its entries' computation.
-void require_symmetric(const Tensor<double>& matrix, std::size_t n) {
-  const double* const k = matrix.data();
-  for (std::size_t i = 0; i < n; ++i) {
-    for (std::size_t j = 0; j < n; ++j) {
-      if (!std::isfinite(k[i * n + j])) {
-        throw NumericError(fmt::format("cholesky: entry ({}, {}) is {}", i, j, k[i * n + j]));
-      }
-    }
-  }
-  constexpr std::size_t kTile = 32;  // the transposed reads stay in the first-level cache
-  for (std::size_t rows = 0; rows < n; rows += kTile) {
-    for (std::size_t columns = 0; columns <= rows; columns += kTile) {
-      for (std::size_t i = rows; i < std::min(n, rows + kTile); ++i) {
-        for (std::size_t j = columns; j < std::min(i, columns + kTile); ++j) {
-          const double lower = k[i * n + j];
-          const double upper = k[j * n + i];
-          if (lower == upper) continue;
-          const double scale =
-              std::max({std::sqrt(std::abs(k[i * n + i])) * std::sqrt(std::abs(k[j * n + j])),
-                        std::abs(lower), std::abs(upper)});
-          if (!(std::abs(lower - upper) <= 1e-5 * scale)) {
-            throw ArgumentError(fmt::format(
-                "cholesky: the matrix must be symmetric, but entry ({}, {}) is {} and ({}, {}) {}", i, j,
-                lower, j, i, upper));
-          }
-        }
-      }
-    }
-  }
-}
+/// Of K_ij and K_ji: the rounding of entries that were computed one by one.
+constexpr double kSymmetric = 1e-5;
 
 double norm(const std::vector<double>& v) {
   double squares = 0;
@@ -97,7 +69,8 @@ CholeskyFactor::CholeskyFactor(Tensor<double> matrix, const Workers& workers, co
     throw ArgumentError(fmt::format("cholesky: shift ({}) must be a finite number >= 0", shift_));
   }
   const std::size_t n = shape[0];
-  require_symmetric(matrix_, n);
+  require_finite_entries(matrix_.data(), n, "cholesky", "matrix");
+  require_symmetric(matrix_.data(), n, kSymmetric, "cholesky", "matrix");
   diagonal_.resize(n);
   for (std::size_t i = 0; i < n; ++i) diagonal_[i] = matrix_.data()[i * n + i] += shift_;
   factor(workers, options);

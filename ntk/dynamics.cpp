@@ -10,6 +10,7 @@
 
 #include "engine/blas.hpp"
 #include "engine/error.hpp"
+#include "ntk/checks.hpp"
 
 namespace gradgram::ntk {
 namespace {
@@ -50,7 +51,7 @@ double denoised(const Spectrum& spectrum, std::size_t i) {
 }
 
 void require_finite(std::span<const double> values, const char* call, const std::string& why) {
-  if (!std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); })) {
+  if (!all_finite(values)) {
     throw NumericError(std::string(call) + ": the result is not finite; " + why);
   }
 }

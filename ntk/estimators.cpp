@@ -283,7 +283,6 @@ TopPairs largest_pairs(SymmetricOperator& kernel, const TopOptions& options) {
     residuals = (images - vectors * values.asDiagonal()).colwise().norm();
     return (residuals.array() <= allowed * std::abs(values[0])).all();
   };
-  bool good = false;
   if (krylov >= n) {
     // Lanczos would see the whole space: the matrix itself is as cheap, and no vector is missed.
     const Matrix columns =
@@ -295,8 +294,9 @@ TopPairs largest_pairs(SymmetricOperator& kernel, const TopOptions& options) {
     }
     values = solver.eigenvalues().reverse().head(index(top));
     vectors = solver.eigenvectors().rowwise().reverse().leftCols(index(top));
-    good = measure();
+    measure();
   } else {
+    bool good = false;
     ScaledOperator operation(kernel, scale, result.products, options.progress, krylov);
     Spectra::SymEigsSolver<ScaledOperator> solver(operation, index(top), index(krylov));
     solver.init(start.data());
@@ -311,7 +311,7 @@ TopPairs largest_pairs(SymmetricOperator& kernel, const TopOptions& options) {
       vectors = solver.eigenvectors();
       good = measure();
     } catch (const ArgumentError&) {
-      good = false;  // Lanczos asked for a product with a vector that is not finite
+      // Lanczos asked for a product with a vector that is not finite.
     }
     if (!good) {
       // Of a kernel whose rank is below the Krylov space's, Lanczos breaks down; the images of as many random
@@ -329,7 +329,7 @@ TopPairs largest_pairs(SymmetricOperator& kernel, const TopOptions& options) {
       const Eigen::SelfAdjointEigenSolver<Matrix> inner((small + small.transpose()) / 2);
       values = inner.eigenvalues().reverse().head(index(top));
       vectors = range * inner.eigenvectors().rowwise().reverse().leftCols(index(top));
-      good = measure();
+      measure();
     }
   }
   for (Index c = 0; c < vectors.cols(); ++c) fix_sign(vectors.col(c));
@@ -339,7 +339,7 @@ TopPairs largest_pairs(SymmetricOperator& kernel, const TopOptions& options) {
   for (Index c = 0; c < index(top); ++c) {
     result.values.push_back(values[c]);
     result.residuals.push_back(residuals[c]);
-    if (!good && !(residuals[c] <= limit)) {
+    if (!(residuals[c] <= limit)) {
       throw NumericError("largest_pairs: the residual ||K u - lambda u|| of pair " + std::to_string(c) +
                          " is " + std::to_string(result.residuals.back()) + ", beyond rounding (" +
                          std::to_string(limit) + ")");

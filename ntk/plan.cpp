@@ -180,13 +180,7 @@ template ModuleProfile profile(const Module<float>&, TensorView<const float>);
 template ModuleProfile profile(const Module<double>&, TensorView<const double>);
 
 ConvGeometry PlannedUse::position_geometry() const {
-  if (convolution) return geometry;
-  ConvGeometry g;
-  g.in_h = g.out_h = g.kernel_h = g.kernel_w = 1;
-  g.in_w = g.out_w = positions;
-  g.c_in = d_in;
-  g.c_out = d_out;
-  return g;
+  return convolution ? geometry : positions_geometry(positions, d_in, d_out);
 }
 
 std::size_t PlannedUse::input_size() const {

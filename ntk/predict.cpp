@@ -12,6 +12,7 @@
 #include "engine/blas.hpp"
 #include "engine/cpu.hpp"
 #include "engine/error.hpp"
+#include "ntk/checks.hpp"
 #include "ntk/conjugate_gradients.hpp"
 #include "ntk/dynamics.hpp"
 #include "ntk/estimators.hpp"
@@ -153,7 +154,7 @@ std::vector<double> remaining_of(const std::vector<Learned>& all) {
 }
 
 void require_finite(const Spectrum& spectrum, const Learning& learning, std::span<const double> values) {
-  if (std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); })) return;
+  if (all_finite(values)) return;
   throw NumericError(fmt::format(
       "predict: the outputs are not finite; kernels, targets and initial outputs must be, and rate ({:g}) "
       "below "
@@ -165,7 +166,7 @@ void require_finite(const Spectrum& spectrum, const Learning& learning, std::spa
 
 /// Throws NumericError when a value is not finite; `cause` is what can have brought it.
 void require_finite_values(const char* call, const char* cause, std::span<const double> values) {
-  if (std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); })) return;
+  if (all_finite(values)) return;
   throw NumericError(fmt::format("{}: {} must be finite", call, cause));
 }
 

@@ -6,12 +6,12 @@
 #include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <limits>
 #include <stdexcept>
 #include <string>
 
 #include "engine/error.hpp"
+#include "ntk/checks.hpp"
 #include "ntk/lapack.hpp"
 
 namespace gradgram::ntk {
@@ -25,50 +25,6 @@ std::size_t square_rows(TensorView<const double> kernel, const char* call) {
     throw ShapeError(std::string(call) + ": kernel " + shape.to_string() + " must be [n, n]");
   }
   return shape[0];
-}
-
-std::string entry(const double* kernel, std::size_t n, std::size_t i, std::size_t j) {
-  char value[40];
-  std::snprintf(value, sizeof value, "%.17g", kernel[i * n + j]);
-  return "kernel(" + std::to_string(i) + ", " + std::to_string(j) + ") = " + value;
-}
-
-void require_finite(const double* kernel, std::size_t n, const char* call) {
-  for (std::size_t i = 0; i < n; ++i) {
-    for (std::size_t j = 0; j < n; ++j) {
-      if (!std::isfinite(kernel[i * n + j])) {
-        throw NumericError(std::string(call) + ": " + entry(kernel, n, i, j) + " is not finite");
-      }
-    }
-  }
-}
-
-/// Throws unless symmetric to rounding; returns ||K - K^T||_F / 2.
-double require_symmetric(const double* kernel, std::size_t n, double entry_error) {
-  double squares = 0;
-  const double relative = std::max(16 * kEpsilon, 2 * entry_error);
-  constexpr std::size_t kBlock =
-      32;  // two blocks of 8 KiB: the transposed reads stay in the first-level cache
-  for (std::size_t rows = 0; rows < n; rows += kBlock) {
-    for (std::size_t columns = 0; columns <= rows; columns += kBlock) {
-      for (std::size_t i = rows; i < std::min(n, rows + kBlock); ++i) {
-        for (std::size_t j = columns; j < std::min(i, columns + kBlock); ++j) {
-          const double lower = kernel[i * n + j];
-          const double upper = kernel[j * n + i];
-          if (lower == upper) continue;
-          const double scale =
-              std::max({std::sqrt(std::abs(kernel[i * n + i])) * std::sqrt(std::abs(kernel[j * n + j])),
-                        std::abs(lower), std::abs(upper)});
-          if (!(std::abs(lower - upper) <= relative * scale)) {
-            throw ArgumentError("spectrum: the kernel must be symmetric, but " + entry(kernel, n, i, j) +
-                                " and " + entry(kernel, n, j, i));
-          }
-          squares += (lower - upper) * (lower - upper) / 2;
-        }
-      }
-    }
-  }
-  return std::sqrt(squares);
 }
 
 /// K x / scale for Spectra. Scaled, because Spectra's convergence test has an absolute part.
@@ -231,8 +187,9 @@ Spectrum spectrum(TensorView<const double> kernel, const SpectrumOptions& option
     return result;
   }
   const double* const k = kernel.data();
-  require_finite(k, n, "spectrum");
-  const double asymmetry = require_symmetric(k, n, options.entry_error);
+  require_finite_entries(k, n, "spectrum", "kernel");
+  const double asymmetry =
+      require_symmetric(k, n, std::max(16 * kEpsilon, 2 * options.entry_error), "spectrum", "kernel");
 
   double largest_entry = 0;
   for (const double value : kernel.span()) largest_entry = std::max(largest_entry, std::abs(value));
@@ -360,7 +317,7 @@ double kernel_target_alignment(TensorView<const double> kernel, TensorView<const
   const std::size_t n = square_rows(kernel, "kernel_target_alignment");
   const std::size_t columns = label_columns(y, n, "kernel_target_alignment");
   const double* const k = kernel.data();
-  require_finite(k, n, "kernel_target_alignment");
+  require_finite_entries(k, n, "kernel_target_alignment", "kernel");
   Tensor<double> target(Shape{n, columns}, y.span());
   std::vector<double> row_means(n);
   double mean = 0;

@@ -8,9 +8,8 @@
 #include <ctime>
 #include <limits>
 
-#include "engine/random.hpp"
+#include "bench/inputs.hpp"
 #include "engine/sinks.hpp"
-#include "models/network.hpp"
 #include "ntk/passes.hpp"
 
 namespace gradgram {
@@ -32,10 +31,8 @@ double seconds(Work work) {
 }
 
 void diagonal(benchmark::State& state, const Case& c) {
-  const models::Network<float> net(models::parse(c.model, c.input, {.outputs = c.outputs}), {.seed = 1});
-  Random random(1);
-  Tensor<float> x(c.input.with_outer(c.examples));
-  for (float& value : x.span()) value = static_cast<float>(random.normal());
+  const models::Network<float> net = bench::network(c.model, c.input, c.outputs);
+  const Tensor<float> x = bench::normal(c.input.with_outer(c.examples));
   const auto block = static_cast<std::size_t>(state.range(0));
   const Workers workers(1);
   ntk::KernelOptions options;

@@ -20,25 +20,17 @@
 #include <string>
 #include <vector>
 
+#include "bench/inputs.hpp"
 #include "bench/limit.hpp"
 #include "engine/random.hpp"
-#include "models/network.hpp"
 #include "ntk/contract.hpp"
 #include "ntk/planned_kernel.hpp"
 
 namespace gradgram {
 namespace {
 
-Tensor<float> normal(Shape shape) {
-  Random random(1);
-  Tensor<float> values(shape);
-  for (float& value : values.span()) value = static_cast<float>(random.normal());
-  return values;
-}
-
-models::Network<float> network(const char* text, Shape input, std::size_t outputs = 1) {
-  return models::Network<float>(models::parse(text, input, {.outputs = outputs}), {.seed = 1});
-}
+using bench::network;
+using bench::normal;
 
 /// Useful operations of a symmetric kernel of n examples.
 struct Useful {

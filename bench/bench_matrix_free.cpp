@@ -8,25 +8,16 @@
 #include <cmath>
 #include <cstddef>
 
+#include "bench/inputs.hpp"
 #include "bench/limit.hpp"
-#include "engine/random.hpp"
-#include "models/network.hpp"
 #include "ntk/kernel_operator.hpp"
 #include "ntk/projection.hpp"
 
 namespace gradgram {
 namespace {
 
-Tensor<float> normal(Shape shape) {
-  Random random(1);
-  Tensor<float> values(shape);
-  for (float& value : values.span()) value = static_cast<float>(random.normal());
-  return values;
-}
-
-models::Network<float> network(const char* text, Shape input) {
-  return models::Network<float>(models::parse(text, input), {.seed = 1});
-}
+using bench::network;
+using bench::normal;
 
 void apply(benchmark::State& state, const char* text, Shape input, std::size_t n) {
   const auto net = network(text, input);

@@ -8,10 +8,9 @@
 #include <cstddef>
 #include <ctime>
 
+#include "bench/inputs.hpp"
 #include "bench/limit.hpp"
 #include "engine/cpu.hpp"
-#include "engine/random.hpp"
-#include "engine/tensor.hpp"
 #include "ntk/position_gram.hpp"
 
 namespace gradgram {
@@ -22,19 +21,14 @@ struct Stage {
   std::size_t pixels, c_in, c_out, window, stride, seeds;
 };
 
-Tensor<float> normal(std::size_t rows, std::size_t columns) {
-  Random random(1);
-  Tensor<float> values(Shape{rows, columns});
-  for (float& value : values.span()) value = static_cast<float>(random.normal());
-  return values;
-}
+using bench::normal;
 
 /// FLOP/s of products of rows that are packed already, a tile of 336 x 336; time of the processor.
 double product_rate() {
   constexpr std::size_t kSide = 336;
   constexpr std::size_t kDepth = simd::kGramDepth<float>;
   constexpr int kRepeats = 40;
-  const Tensor<float> rows = normal(kSide, kDepth);
+  const Tensor<float> rows = normal(Shape{kSide, kDepth});
   Tensor<float> packed(Shape{kSide, kDepth});
   Tensor<double> sum(Shape{kSide, kSide});
   kernels<float>().gram_pack(rows.data(), kDepth, kSide, kDepth, packed.data());
@@ -61,8 +55,8 @@ void contract(benchmark::State& state, const Stage& stage) {
   const ConvGeometry g = conv_geometry(stage.pixels, stage.pixels, stage.c_in, stage.c_out, stage.window,
                                        stage.window, stage.stride, stage.stride, {});
   const ntk::PositionGram<float> gram(g, 1, stage.seeds);
-  const Tensor<float> inputs = normal(kRows + kColumns, g.in_pixels() * g.c_in);
-  const Tensor<float> cotangents = normal(kRows + kColumns, stage.seeds * g.out_pixels() * g.c_out);
+  const Tensor<float> inputs = normal(Shape{kRows + kColumns, g.in_pixels() * g.c_in});
+  const Tensor<float> cotangents = normal(Shape{kRows + kColumns, stage.seeds * g.out_pixels() * g.c_out});
   const auto side = [&](std::size_t first, std::size_t count) {
     return ntk::PositionGram<float>::Side{inputs.data() + first * inputs.shape()[1], inputs.shape()[1],
                                           cotangents.data() + first * cotangents.shape()[1],

@@ -11,29 +11,16 @@
 #include <thread>
 #include <vector>
 
-#include "cli/cli.hpp"
 #include "cli/options.hpp"
 #include "engine/bf16.hpp"
 #include "engine/npy.hpp"
 #include "engine/random.hpp"
+#include "tests/cli/program.hpp"
 
 namespace gradgram::cli {
 namespace {
 
 namespace fs = std::filesystem;
-
-struct Outcome {
-  int code = -1;
-  std::string out;
-  std::string err;
-};
-
-Outcome run(const std::vector<std::string>& arguments, std::stop_token stop = {}) {
-  std::ostringstream out;
-  std::ostringstream err;
-  const int code = cli_main(arguments, out, err, stop);
-  return {code, out.str(), err.str()};
-}
 
 std::string read_text(const fs::path& path) {
   std::ifstream stream(path);

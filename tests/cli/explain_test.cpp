@@ -13,29 +13,17 @@
 #include <string>
 #include <vector>
 
-#include "cli/cli.hpp"
 #include "cli/rates.hpp"
 #include "engine/error.hpp"
 #include "engine/npy.hpp"
 #include "engine/random.hpp"
+#include "tests/cli/program.hpp"
 
 namespace gradgram::cli {
 namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
-
-struct Outcome {
-  int code = -1;
-  std::string out, err;
-};
-
-Outcome run(const std::vector<std::string>& arguments) {
-  std::ostringstream out;
-  std::ostringstream err;
-  const int code = cli_main(arguments, out, err, {});
-  return {code, out.str(), err.str()};
-}
 
 std::string text_of(const fs::path& path) {
   std::ifstream stream(path);

@@ -4,32 +4,18 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <string>
 #include <vector>
 
-#include "cli/cli.hpp"
 #include "engine/npy.hpp"
 #include "engine/random.hpp"
+#include "tests/cli/program.hpp"
 #include "tests/reference/linear_training.hpp"
 
 namespace gradgram::cli {
 namespace {
 
 namespace fs = std::filesystem;
-
-struct Outcome {
-  int code = -1;
-  std::string out;
-  std::string err;
-};
-
-Outcome run(const std::vector<std::string>& arguments) {
-  std::ostringstream out;
-  std::ostringstream err;
-  const int code = cli_main(arguments, out, err);
-  return {code, out.str(), err.str()};
-}
 
 class PredictCommand : public testing::Test {
  protected:
@@ -121,10 +107,11 @@ TEST_F(PredictCommand, LinearNetworksLearnLinearRegression) {
 
 TEST_F(PredictCommand, ClassesOfTheEmbeddedImages) {
   const std::string source = std::string(GRADGRAM_SOURCE_ROOT) + "/datasets/fashion-mnist-sample";
-  const std::vector<std::string> base = {"predict",  "--infinite", "--model", "flatten dense(8) relu dense(10)",
-                                         "--data",   source,       "--train", "150",
-                                         "--test",   "60",         "--quiet", "--out",
-                                         at("p.npy")};
+  const std::vector<std::string> base = {
+      "predict",  "--infinite", "--model", "flatten dense(8) relu dense(10)",
+      "--data",   source,       "--train", "150",
+      "--test",   "60",         "--quiet", "--out",
+      at("p.npy")};
   Outcome outcome = run(base);
   ASSERT_EQ(outcome.code, kDone) << outcome.err;
   nlohmann::json json = report("p.json");

@@ -86,6 +86,19 @@ def prepare(method, case, x, weights, threads, batch):
     return vector_products if method == "torch-vector-products" else kernel
 
 
+def kernel_in_f64(case, x, weights):
+    """The trace-mean kernel of a few examples, one gradient after the other."""
+    model = models_torch.build(case.network, case.outputs, weights).double()
+    examples = torch.from_numpy(x).double()
+    total = torch.zeros(len(x), len(x), dtype=torch.float64)
+    for output in range(case.outputs):
+        gradients = [torch.autograd.grad(model(e.unsqueeze(0))[0, output], list(model.parameters())) for e in examples]
+        for of_parameter in zip(*gradients):
+            j = torch.stack(of_parameter).flatten(1)
+            total += j @ j.T
+    return (total / case.outputs).numpy()
+
+
 def nngeometry(model, x, outputs, batch):
     from nngeometry.gram import GramMatrix
     from nngeometry.layercollection import LayerCollection

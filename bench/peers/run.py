@@ -19,6 +19,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+# How well two programs must agree in f64, in sqrt(k_ii k_jj).
+F64_TOLERANCE = 1e-11
 
 
 def arguments():
@@ -130,7 +132,7 @@ def spread(times):
     return {"median": statistics.median(times), "low": min(times), "high": max(times), "runs": len(times)}
 
 
-def difference(ours, theirs, job):
+def differences(ours, theirs, job):
     """Of each entry in sqrt(k_ii k_jj)."""
     import numpy as np
 
@@ -138,8 +140,29 @@ def difference(ours, theirs, job):
     if ours.shape != theirs.shape:
         raise SystemExit(f"shapes differ: gradgram {ours.shape}, peer {theirs.shape}")
     scale = ours if job == "diagonal" else np.sqrt(np.outer(ours.diagonal(), ours.diagonal()))
-    error = np.abs(theirs - ours) / scale
-    return {"largest": float(error.max()), "median": float(np.median(error))}
+    return np.abs(theirs - ours) / scale
+
+
+def largest(error):
+    """NaN counts as a difference without end."""
+    import numpy as np
+
+    return float(np.nan_to_num(error, nan=np.inf).max(initial=0))
+
+
+def culprits(error, tolerance):
+    """The examples without which no entry differs by more: greedily, those of most such entries first."""
+    import numpy as np
+
+    bad = ~(error <= tolerance)
+    if error.ndim == 1:
+        return [int(i) for i in np.flatnonzero(bad)]
+    found = []
+    while bad.any():
+        worst = int(bad.sum(1).argmax())
+        found.append(worst)
+        bad[worst, :] = bad[:, worst] = False
+    return found
 
 
 class Comparison:
@@ -150,6 +173,7 @@ class Comparison:
         self.work = options.out / "work"
         self.work.mkdir(parents=True, exist_ok=True)
         self.disagreements = []
+        self.proofs = {}
 
     def prepare(self, name, case, n):
         """Inputs and weights as files, for everybody."""
@@ -209,15 +233,49 @@ class Comparison:
         file = self.work / f"{name}-{method}.npy"
         worker.ask(f"save {file}", 600)
         part = kernel[:n] if job == "diagonal" else kernel[:n, :n]
-        found = difference(part, np.load(file), job)
+        error = differences(part, np.load(file), job)
         file.unlink()
-        good = found["largest"] <= self.options.tolerance and found["median"] <= self.options.median_tolerance
+        median = float(np.median(error))
+        edges = culprits(error, self.options.tolerance)
+        kept = np.delete(error, edges, 0)
+        if kept.ndim == 2:
+            kept = np.delete(kept, edges, 1)
+        found = {"largest": largest(error), "median": median, "edges": len(edges), "largest_without_edges": largest(kept)}
+        # A few examples may sit on the edge of a ReLU or max pool; that they do is proven, not assumed.
+        good = median <= self.options.median_tolerance and len(edges) <= max(1, n // 100)
+        if good and edges:
+            found["in_f64"] = self.difference_in_f64(name, edges)
+            good = found["in_f64"] <= F64_TOLERANCE
         found["agrees"] = good
         if not good:
             self.disagreements.append(f"{name}, {method}: {found}")
-        print(f"  {method}: n={n}, largest difference {found['largest']:.1e}, median {found['median']:.1e} sqrt(k_ii k_jj): "
-              f"{'agrees' if good else 'DISAGREES'}", file=sys.stderr)
+        told = f"largest difference {found['largest']:.1e}"
+        if "in_f64" in found:
+            told += (f" ({found['largest_without_edges']:.1e} but for examples {', '.join(map(str, edges))}, which PyTorch and gradgram "
+                     f"compute alike in f64, to {found['in_f64']:.1e})")
+        print(f"  {method}: n={n}, {told}, median {median:.1e} sqrt(k_ii k_jj): {'agrees' if good else 'DISAGREES'}", file=sys.stderr)
         return found
+
+    def difference_in_f64(self, name, examples):
+        """Between PyTorch and gradgram, both in f64, on these examples and a few others."""
+        import numpy as np
+
+        import peer_torch
+
+        key = (name, *sorted(examples))
+        if key not in self.proofs:
+            case = self.current
+            inputs, weights = self.work / f"{name}-x.npy", self.work / f"{name}-w.npz"
+            every = np.load(inputs)
+            others = [i for i in range(min(len(every), 4 + len(examples))) if i not in examples][:4]
+            chosen = every[sorted([*examples, *others])]
+            few, out = self.work / f"{name}-few.npy", self.work / f"{name}-few-kernel.npy"
+            np.save(few, chosen)
+            self.program("kernel", "--model", case.model, "--data", few, "--weights", weights, "--outputs", case.outputs,
+                         "--reduce", "trace-mean", "--dtype", "f64", "--restart", "--out", out)
+            theirs = peer_torch.kernel_in_f64(case, chosen, np.load(weights))
+            self.proofs[key] = largest(differences(np.load(out), theirs, "kernel"))
+        return self.proofs[key]
 
     def case(self, name):
         options = self.options
@@ -226,6 +284,7 @@ class Comparison:
         print(f"{name} (n={n})", file=sys.stderr)
         if options.mode == "smoke":
             case = dataclasses.replace(case, model=case.smoke_model)
+        self.current = case
         inputs, weights = self.prepare(name, case, n)
         kernel, command_seconds, command_peak = self.reference(name, case, inputs, weights)
         ours = self.gradgram_worker(case, inputs, weights, name)
@@ -328,6 +387,12 @@ def ratio_text(ratio):
     return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
 
 
+def difference_text(found):
+    if not found["edges"]:
+        return f"{found['largest']:.0e}"
+    return f"{found['largest_without_edges']:.0e}, but for {found['edges']} on an edge {found['largest']:.0e}"
+
+
 def markdown(document):
     names = cases().METHOD_NAMES
     lines = [f"Measured on {document['processor']}, {document['threads']} threads, f32; medians (and ranges) of interleaved runs; "
@@ -338,7 +403,7 @@ def markdown(document):
         lines.append(f"| {result['title']} | **gradgram** | **{seconds_text(ours)}** | 1 | {gigabytes(ours['peak_bytes'])} | |")
         for method, peer in result["peers"].items():
             differs = peer.get("agreement")
-            differs = f"{differs['largest']:.0e}" if differs else ""
+            differs = difference_text(differs) if differs else ""
             if "seconds" in peer:
                 seconds, ratio = seconds_text(peer["seconds"]), ratio_text(peer["ratio"])
             else:

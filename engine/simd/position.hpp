@@ -6,18 +6,29 @@
 
 namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE {
 
-/// kLanes rows into one vector of every column of a group.
+/// kLanes rows into one vector of every column of a group. The next rows are fetched meanwhile, see
+/// gram_pack_lanes.
 template <class T>
 void position_pack_lanes(const T* const* sources, std::size_t count, std::size_t depth, T* packed) noexcept {
   constexpr std::size_t kLane = kLanes<T>;
-  bool full = count >= kLane;
-  for (std::size_t i = 0; full && i < kLane; ++i) full = sources[i] != nullptr;
+  const auto all = [&](std::size_t first) {
+    bool there = count >= first + kLane;
+    for (std::size_t i = 0; there && i < kLane; ++i) there = sources[first + i] != nullptr;
+    return there;
+  };
+  const bool full = all(0);
+  const bool more = all(kLane);
   std::size_t k = 0;
   if (full) {
     for (; k + kLane <= depth; k += kLane) {
       Batch<T> x[kLane];
       Unroll<0, kLane>::run([&](std::size_t i)
                                 __attribute__((always_inline)) { x[i] = load(sources[i] + k); });
+      if (more) {
+        Unroll<0, kLane>::run([&](std::size_t i) __attribute__((always_inline)) {
+          __builtin_prefetch(sources[kLane + i] + k);
+        });
+      }
       transpose<T, kLane>(x);
       Unroll<0, kLane>::run([&](std::size_t i) __attribute__((always_inline)) {
         store(packed + (k + i) * kGramGroup<T>, x[i]);
@@ -46,7 +57,7 @@ void position_pack(const T* const* sources, std::size_t count, std::size_t depth
 /// The tile of a Gram product (engine/simd/gram.hpp), stored in T.
 template <class T>
 void position_tile(const T* row, const T* column, std::size_t depth, T* out, std::size_t stride,
-                   bool accumulate) noexcept {
+                   bool accumulate, const T* ahead) noexcept {
   constexpr std::size_t kRows = kGramRows<T>;
   constexpr std::size_t kLane = kLanes<T>;
   Batch<T> part[kRows * kGramVectors];
@@ -55,22 +66,7 @@ void position_tile(const T* row, const T* column, std::size_t depth, T* out, std
       __builtin_prefetch(out + r * stride + vector * kLane, 1);
     });
   });
-  Unroll<0, kRows * kGramVectors>::run([&](std::size_t at)
-                                           __attribute__((always_inline)) { part[at] = broadcast(T(0)); });
-  const T* const end = column + depth * kGramGroup<T>;
-  for (; column != end; column += kGramGroup<T>, row += kGramGroup<T>) {
-    Batch<T> columns[kGramVectors];
-    Unroll<0, kGramVectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
-      columns[vector] = load(column + vector * kLane);
-    });
-    Unroll<0, kRows>::run([&](std::size_t r) __attribute__((always_inline)) {
-      const Batch<T> value = broadcast(row[r]);
-      Unroll<0, kGramVectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
-        const std::size_t at = r * kGramVectors + vector;
-        part[at] = multiply_add(value, columns[vector], part[at]);
-      });
-    });
-  }
+  gram_sums<T>(row, column, depth, ahead, part);
   Unroll<0, kRows * kGramVectors>::run([&](std::size_t at) __attribute__((always_inline)) {
     T* const target = out + at / kGramVectors * stride + at % kGramVectors * kLane;
     store(target, accumulate ? Batch<T>(load(target) + part[at]) : part[at]);
@@ -80,12 +76,18 @@ void position_tile(const T* row, const T* column, std::size_t depth, T* out, std
 template <class T>
 void position_product(const PositionProduct<T>& job) noexcept {
   constexpr std::size_t kGroup = kGramGroup<T>;
+  const std::size_t share = job.depth / kAheadSteps * kGramLine<T>;
   for (std::size_t column = 0; column < job.column_count; column += kGroup) {
     const std::size_t end = job.upper && column + kGroup < job.row_count ? column + kGroup : job.row_count;
+    const T* const columns = job.columns + column * job.depth;
+    // The next group of columns stands behind this one, whichever product it belongs to.
+    const T* ahead = columns + kGroup * job.depth;
+    const T* const last = ahead + kGroup * job.depth;
     for (std::size_t row = 0; row < end; row += kGramRows<T>) {
-      position_tile<T>(job.rows + row / kGroup * kGroup * job.depth + row % kGroup,
-                       job.columns + column * job.depth, job.depth, job.out + row * job.stride + column,
-                       job.stride, job.accumulate);
+      position_tile<T>(job.rows + row / kGroup * kGroup * job.depth + row % kGroup, columns, job.depth,
+                       job.out + row * job.stride + column, job.stride, job.accumulate,
+                       ahead < last ? ahead : columns);
+      ahead += share;
     }
   }
 }

@@ -235,7 +235,9 @@ class Comparison:
         part = kernel[:n] if job == "diagonal" else kernel[:n, :n]
         error = differences(part, np.load(file), job)
         file.unlink()
-        median = float(np.median(error))
+        # neural-tangents' f32 loses digits where x = x' at infinite width: those entries are held by the largest alone.
+        typical = error[~np.eye(n, dtype=bool)] if job == "infinite" else error
+        median = float(np.median(typical))
         edges = culprits(error, self.options.tolerance)
         kept = np.delete(error, edges, 0)
         if kept.ndim == 2:

@@ -122,6 +122,118 @@ void each_group(const Frame& frame, const T* images, std::size_t n, std::size_t 
   }
 }
 
+/// Whether Winograd's transforms pay, whatever the number of images: transforming the weights must not
+/// outweigh the products of a single one.
+template <class T>
+bool winograd(const ConvGeometry& g) {
+  constexpr std::size_t kLeastPixels = 64;
+  constexpr std::size_t kLine = simd::kColumnPadding<T>;
+  return g.kernel_h == 3 && g.kernel_w == 3 && g.stride_h == 1 && g.stride_w == 1 && g.c_in % kLine == 0 &&
+         g.c_out % kLine == 0 && g.out_pixels() >= kLeastPixels &&
+         std::max({g.pad_top, g.pad_left, g.pad_bottom, g.pad_right}) <= 2;
+}
+/// Tiles whose products stay in the second-level cache; a multiple of the rows of a gather product's tile.
+constexpr std::size_t kWinogradTiles = 48;
+
+/// A correlation by Winograd's F(2x2, 3x3) of framed images with the weights or, `transposed`, with the
+/// weights turned around: out[y, x] sees the 3 x 3 pixels of the plane from (y, x) on.
+template <class T>
+class Winograd {
+ public:
+  /// `frame`: for out_h x out_w outputs; made large enough for whole tiles.
+  Winograd(const ConvGeometry& g, const T* weights, T scale, bool transposed, Frame& frame, Arena& arena)
+      : out_h_(transposed ? g.in_h : g.out_h),
+        out_w_(transposed ? g.in_w : g.out_w),
+        depth_(transposed ? g.c_out : g.c_in),
+        columns_(transposed ? g.c_in : g.c_out),
+        width_(kernels<T>().panel_columns) {
+    frame.bottom += out_h_ % 2;
+    frame.right += out_w_ % 2;
+    row_ = frame.padded_width() * frame.channels;
+    image_ = frame.size();
+    std::size_t size = 0;
+    for (std::size_t first = 0; first < columns_; first += width_) {
+      size += kComponents * simd::winograd_component<T>(depth_, std::min(width_, columns_ - first));
+    }
+    weights_ = arena.tensor<T>(Shape{size}).data();
+    kernels<T>().winograd_weights({.weights = weights,
+                                   .c_in = g.c_in,
+                                   .c_out = g.c_out,
+                                   .transposed = transposed,
+                                   .scale = scale,
+                                   .out = weights_});
+    const std::size_t widest = std::min(width_, columns_);
+    windows_ =
+        arena.tensor<T>(Shape{kComponents, simd::winograd_component<T>(kWinogradTiles, depth_)}).data();
+    products_ =
+        arena.tensor<T>(Shape{kComponents, simd::winograd_component<T>(kWinogradTiles, widest)}).data();
+    window_base_ = offsets(arena, kWinogradTiles);
+    product_base_ = offsets(arena, kWinogradTiles);
+    channels_ = offsets(arena, depth_);
+    for (std::size_t t = 0; t < kWinogradTiles; ++t) window_base_[t] = signed_offset(t * depth_);
+    for (std::size_t i = 0; i < depth_; ++i) channels_[i] = signed_offset(i);
+  }
+
+  /// `count` images of the plane into `out`; the other arguments as those of GatherProduct.
+  void operator()(const T* plane, std::size_t count, T* out, bool accumulate, const T* start, T start_scale,
+                  bool rectify) const {
+    const simd::KernelTable<T>& table = kernels<T>();
+    simd::WinogradGrid grid{(out_w_ + 1) / 2, (out_h_ + 1) / 2, 0, 0};
+    const std::size_t tiles = count * grid.across * grid.down;
+    for (; grid.first < tiles; grid.first += grid.count) {
+      grid.count = std::min(kWinogradTiles, tiles - grid.first);
+      const std::size_t window = simd::winograd_component<T>(grid.count, depth_);
+      table.winograd_input({.grid = grid,
+                            .plane = plane,
+                            .row = row_,
+                            .image = image_,
+                            .channels = depth_,
+                            .out = windows_,
+                            .component = window});
+      const T* panel = weights_;
+      for (std::size_t first = 0; first < columns_; first += width_) {
+        const std::size_t width = std::min(width_, columns_ - first);
+        const std::size_t weight = simd::winograd_component<T>(depth_, width);
+        const std::size_t product = simd::winograd_component<T>(grid.count, width);
+        for (std::size_t t = 0; t < grid.count; ++t) product_base_[t] = signed_offset(t * width);
+        for (std::size_t c = 0; c < kComponents; ++c) {
+          table.gather_product({.x = windows_ + c * window,
+                                .x_base = window_base_,
+                                .x_offset = channels_,
+                                .v = panel + c * weight,
+                                .v_stride = width,
+                                .out = products_ + c * product,
+                                .out_base = product_base_,
+                                .rows = grid.count,
+                                .depth = depth_,
+                                .columns = width});
+        }
+        panel += kComponents * weight;
+        table.winograd_output({.grid = grid,
+                               .products = products_,
+                               .component = product,
+                               .columns = width,
+                               .out = out + first,
+                               .out_h = out_h_,
+                               .out_w = out_w_,
+                               .pixel = columns_,
+                               .accumulate = accumulate,
+                               .start = start == nullptr ? nullptr : start + first,
+                               .start_scale = start_scale,
+                               .rectify = rectify});
+      }
+    }
+  }
+
+ private:
+  static constexpr std::size_t kComponents = 16;
+  std::size_t out_h_, out_w_, depth_, columns_;
+  std::size_t width_;  ///< columns of a panel
+  std::size_t row_ = 0, image_ = 0;
+  T *weights_, *windows_, *products_;
+  Offset *window_base_, *product_base_, *channels_;
+};
+
 /// Images of one product of a forward convolution.
 template <class T>
 std::size_t forward_group(const ConvGeometry& g, std::size_t n) {
@@ -136,9 +248,17 @@ void convolve(const ConvGeometry& g, const T* x, const T* weights, T scale, cons
               bool accumulate, bool rectify, std::size_t n, Arena& arena, const Target& target,
               const Finish& finish) {
   const ArenaScope scope(arena);
-  const Frame frame = image_frame(g);
+  Frame frame = image_frame(g);
   const std::size_t rows = g.out_pixels();
   const std::size_t group = forward_group<T>(g, n);
+  if (winograd<T>(g)) {
+    const Winograd<T> product(g, weights, scale, false, frame, arena);
+    each_group(frame, x, n, group, arena, [&](std::size_t count, const T* images, std::size_t first) {
+      product(images, count, target(first), accumulate, bias, bias_scale, rectify);
+      finish(count, first);
+    });
+    return;
+  }
   Offset* const pixels = offsets(arena, group * rows);
   Offset* const taps = offsets(arena, g.patch());
   Offset* const out = offsets(arena, group * rows);
@@ -202,9 +322,16 @@ void convolve_transposed(const ConvGeometry& g, const T* cotangent, const T* wei
   const ArenaScope scope(arena);
   const PhaseAxis vertical{g.stride_h, g.kernel_h, g.pad_top, g.in_h, g.out_h};
   const PhaseAxis horizontal{g.stride_w, g.kernel_w, g.pad_left, g.in_w, g.out_w};
-  const Frame frame{g.out_h,          g.out_w,           g.c_out, vertical.before(), horizontal.before(),
-                    vertical.after(), horizontal.after()};
+  Frame frame{g.out_h,          g.out_w,           g.c_out, vertical.before(), horizontal.before(),
+              vertical.after(), horizontal.after()};
   const std::size_t group = group_images<T>(n, g.out_pixels(), frame.size(), g.in_pixels() * g.c_in);
+  if (winograd<T>(g)) {
+    const Winograd<T> product(g, weights, scale, true, frame, arena);
+    each_group(frame, cotangent, n, group, arena, [&](std::size_t count, const T* images, std::size_t first) {
+      product(images, count, x_cotangent + first * g.in_pixels() * g.c_in, accumulate, nullptr, T(0), false);
+    });
+    return;
+  }
 
   // Prepared once for the block: of every phase the offsets of its weights [taps, c_out] and pixels. Phases
   // beyond the kernel have no taps: a stride may be huge, the work is not.

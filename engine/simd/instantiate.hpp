@@ -8,6 +8,7 @@
 #include "engine/simd/position.hpp"
 #include "engine/simd/sparse_gradient.hpp"
 #include "engine/simd/tables.hpp"
+#include "engine/simd/winograd.hpp"
 
 namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE {
 
@@ -15,8 +16,14 @@ template <class T>
 constexpr KernelTable<T> make_table(const char* isa) {
   return {isa,
           kLanes<T>,
+          kPanelVectors * kLanes<T>,
           gather_product<T>,
           sparse_gradient<T>,
+          winograd_input<T>,
+          winograd_weights<T>,
+          winograd_output<T>,
+          winograd_cotangent<T>,
+          winograd_gradient<T>,
           count_nonzero<T>,
           activate<T>,
           activation_chain<T>,

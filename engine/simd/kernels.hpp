@@ -65,6 +65,79 @@ inline constexpr std::size_t kSparsePadding = 128 / sizeof(T);
 template <class T>
 inline constexpr std::size_t kColumnPadding = 64 / sizeof(T);
 
+/// Winograd's F(2x2, 3x3): a convolution with 3 x 3 windows and stride 1 as 16 products over channels, one
+/// for each component of transformed 4 x 4 windows of the input, 2 x 2 outputs each: 16 multiply-adds in the
+/// place of 36. Channels are multiples of kColumnPadding. The same bits for a tile wherever it stands.
+///
+/// Tiles [first, first + count) of images of `down` x `across` of them, in row order.
+struct WinogradGrid {
+  std::size_t across, down;
+  std::size_t first, count;
+};
+/// Elements from component to component of `rows` rows of `columns`: a cache line apart, or they would
+/// compete for the same cache sets.
+template <class T>
+constexpr std::size_t winograd_component(std::size_t rows, std::size_t columns) {
+  return rows * columns + 64 / sizeof(T);
+}
+/// out[component][count, channels] = the transformed windows. Every window lies in the padded plane.
+template <class T>
+struct WinogradInput {
+  WinogradGrid grid;
+  const T* plane;
+  std::size_t row, image;  ///< elements from line to line and from image to image
+  std::size_t channels;
+  T* out;
+  std::size_t component;  ///< winograd_component()
+};
+/// out[panel][component][depth, columns of the panel] = the transformed weights [3, 3, c_in, c_out] times
+/// scale: depth c_in and panels of KernelTable::panel_columns of the c_out columns, or `transposed`, of the
+/// transposed convolution, the kernel turned around: depth c_out and columns c_in. Components are
+/// winograd_component(depth, columns of the panel) apart, panels 16 of those.
+template <class T>
+struct WinogradWeights {
+  const T* weights;
+  std::size_t c_in, c_out;
+  bool transposed;
+  T scale;
+  T* out;
+};
+/// Pixels of out [images, out_h, out_w, pixel], of `columns` columns: what the products [component][count,
+/// columns] stand for (+ start_scale * start, or + what is there).
+template <class T>
+struct WinogradOutput {
+  WinogradGrid grid;
+  const T* products;
+  std::size_t component;
+  std::size_t columns;
+  T* out;
+  std::size_t out_h, out_w, pixel;
+  bool accumulate;
+  const T* start;  ///< [columns], or null
+  T start_scale;
+  bool rectify;
+};
+/// The adjoint of WinogradOutput: out[component][count, columns] of a cotangent.
+template <class T>
+struct WinogradCotangent {
+  WinogradGrid grid;
+  const T* cotangent;  ///< [images, out_h, out_w, pixel]
+  std::size_t out_h, out_w, pixel;
+  std::size_t columns;
+  T* out;
+  std::size_t component;
+};
+/// The adjoint of WinogradWeights: gradient[tap, i, k] (+)= that of products [component][c_in, columns].
+template <class T>
+struct WinogradGradient {
+  const T* products;
+  std::size_t component;
+  std::size_t c_in, columns;
+  T* gradient;
+  std::size_t c_out;  ///< elements from one i to the next
+  bool accumulate;
+};
+
 /// sum[i * sum_stride + j] (+)= sum_{k < depth} rows[i, k] * columns[j, k], products and their sum in T in
 /// order of k, then added in f64. Both sides are packed by gram_pack. The same bits whatever stands beside an
 /// entry, and whichever of its two factors is the row.
@@ -189,8 +262,14 @@ template <class T>
 struct KernelTable {
   const char* isa;            ///< `sse2`, `avx2`, `avx512`
   std::size_t vector_length;  ///< elements of T per register
+  std::size_t panel_columns;  ///< of a gather_product whose v is read as it is when they lie side by side
   void (*gather_product)(const GatherProduct<T>&) noexcept;
   void (*sparse_gradient)(const SparseGradient<T>&) noexcept;
+  void (*winograd_input)(const WinogradInput<T>&) noexcept;
+  void (*winograd_weights)(const WinogradWeights<T>&) noexcept;
+  void (*winograd_output)(const WinogradOutput<T>&) noexcept;
+  void (*winograd_cotangent)(const WinogradCotangent<T>&) noexcept;
+  void (*winograd_gradient)(const WinogradGradient<T>&) noexcept;
   /// How many are not zero.
   std::size_t (*count_nonzero)(const T* x, std::size_t n) noexcept;
   /// y[i] = f(x[i]); `slope` is the negative slope of LeakyRelu, otherwise ignored. x == y is allowed.

@@ -447,6 +447,182 @@ TYPED_TEST(Kernels, SparseGradientIsTheGatherProductBitForBit) {
   });
 }
 
+// ---- winograd
+// ----------------------------------------------------------------------------------------------------
+
+/// The transforms around products of components in plain loops; integers (weights: fourfold) stay exact.
+template <class T>
+struct WinogradCase {
+  std::size_t images, out_h, out_w, c_in, c_out;
+  std::size_t down() const { return (out_h + 1) / 2; }
+  std::size_t across() const { return (out_w + 1) / 2; }
+  std::size_t tiles() const { return images * down() * across(); }
+  std::size_t plane_h() const { return 2 * down() + 2; }
+  std::size_t plane_w() const { return 2 * across() + 2; }
+  std::size_t input(std::size_t n, std::size_t y, std::size_t x, std::size_t c) const {
+    return ((n * plane_h() + y) * plane_w() + x) * c_in + c;
+  }
+  std::size_t output(std::size_t n, std::size_t y, std::size_t x, std::size_t c) const {
+    return ((n * out_h + y) * out_w + x) * c_out + c;
+  }
+  /// f(input, weight [3, 3, c_in, c_out], output) for all products of the correlation.
+  template <class F>
+  void each(F f) const {
+    for (std::size_t n = 0; n < images; ++n) {
+      for (std::size_t y = 0; y < out_h; ++y) {
+        for (std::size_t x = 0; x < out_w; ++x) {
+          for (std::size_t tap = 0; tap < 9; ++tap) {
+            for (std::size_t i = 0; i < c_in; ++i) {
+              for (std::size_t k = 0; k < c_out; ++k) {
+                f(input(n, y + tap / 3, x + tap % 3, i), (tap * c_in + i) * c_out + k, output(n, y, x, k));
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+};
+
+TYPED_TEST(Kernels, WinogradIsTheCorrelationExactlyOnIntegers) {
+  using T = TypeParam;
+  this->each([&](const simd::KernelTable<T>& table) {
+    const std::size_t line = simd::kColumnPadding<T>;
+    const std::size_t wide = table.panel_columns;
+    for (const auto& c :
+         {WinogradCase<T>{2, 3, 4, line, wide + line}, WinogradCase<T>{1, 5, 5, 2 * line, line},
+          WinogradCase<T>{3, 2, 1, wide + line, 2 * line}}) {
+      for (int options = 0; options < 16; ++options) {
+        const bool transposed = (options & 1) != 0;
+        const bool accumulate = (options & 2) != 0;
+        const bool rectify = (options & 4) != 0;
+        const bool starts = (options & 8) != 0;
+        const Guarded<T> plane = this->integers(c.images * c.plane_h() * c.plane_w() * c.c_in, 1);
+        Guarded<T> weights = this->integers(9 * c.c_in * c.c_out, 1);
+        for (std::size_t i = 0; i < weights.size(); ++i) weights[i] *= 4;
+        // As those of a transposed convolution: turned around, channels exchanged.
+        Guarded<T> given = weights;
+        for (std::size_t at = 0; transposed && at < given.size(); ++at) {
+          const std::size_t k = at % c.c_out;
+          const std::size_t i = at / c.c_out % c.c_in;
+          given[((8 - at / c.c_out / c.c_in) * c.c_out + k) * c.c_in + i] = weights[at];
+        }
+        const Guarded<T> start = this->integers(c.c_out, 1);
+        Guarded<T> out = this->integers(c.images * c.out_h * c.out_w * c.c_out, 1);
+        std::vector<T> expected(out.data(), out.data() + out.size());
+        for (std::size_t at = 0; at < expected.size() && !accumulate; ++at) {
+          expected[at] = starts ? 3 * start[at % c.c_out] : T(0);
+        }
+        c.each(
+            [&](std::size_t x, std::size_t w, std::size_t y) { expected[y] += 2 * plane[x] * weights[w]; });
+        for (T& value : expected) value = rectify ? std::max(value, T(0)) : value;
+
+        std::size_t room = 0;
+        for (std::size_t first = 0; first < c.c_out; first += wide) {
+          room += 16 * simd::winograd_component<T>(c.c_in, std::min(wide, c.c_out - first));
+        }
+        Guarded<T> transformed(room, 1);
+        table.winograd_weights({given.data(), transposed ? c.c_out : c.c_in, transposed ? c.c_in : c.c_out,
+                                transposed, T(2), transformed.data()});
+        ASSERT_TRUE(transformed.intact());
+        // In two parts.
+        for (std::size_t first = 0, count = 0; first < c.tiles(); first += count) {
+          count = first == 0 ? (c.tiles() + 2) / 3 : c.tiles() - first;
+          const simd::WinogradGrid grid{c.across(), c.down(), first, count};
+          const std::size_t window = simd::winograd_component<T>(count, c.c_in);
+          Guarded<T> windows(16 * window, 1);
+          table.winograd_input({grid, plane.data(), c.plane_w() * c.c_in, c.plane_h() * c.plane_w() * c.c_in,
+                                c.c_in, windows.data(), window});
+          ASSERT_TRUE(windows.intact());
+          const T* panel = transformed.data();
+          for (std::size_t column = 0; column < c.c_out; column += wide) {
+            const std::size_t width = std::min(wide, c.c_out - column);
+            const std::size_t component = simd::winograd_component<T>(count, width);
+            const std::size_t weight = simd::winograd_component<T>(c.c_in, width);
+            Guarded<T> products(16 * component, 1);
+            for (std::size_t at = 0; at < 16; ++at) {
+              for (std::size_t t = 0; t < count; ++t) {
+                for (std::size_t k = 0; k < width; ++k) {
+                  T sum = 0;
+                  for (std::size_t i = 0; i < c.c_in; ++i) {
+                    sum += windows[at * window + t * c.c_in + i] * panel[at * weight + i * width + k];
+                  }
+                  products[at * component + t * width + k] = sum;
+                }
+              }
+            }
+            table.winograd_output({grid, products.data(), component, width, out.data() + column, c.out_h,
+                                   c.out_w, c.c_out, accumulate, starts ? start.data() + column : nullptr,
+                                   T(3), rectify});
+            panel += 16 * weight;
+          }
+        }
+        ASSERT_TRUE(out.intact());
+        for (std::size_t at = 0; at < expected.size(); ++at) {
+          ASSERT_EQ(out[at], expected[at]) << "output " << at << ", options " << options;
+        }
+      }
+    }
+  });
+}
+
+TYPED_TEST(Kernels, WinogradGradientIsExactOnIntegers) {
+  using T = TypeParam;
+  this->each([&](const simd::KernelTable<T>& table) {
+    const std::size_t line = simd::kColumnPadding<T>;
+    for (const auto& c : {WinogradCase<T>{1, 3, 4, 3, 3 * line}, WinogradCase<T>{2, 5, 3, line, line}}) {
+      for (const bool accumulate : {false, true}) {
+        const Guarded<T> plane = this->integers(c.images * c.plane_h() * c.plane_w() * c.c_in, 1);
+        Guarded<T> cotangent = this->integers(c.images * c.out_h * c.out_w * c.c_out, 1);
+        for (std::size_t i = 0; i < cotangent.size(); ++i) cotangent[i] *= 4;
+        Guarded<T> gradient = this->integers(9 * c.c_in * c.c_out, 1);
+        std::vector<T> expected(gradient.data(), gradient.data() + gradient.size());
+        if (!accumulate) std::fill(expected.begin(), expected.end(), T(0));
+        c.each([&](std::size_t x, std::size_t w, std::size_t y) { expected[w] += plane[x] * cotangent[y]; });
+        const simd::WinogradGrid grid{c.across(), c.down(), 0, c.tiles()};
+        for (std::size_t column = 0; column < c.c_out; column += 2 * line) {
+          const std::size_t width = std::min(2 * line, c.c_out - column);
+          const std::size_t component = simd::winograd_component<T>(c.tiles(), width);
+          Guarded<T> transformed(16 * component, 1);
+          table.winograd_cotangent({grid, cotangent.data() + column, c.out_h, c.out_w, c.c_out, width,
+                                    transformed.data(), component});
+          ASSERT_TRUE(transformed.intact());
+          const std::size_t product = simd::winograd_component<T>(c.c_in, width);
+          std::vector<T> products(16 * product);
+          for (std::size_t at = 0; at < 16; ++at) {
+            for (std::size_t t = 0; t < c.tiles(); ++t) {
+              // B^T d B, by its definition.
+              constexpr int kInput[4][4] = {{1, 0, -1, 0}, {0, 1, 1, 0}, {0, -1, 1, 0}, {0, 1, 0, -1}};
+              const std::size_t n = t / (c.down() * c.across());
+              const std::size_t y = t / c.across() % c.down();
+              const std::size_t x = t % c.across();
+              for (std::size_t i = 0; i < c.c_in; ++i) {
+                T window = 0;
+                for (std::size_t a = 0; a < 4; ++a) {
+                  for (std::size_t b = 0; b < 4; ++b) {
+                    window += static_cast<T>(kInput[at / 4][a] * kInput[at % 4][b]) *
+                              plane[c.input(n, 2 * y + a, 2 * x + b, i)];
+                  }
+                }
+                for (std::size_t k = 0; k < width; ++k) {
+                  products[at * product + i * width + k] +=
+                      window * transformed[at * component + t * width + k];
+                }
+              }
+            }
+          }
+          table.winograd_gradient(
+              {products.data(), product, c.c_in, width, gradient.data() + column, c.c_out, accumulate});
+        }
+        ASSERT_TRUE(gradient.intact());
+        for (std::size_t at = 0; at < expected.size(); ++at) {
+          ASSERT_EQ(gradient[at], expected[at]) << "gradient " << at << ", accumulate " << accumulate;
+        }
+      }
+    }
+  });
+}
+
 // ---- elementwise
 // -------------------------------------------------------------------------------------------------
 

@@ -125,6 +125,28 @@ TEST(Conv2d, EqualsTheReferenceOverAGrid) {
   compare_with_reference<double>(conv_geometry(29, 31, 40, 43, 3, 3, 1, 1, {}));
 }
 
+/// Geometries that go through Winograd's transforms, and their neighbours that do not.
+TEST(Conv2d, TransformedWindowsEqualTheReference) {
+  const auto padding = [](std::size_t amount) {
+    return Padding{.kind = Padding::Kind::Explicit, .amount = amount};
+  };
+  for (const ConvGeometry& g :
+       {conv_geometry(8, 8, 16, 16, 3, 3, 1, 1, {}), conv_geometry(9, 8, 16, 80, 3, 3, 1, 1, {}),
+        conv_geometry(10, 11, 96, 32, 3, 3, 1, 1, padding(0)),
+        conv_geometry(7, 8, 32, 16, 3, 3, 1, 1, padding(2)),
+        conv_geometry(7, 8, 16, 16, 3, 3, 1, 1, padding(3)), conv_geometry(17, 5, 48, 64, 3, 3, 1, 1, {}),
+        conv_geometry(9, 7, 16, 16, 3, 3, 1, 1, {}), conv_geometry(16, 16, 64, 64, 3, 3, 1, 1, {})}) {
+    SCOPED_TRACE(::testing::Message()
+                 << g.in_h << "x" << g.in_w << " " << g.c_in << "->" << g.c_out << " pad " << g.pad_top);
+    compare_with_reference<float>(g);
+    compare_with_reference<double>(g);
+  }
+  // Tiles of three images share a block of them.
+  const ConvGeometry g = conv_geometry(9, 8, 8, 16, 3, 3, 1, 1, {});
+  const auto x = random_tensor<double>(Shape{3, g.in_h, g.in_w, g.c_in}, 3);
+  check_op(conv_op(g, true, 0.6, 1.3), x, conv_parameters(g));
+}
+
 /// Cotangents with zeros take another way to the gradient, by how many there are: the reference must hold on
 /// both sides of the choice, and a full and an emptied cotangent must agree where they are the same.
 template <class T>

@@ -21,31 +21,14 @@ namespace {
 
 using nlohmann::ordered_json;
 
-void refuse_exact_options(const Options& options) {
-  const auto refuse = [](bool given, const char* option) {
-    if (given) throw ArgumentError(fmt::format("--approximate: cannot be combined with {}", option));
-  };
-  refuse(options.infinite, "--infinite");
-  refuse(!options.versus.empty(), "--versus");
-  refuse(!options.versus_labels.empty(), "--versus-labels");
-  refuse(options.diagonal, "--diagonal");
-  refuse(options.per_parameter, "--per-parameter");
-  refuse(options.restart, "--restart");
-  refuse(!options.get.empty(), "--get");
-  refuse(options.monte_carlo != 0, "--monte-carlo");
-  refuse(options.packed, "--packed");
-  refuse(options.preview, "--preview");
+template <class T>
+void run(const Context& context) {
+  const Options& options = context.options;
   if (options.reduce == "full") {
     throw ArgumentError(
         "--approximate: has no --reduce full; choose trace-mean, trace-sum, output:K or true-class");
   }
-}
-
-template <class T>
-void run(const Context& context) {
-  const Options& options = context.options;
-  refuse_exact_options(options);
-  const std::filesystem::path out = array_output(options);
+  const std::filesystem::path out = whole_array_output(options);
   const std::size_t memory = memory_budget(options);
   const Workers workers(options.threads);
   const auto begin = std::chrono::steady_clock::now();

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <ostream>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "cli/commands.hpp"
@@ -20,28 +21,6 @@ namespace gradgram::cli {
 namespace {
 
 using nlohmann::ordered_json;
-
-/// What belongs to a finite network's kernel only.
-void refuse_finite_options(const Options& options) {
-  const auto refuse = [](bool given, const char* option) {
-    if (given) {
-      throw ArgumentError(fmt::format(
-          "--infinite: cannot be combined with {}, which is about a finite network's kernel", option));
-    }
-  };
-  refuse(options.monte_carlo != 0, "--monte-carlo");
-  refuse(!options.weights.empty(), "--weights");
-  refuse(!options.reduce.empty(), "--reduce");
-  refuse(options.diagonal, "--diagonal");
-  refuse(options.per_parameter, "--per-parameter");
-  refuse(options.preview, "--preview");
-  refuse(options.explain, "--explain");
-  refuse(options.plan_only, "--plan-only");
-  refuse(!options.ways.empty(), "--way");
-  refuse(!options.rates.empty(), "--rates");
-  refuse(!options.labels.empty(), "--labels");
-  refuse(!options.versus_labels.empty(), "--versus-labels");
-}
 
 /// What the library says of a model without a limit, and what can be had instead.
 template <class Compute>
@@ -60,7 +39,6 @@ auto or_estimate(const Compute& compute) {
 template <class T>
 void run(const Context& context) {
   const Options& options = context.options;
-  refuse_finite_options(options);
   const bool nngp = options.get == "nngp";
   const std::filesystem::path out = array_output(options);
   const std::size_t memory = memory_budget(options);
@@ -103,9 +81,6 @@ void run(const Context& context) {
   } else {
     const datasets::Dataset versus = open_versus(options, data.example_shape());
     const Tensor<T> versus_x = versus.template inputs_as<T>();
-    if (options.packed) {
-      throw ArgumentError("--packed: cannot be combined with --versus, whose block is not symmetric");
-    }
     kernel = or_estimate([&] {
       return ntk::infinite_kernel_to_file<T>(model, variances, x.view(), versus_x.view(), what, destination,
                                              workers);
@@ -121,6 +96,9 @@ void run(const Context& context) {
   json["tiles"] = kernel.tiles;
   json["tiles_of_earlier_runs"] = kernel.found;
   json["tiles_found_damaged"] = kernel.damaged;
+  // What every architecture that is compared with others keeps to (docs/infinite.md).
+  const double entry_error = std::is_same_v<T, float> ? 1e-5 : 1e-10;
+  json["relative_entry_error"] = entry_error;
   json["seconds"] = seconds;
   const std::filesystem::path sidecar = beside(out, ".json");
   write_json(sidecar, json);
@@ -136,7 +114,8 @@ void run(const Context& context) {
       {"prepared", preparation_text(options)},
       {"parameterization", fmt::format("ntk, weight variance {}, bias variance {}", options.weight_variance,
                                        options.bias_variance)},
-      {"precision", options.dtype},
+      {"precision",
+       fmt::format("{}, an entry is good to {} sqrt(k_ii k_jj)", options.dtype, significant(entry_error, 2))},
       {"machine", machine_text(workers.count(), memory)},
       {"time", seconds_text(seconds)}};
   if (kernel.found + kernel.damaged != 0) rows.push_back({"went on", went_on_text(kernel)});
@@ -147,7 +126,6 @@ void run(const Context& context) {
 }  // namespace
 
 void run_infinite_kernel(const Context& context) {
-  check_get(context.options);
   if (context.options.dtype == "f64") {
     run<double>(context);
   } else {

@@ -24,54 +24,6 @@ namespace {
 
 using nlohmann::ordered_json;
 
-std::string lower(std::string_view text) {
-  std::string result(text);
-  for (char& c : result) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return result;
-}
-
-/// `0,5` or `sandal,boot` -> class numbers. A name may be any part of a class's name that fits one class
-/// only.
-std::vector<std::int32_t> class_numbers(const Options& options, const datasets::OpenOptions& base) {
-  std::vector<std::int32_t> numbers;
-  if (options.classes.empty() || options.classes == "all") return numbers;
-  std::vector<std::string> names;
-  std::size_t begin = 0;
-  while (begin <= options.classes.size()) {
-    const std::size_t comma = std::min(options.classes.find(',', begin), options.classes.size());
-    const std::string word = options.classes.substr(begin, comma - begin);
-    begin = comma + 1;
-    const bool digits = !word.empty() && std::all_of(word.begin(), word.end(),
-                                                     [](unsigned char c) { return std::isdigit(c) != 0; });
-    if (digits) {
-      const std::size_t value = parse_numbers(word, "--classes").front();
-      if (value > 1'000'000) throw ArgumentError(fmt::format("--classes: {} is not a class", word));
-      numbers.push_back(static_cast<std::int32_t>(value));
-      continue;
-    }
-    if (names.empty()) {
-      datasets::OpenOptions look;
-      look.target = base.target;
-      look.test = base.test;
-      names = datasets::open(options.data, look).class_names;
-    }
-    std::vector<std::size_t> fits;
-    for (std::size_t i = 0; i < names.size(); ++i) {
-      if (lower(names[i]) == lower(word)) {
-        fits.assign(1, i);
-        break;
-      }
-      if (!word.empty() && lower(names[i]).find(lower(word)) != std::string::npos) fits.push_back(i);
-    }
-    if (fits.size() != 1) {
-      throw ArgumentError(fmt::format("--classes: '{}' fits {} of the classes {}", word,
-                                      fits.empty() ? "none" : "more than one", fmt::join(names, ", ")));
-    }
-    numbers.push_back(static_cast<std::int32_t>(fits.front()));
-  }
-  return numbers;
-}
-
 datasets::OpenOptions open_options(const Options& options) {
   datasets::OpenOptions open;
   open.limit = options.limit;
@@ -83,7 +35,11 @@ datasets::OpenOptions open_options(const Options& options) {
   open.seed = options.seed;
   open.test = options.test;
   open.target = options.target;
-  open.classes = class_numbers(options, open);
+  if (!options.classes.empty() && options.classes != "all") {
+    const std::vector<std::string> names = datasets::class_names(options.data, open);
+    if (names.empty()) throw ArgumentError(fmt::format("--classes: {} has no classes", options.data));
+    open.classes = datasets::parse_classes(options.classes, names);
+  }
   return open;
 }
 
@@ -113,6 +69,7 @@ datasets::Dataset open_versus(const Options& options, const Shape& example_shape
   }
   datasets::OpenOptions open;
   open.unit_norm = options.unit_norm;
+  open.seed = options.seed;
   open.target = options.target;
   datasets::Dataset data = datasets::open(options.versus, open);
   if (!(data.example_shape() == example_shape)) {
@@ -130,7 +87,12 @@ std::size_t outputs_for(const Options& options, const datasets::Dataset& data) {
 models::Model open_model(const Options& options, const Shape& input, std::size_t outputs) {
   models::ParseOptions parse_options;
   parse_options.outputs = outputs;
-  return models::parse(options.model, input, parse_options);
+  models::Model model = models::parse(options.model, input, parse_options);
+  if (options.outputs != 0 && model.outputs() != options.outputs) {
+    throw ArgumentError(
+        fmt::format("--outputs: {}, but --model {} has {}", options.outputs, options.model, model.outputs()));
+  }
+  return model;
 }
 
 models::NetworkOptions network_options(const Options& options) {
@@ -196,10 +158,18 @@ std::filesystem::path array_output(const Options& options) {
   return out;
 }
 
-void check_get(const Options& options) {
-  if (!options.get.empty() && options.get != "ntk" && options.get != "nngp") {
-    throw ArgumentError(fmt::format("--get: '{}' is unknown; expected ntk or nngp", options.get));
+std::filesystem::path whole_array_output(const Options& options) {
+  std::filesystem::path out = array_output(options);
+  const std::filesystem::path unfinished = ntk::unfinished_beside(out);
+  if (unfinished.empty()) return out;
+  if (!options.restart) {
+    throw ArgumentError(fmt::format(
+        "--out: {} is an unfinished kernel of the same name, with which the command that began it goes on; "
+        "choose another name, or {}",
+        unfinished.string(), options.verb == Verb::Kernel ? "--restart to remove it" : "remove it"));
   }
+  ntk::discard_unfinished(out);
+  return out;
 }
 
 std::filesystem::path beside(std::filesystem::path path, const char* extension) {

@@ -45,8 +45,9 @@ void require_writable(const std::filesystem::path& path);
 /// --out, where an array is going to be written. Throws like require_writable, and ArgumentError when the
 /// name does not end in .npy.
 std::filesystem::path array_output(const Options& options);
-/// Throws ArgumentError when --get is neither of the kernels of infinite width.
-void check_get(const Options& options);
+/// The same of an array that is written at once. An unfinished kernel beside it, which would be taken for one
+/// of --out later, is removed with --restart; otherwise it is an ArgumentError.
+std::filesystem::path whole_array_output(const Options& options);
 /// `k.npy` -> `k.json`.
 std::filesystem::path beside(std::filesystem::path path, const char* extension);
 void write_json(const std::filesystem::path& path, const nlohmann::ordered_json& document);

@@ -150,7 +150,10 @@ Tensor<T> take_inputs(datasets::Dataset& data, std::size_t memory, const char* o
 template <class T>
 void run(const Context& context) {
   const Options& options = context.options;
-  const std::filesystem::path out = options.plan_only ? std::filesystem::path() : array_output(options);
+  const bool at_once = options.diagonal || options.per_parameter;
+  const std::filesystem::path out = options.plan_only ? std::filesystem::path()
+                                    : at_once         ? whole_array_output(options)
+                                                      : array_output(options);
   const std::size_t memory = memory_budget(options);
   const Workers workers(options.threads);
   const auto begin = std::chrono::steady_clock::now();
@@ -161,20 +164,7 @@ void run(const Context& context) {
   ntk::KernelOptions kernel_options;
   std::string note;
   choose_reduction(options, network.outputs(), kernel_options, note);
-  if (options.diagonal && (!options.versus.empty() || options.per_parameter)) {
-    throw ArgumentError(fmt::format("--diagonal: cannot be combined with {}",
-                                    options.per_parameter ? "--per-parameter" : "--versus"));
-  }
-  const bool symmetric_file = !options.diagonal && !options.per_parameter && options.versus.empty();
-  for (const auto& [given, option] :
-       {std::pair(options.packed, "--packed"), std::pair(options.preview, "--preview")}) {
-    if (given && !symmetric_file) {
-      throw ArgumentError(fmt::format("{}: cannot be combined with {}", option,
-                                      options.diagonal        ? "--diagonal"
-                                      : options.per_parameter ? "--per-parameter"
-                                                              : "--versus, whose block is not symmetric"));
-    }
-  }
+  const bool symmetric_file = !at_once && options.versus.empty();
   ProgressMeter meter(context.err, options.quiet);
   kernel_options.per_parameter = options.per_parameter;
   kernel_options.memory = memory;
@@ -182,9 +172,6 @@ void run(const Context& context) {
   kernel_options.progress = meter.phase("kernel");
   kernel_options.stop = context.stop;
   kernel_options.ways = parse_ways(options.ways, parameter_names(network.parameters()));
-  if (options.diagonal && !options.ways.empty()) {
-    throw ArgumentError("--way: cannot be combined with --diagonal, which contracts nothing");
-  }
   Explainer explainer(context, network.model(), workers.count());
   explainer.watch(kernel_options);
   std::vector<std::int32_t> labels;
@@ -368,7 +355,6 @@ void run_kernel(const Context& context) {
     run_monte_carlo_kernel(context);
     return;
   }
-  if (!context.options.get.empty()) throw ArgumentError("--get: needs --infinite or --monte-carlo");
   if (context.options.dtype == "f64") {
     run<double>(context);
   } else {

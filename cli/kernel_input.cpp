@@ -4,6 +4,9 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <type_traits>
+#include <utility>
 
 #include "cli/inputs.hpp"
 #include "engine/error.hpp"
@@ -28,57 +31,125 @@ ordered_json sidecar_of(const std::filesystem::path& sidecar) {
   return json;
 }
 
+double number_below_one(const ordered_json& json, const char* name, const std::filesystem::path& sidecar) {
+  const double value = json[name].get<double>();
+  if (value >= 0 && value < 1) return value;
+  throw FormatError(
+      fmt::format("{}: {} is {}, expected at least 0 and below 1", sidecar.string(), name, value));
+}
+
+/// n of a kernel of this shape. Throws ShapeError.
+std::size_t side_of(const std::string& path, const std::vector<std::size_t>& found, bool packed) {
+  const std::string sidecar = beside(path, ".json").string();
+  std::vector<std::size_t> shape = found;
+  const std::size_t rank = packed ? 1 : 2;
+  if (shape.size() == rank + 2 && shape[rank] == 1 && shape[rank + 1] == 1) shape.resize(rank);
+  if (packed) {
+    const std::optional<std::size_t> side =
+        shape.size() == 1 && shape[0] != 0 ? ntk::packed_side(shape[0]) : std::nullopt;
+    if (side) return *side;
+    throw ShapeError(
+        fmt::format("{}: {} calls it packed, so its shape must be [n (n + 1) / 2] or [n (n + 1) / 2, 1, 1], "
+                    "found [{}]",
+                    path, sidecar, fmt::join(found, ", ")));
+  }
+  if (shape.size() == 2 && shape[0] == shape[1] && shape[0] != 0) return shape[0];
+  throw ShapeError(fmt::format(
+      "{}: the shape of a kernel must be [n, n] or [n, n, 1, 1], found [{}]{}", path, fmt::join(found, ", "),
+      found.size() == 1 && ntk::packed_side(found[0])
+          ? fmt::format("; a packed kernel needs {} with \"packed\": true beside it", sidecar)
+          : ""));
+}
+
 }  // namespace
 
-KernelInput read_kernel(const std::string& path) {
-  const NpyArray array = read_npy(path);
+KernelFacts read_kernel_facts(const std::string& path, NpyType type) {
   const std::filesystem::path sidecar = beside(path, ".json");
   const ordered_json json = sidecar_of(sidecar);
-  KernelInput input;
-  input.packed = json.is_object() && json.contains("packed") && json["packed"].is_boolean() &&
-                 json["packed"].get<bool>();
-
-  std::vector<std::size_t> shape = array.shape;
-  const std::size_t rank = input.packed ? 1 : 2;
-  if (shape.size() == rank + 2 && shape[rank] == 1 && shape[rank + 1] == 1) shape.resize(rank);
-  if (input.packed) {
-    if (shape.size() != 1 || shape[0] == 0 || !ntk::packed_side(shape[0])) {
-      throw ShapeError(fmt::format(
-          "{}: {} calls it packed, so its shape must be [n (n + 1) / 2] or [n (n + 1) / 2, 1, 1], "
-          "found [{}]",
-          path, sidecar.filename().string(), fmt::join(array.shape, ", ")));
-    }
-  } else if (shape.size() != 2 || shape[0] != shape[1] || shape[0] == 0) {
-    throw ShapeError(fmt::format(
-        "{}: a spectrum needs a kernel of shape [n, n] or [n, n, 1, 1], found [{}]{}", path,
-        fmt::join(array.shape, ", "),
-        array.shape.size() == 1 && ntk::packed_side(array.shape[0])
-            ? fmt::format("; a packed kernel needs {} with \"packed\": true beside it", sidecar.string())
-            : ""));
-  }
-  const Tensor<double> values = input.packed ? ntk::unpack(array) : array.to_tensor<double>();
-  const std::size_t n = values.shape()[0];
-  input.values = Tensor<double>(Shape{n, n}, values.span());
-
-  if (json.is_object() && json.contains("relative_entry_error") && json["relative_entry_error"].is_number()) {
-    input.entry_error = json["relative_entry_error"].get<double>();
-    if (!(input.entry_error >= 0 && input.entry_error < 1)) {
-      throw FormatError(fmt::format("{}: relative_entry_error is {}, expected at least 0 and below 1",
-                                    sidecar.string(), input.entry_error));
-    }
-    input.entry_error_origin = sidecar.filename().string();
-  } else if (array.type == NpyType::F4) {
-    input.entry_error = ntk::entry_error<float>();
-    input.entry_error_origin = "its being stored as f32";
+  KernelFacts facts;
+  const auto member = [](const ordered_json& object, const char* name) {
+    return object.is_object() && object.contains(name) ? object[name] : ordered_json();
+  };
+  facts.packed = member(json, "packed") == true;
+  if (member(json, "relative_entry_error").is_number()) {
+    facts.entry_error = number_below_one(json, "relative_entry_error", sidecar);
+    facts.entry_error_origin = sidecar.filename().string();
+  } else if (type == NpyType::F4) {
+    facts.entry_error = ntk::entry_error<float>();
+    facts.entry_error_origin = "its being stored as f32";
   } else {
-    input.entry_error = ntk::entry_error<double>();
-    input.entry_error_origin = "its being stored as f64";
+    facts.entry_error = ntk::entry_error<double>();
+    facts.entry_error_origin = "its being stored as f64";
   }
-  if (json.is_object() && json.contains("approximate") && json["approximate"].is_object()) {
-    const ordered_json& label = json["approximate"].value("label", ordered_json());
-    input.approximate = label.is_string() ? label.get<std::string>() : "approximate";
+  if (const ordered_json approximate = member(json, "approximate"); approximate.is_object()) {
+    const ordered_json label = member(approximate, "label");
+    facts.estimate = label.is_string() ? label.get<std::string>() : "approximate";
   }
+  const ordered_json standard_error = member(json, "standard_error");
+  if (member(standard_error, "relative").is_number()) {
+    facts.standard_error = standard_error["relative"].get<double>();
+    if (!(facts.standard_error >= 0)) {
+      throw FormatError(fmt::format("{}: the relative standard error is {}, expected at least 0",
+                                    sidecar.string(), facts.standard_error));
+    }
+    const ordered_json samples = member(json, "samples");
+    facts.estimate = fmt::format("a Monte Carlo estimate{}",
+                                 samples.is_number_unsigned()
+                                     ? fmt::format(", the mean of {} networks", samples.get<std::size_t>())
+                                     : "");
+  }
+  return facts;
+}
+
+KernelInput read_kernel(const std::string& path, std::size_t memory) {
+  const NpyLayout layout = read_npy_layout(path);
+  KernelInput input;
+  input.facts = read_kernel_facts(path, layout.type);
+  const std::size_t n = side_of(path, layout.shape, input.facts.packed);
+  // As it is stored, and in f64.
+  const std::size_t numbers = checked_multiply(n, n, "kernel");
+  const std::size_t stored = checked_multiply(input.facts.packed ? ntk::packed_size(n) : numbers,
+                                              layout.type == NpyType::F4 || layout.type == NpyType::I4 ? 4
+                                              : layout.type == NpyType::U1                             ? 1
+                                                                                                       : 8,
+                                              "kernel");
+  const std::size_t needed = checked_add(
+      checked_multiply(numbers, sizeof(double) * (input.facts.packed ? 2 : 1), "kernel"), stored, "kernel");
+  if (needed > memory) {
+    throw BudgetError(
+        fmt::format("{}: reading a kernel of {} examples in f64 takes {} bytes, the budget is {}", path, n,
+                    needed, memory));
+  }
+  const NpyArray array = read_npy(path);
+  Tensor<double> values = input.facts.packed ? ntk::unpack(array) : array.to_tensor<double>();
+  input.values = values.shape().rank() == 2 ? std::move(values) : Tensor<double>(Shape{n, n}, values.span());
   return input;
 }
+
+template <class T>
+MappedKernel<T>::MappedKernel(const std::string& path, const ntk::MappedNpy& file, bool packed,
+                              std::size_t memory) {
+  const std::size_t n = side_of(path, {file.shape().extents().begin(), file.shape().extents().end()}, packed);
+  TensorView<const T> stored;
+  if constexpr (std::is_same_v<T, float>) {
+    stored = file.f32();
+  } else {
+    stored = file.f64();
+  }
+  if (!packed) {
+    view_ = stored.reshaped(Shape{n, n});
+    return;
+  }
+  const std::size_t needed = checked_multiply(checked_multiply(n, n, "kernel"), sizeof(T), "kernel");
+  if (needed > memory) {
+    throw BudgetError(
+        fmt::format("{}: a packed kernel of {} examples takes {} bytes unpacked, the budget is {}", path, n,
+                    needed, memory));
+  }
+  unpacked_ = ntk::unpack<T>(stored.reshaped(Shape{stored.size()}));
+  view_ = unpacked_.view();
+}
+template class MappedKernel<float>;
+template class MappedKernel<double>;
 
 }  // namespace gradgram::cli

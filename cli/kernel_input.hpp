@@ -1,22 +1,55 @@
 #pragma once
 
+#include <cstddef>
 #include <string>
 
+#include "engine/npy.hpp"
 #include "engine/tensor.hpp"
+#include "ntk/matrix_operator.hpp"
 
 /// Kernels that a verb reads.
 namespace gradgram::cli {
 
+/// What is known of a kernel in an .npy file, from the .json beside it where there is one.
+struct KernelFacts {
+  bool packed = false;
+  double entry_error = 0;          ///< relative to sqrt(k_ii k_jj)
+  std::string entry_error_origin;  ///< what says so
+  /// How, when the file holds an estimate and not the kernel itself; else empty.
+  std::string estimate;
+  /// Of a Monte Carlo estimate: ||standard error||_F / ||K||_F.
+  double standard_error = 0;
+  /// What reports call the estimate.
+  const char* estimate_name() const { return standard_error > 0 ? "estimate" : "approximate"; }
+};
+
+/// Throws IoError, FormatError.
+KernelFacts read_kernel_facts(const std::string& path, NpyType type);
+
 struct KernelInput {
   Tensor<double> values;  ///< [n, n]
-  bool packed = false;    ///< as it is stored
-  double entry_error = 0;
-  std::string entry_error_origin;  ///< what says so
-  std::string approximate;         ///< how, when the kernel is an estimate; else empty
+  KernelFacts facts;
 };
 
 /// The symmetric kernel of an .npy file of shape [n, n] or [n, n, 1, 1]; or packed, [n (n + 1) / 2] or
-/// [n (n + 1) / 2, 1, 1], when the .json beside it says so. Throws IoError, FormatError, ShapeError.
-KernelInput read_kernel(const std::string& path);
+/// [n (n + 1) / 2, 1, 1], when the .json beside it says so. Throws IoError, FormatError, ShapeError, and
+/// BudgetError when it does not fit into `memory` bytes in f64.
+KernelInput read_kernel(const std::string& path, std::size_t memory);
+
+/// Such a kernel in its own precision, mapped (so that it may be larger than memory) unless it is packed.
+template <class T>
+class MappedKernel {
+ public:
+  /// `file` must outlive the object. Throws ShapeError, and BudgetError when a packed one does not fit into
+  /// `memory` bytes unpacked.
+  MappedKernel(const std::string& path, const ntk::MappedNpy& file, bool packed, std::size_t memory);
+  TensorView<const T> view() const { return view_; }
+  /// What it takes of the memory.
+  std::size_t bytes() const { return unpacked_.size() * sizeof(T); }
+
+ private:
+  Tensor<T> unpacked_;
+  TensorView<const T> view_;
+};
 
 }  // namespace gradgram::cli

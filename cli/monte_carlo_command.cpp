@@ -15,31 +15,18 @@
 #include "engine/error.hpp"
 #include "engine/npy.hpp"
 #include "ntk/monte_carlo.hpp"
+#include "ntk/precision.hpp"
 
 namespace gradgram::cli {
 namespace {
 
 using nlohmann::ordered_json;
 
-void refuse(bool given, const char* option, const char* why) {
-  if (given) throw ArgumentError(fmt::format("--monte-carlo: cannot be combined with {}, {}", option, why));
-}
-
 template <class T>
 void run(const Context& context) {
   const Options& options = context.options;
-  refuse(!options.weights.empty(), "--weights", "since every sample draws its own");
-  refuse(options.diagonal, "--diagonal", "which is not estimated");
-  refuse(options.per_parameter, "--per-parameter", "which is not estimated");
-  refuse(options.restart, "--restart", "since nothing is kept of a run that was stopped");
-  refuse(options.packed, "--packed", "which is not offered for estimates");
-  refuse(options.preview, "--preview", "since an estimate is not written tile by tile");
   const bool nngp = options.get == "nngp";
-  refuse(nngp && !options.reduce.empty(), "--get nngp and --reduce", "since the covariance has no blocks");
-  if (options.monte_carlo < 2) {
-    throw ArgumentError("--monte-carlo: needs at least 2 samples, or there is no standard error");
-  }
-  const std::filesystem::path out = array_output(options);
+  const std::filesystem::path out = whole_array_output(options);
   const std::size_t memory = memory_budget(options);
   const Workers workers(options.threads);
   const auto begin = std::chrono::steady_clock::now();
@@ -97,6 +84,8 @@ void run(const Context& context) {
   if (!nngp) json["reduction"] = ntk::reduce_name(what.reduce, what.output);
   json["n"] = data.size();
   json["n_versus"] = columns;
+  // Of the samples' arithmetic, beside the standard error.
+  json["relative_entry_error"] = ntk::entry_error<T>(models::Network<T>(model, drawn));
   const Shape& shape = kernel.mean.shape();
   json["shape"] = list(shape);
   json["seconds"] = seconds;
@@ -127,7 +116,6 @@ void run(const Context& context) {
 }  // namespace
 
 void run_monte_carlo_kernel(const Context& context) {
-  check_get(context.options);
   if (context.options.dtype == "f64") {
     run<double>(context);
   } else {

@@ -12,6 +12,7 @@
 #include <memory>
 #include <sstream>
 
+#include "cli/modes.hpp"
 #include "engine/error.hpp"
 
 namespace gradgram::cli {
@@ -76,6 +77,22 @@ class HelpFormatter final : public CLI::Formatter {
   }
 };
 
+/// Options that stand under one heading of a verb's help.
+struct Group {
+  CLI::App& verb;
+  const char* heading;
+
+  /// `type` is what the help calls the value, `standard` what it takes the place of.
+  template <class T>
+  CLI::Option* option(const char* name, T& value, const char* type, const std::string& text,
+                      const std::string& standard = "") const {
+    return verb.add_option(name, value, text)->type_name(type)->default_str(standard)->group(heading);
+  }
+  CLI::Option* flag(const char* name, bool& value, const char* text) const {
+    return verb.add_flag(name, value, text)->group(heading);
+  }
+};
+
 struct Parser {
   CLI::App app{
       "Neural Tangent Kernels of networks on data: compute them, read them, and see what they predict."};
@@ -102,13 +119,13 @@ struct Parser {
     for (CLI::App* sub : app.get_subcommands({})) {
       for (CLI::Option* option : sub->get_options()) {
         const std::string type = option->get_type_name();
-        if (type != "N" && type != "S" && type != "K" && type != "M") continue;
-        const bool positive = type == "S";
+        if (type != "N" && type != "S" && type != "K" && type != "M" && type != "D") continue;
+        const std::size_t least = type == "S" ? 2 : type == "D" ? 16 : 0;
         // CLI11 would read -3 as 2^64 - 3.
         option->check(CLI::Validator(
-            [positive](const std::string& text) {
+            [least](const std::string& text) {
               if (!text.empty() && text.front() == '-') return "'" + text + "' must not be negative";
-              return std::string(positive && text == "0" ? "must be at least 1, not 0" : "");
+              return least != 0 && text == "0" ? fmt::format("0 must be at least {}", least) : std::string();
             },
             ""));
       }
@@ -123,110 +140,73 @@ struct Parser {
   }
 
   void common(CLI::App& sub, bool computes) {
-    const std::string group = "Running";
+    const Group group{sub, "Running"};
     if (computes) {
-      sub.add_option("--seed", options.seed, "Seed of everything drawn at random")
-          ->type_name("N")
-          ->default_str("0")
-          ->group(group);
-      sub.add_option(
-             "--dtype", options.dtype,
-             sub.get_name() == "kernel"
-                 ? "Precision of the arithmetic and of the result, f32 or f64; f32 sums in f64 across "
-                   "panels; bf16 is f32 but for products of gradients, whose factors are rounded to "
-                   "8 bits, on processors with such products"
-                 : "Precision of the arithmetic and of the result, f32 or f64; f32 sums in f64 "
-                   "across panels")
-          ->type_name("TYPE")
-          ->default_str("f32")
-          ->group(group);
+      group.option("--seed", options.seed, "N", "Seed of everything drawn at random", "0");
+      group.option("--dtype", options.dtype, "TYPE",
+                   sub.get_name() == "kernel"
+                       ? "Precision of the arithmetic and of the result, f32 or f64; f32 sums in f64 across "
+                         "panels; bf16 is f32 but for products of gradients, whose factors are rounded to "
+                         "8 bits, on processors with such products"
+                       : "Precision of the arithmetic and of the result, f32 or f64; f32 sums in f64 "
+                         "across panels",
+                   "f32");
     }
-    sub.add_option("--threads", options.threads, "Threads; the results have the same bits for any number")
-        ->type_name("N")
-        ->default_str("every processor this process may use")
-        ->group(group);
-    sub.add_option("--memory", options.memory,
-                   "Budget in bytes or with a unit (4GiB, 512MB) that data, weights, result and working "
-                   "memory keep to; the program itself and its libraries take up to 256 MiB beside it")
-        ->type_name("SIZE")
-        ->default_str("half of the machine's memory")
-        ->group(group);
-    sub.add_flag("--json", options.json, "Print the result as one JSON document")->group(group);
-    sub.add_flag("--quiet", options.quiet, "No progress on standard error")->group(group);
+    group.option("--threads", options.threads, "N", "Threads; the results have the same bits for any number",
+                 "every processor this process may use");
+    group.option("--memory", options.memory, "SIZE",
+                 "Budget in bytes or with a unit (4GiB, 512MB) that data, weights, result and working "
+                 "memory keep to; the program itself and its libraries take up to 256 MiB beside it",
+                 "half of the machine's memory");
+    group.flag("--json", options.json, "Print the result as one JSON document");
+    group.flag("--quiet", options.quiet, "No progress on standard error");
   }
 
   void model(CLI::App& sub, bool weights, bool required = true) {
-    const std::string group = "Model";
-    sub.add_option("--model", options.model,
-                   "Layers, such as \"conv(32,3) relu gap dense(1)\", or a preset: mlp:width=512,depth=3, "
-                   "cnn3:channels=32")
-        ->type_name("TEXT")
-        ->required(required)
-        ->group(group);
-    sub.add_option("--outputs", options.outputs, "Outputs of a preset that does not say")
-        ->type_name("N")
-        ->default_str("1 for at most two classes, else one for each class")
-        ->group(group);
-    sub.add_option("--parameterization", options.parameterization,
-                   "standard (W ~ N(0, weight variance / fan-in)) or ntk (W ~ N(0, 1), scaled in the layer)")
-        ->type_name("NAME")
-        ->default_str("standard")
-        ->group(group);
-    sub.add_option("--weight-variance", options.weight_variance, "sigma_w^2 of the initial weights")
-        ->type_name("X")
-        ->default_str("2")
-        ->group(group);
-    sub.add_option("--bias-variance", options.bias_variance, "sigma_b^2 of the initial biases")
-        ->type_name("X")
-        ->default_str("0")
-        ->group(group);
+    const Group group{sub, "Model"};
+    group
+        .option("--model", options.model, "TEXT",
+                "Layers, such as \"conv(32,3) relu gap dense(1)\", or a preset: mlp:width=512,depth=3, "
+                "cnn3:channels=32")
+        ->required(required);
+    group.option("--outputs", options.outputs, "N", "Outputs of a preset that does not say",
+                 "1 for at most two classes, else one for each class");
+    group.option("--parameterization", options.parameterization, "NAME",
+                 "standard (W ~ N(0, weight variance / fan-in)) or ntk (W ~ N(0, 1), scaled in the layer)",
+                 "standard");
+    group.option("--weight-variance", options.weight_variance, "X", "sigma_w^2 of the initial weights", "2");
+    group.option("--bias-variance", options.bias_variance, "X", "sigma_b^2 of the initial biases", "0");
     if (weights) {
-      sub.add_option("--weights", options.weights,
-                     "Weights from an .npz file with PyTorch's names and layouts")
-          ->type_name("FILE")
-          ->default_str("drawn with --seed")
-          ->group(group);
+      group.option("--weights", options.weights, "FILE",
+                   "Weights from an .npz file with PyTorch's names and layouts", "drawn with --seed");
     }
   }
 
   /// `parts`: the verb takes training and test examples, with options of its own for how many.
   void data(CLI::App& sub, bool required, bool labels, bool parts = false) {
-    const std::string group = "Data";
-    sub.add_option(
-           "--data", options.data,
-           "A name (fashion-mnist, mnist, cifar10, circle:n=200, ...) or a path (.npy, .npz, .csv, a folder "
-           "of "
-           "IDX or CIFAR-10 files); arrays are used as they are, rank 4 is [n, channels, height, width]")
-        ->type_name("SOURCE")
-        ->required(required)
-        ->group(group);
-    sub.add_option("--classes", options.classes, "Keep these classes, relabelled 0, 1, ... in this order")
-        ->type_name("A,B,...")
-        ->default_str("all")
-        ->group(group);
+    const Group group{sub, "Data"};
+    group
+        .option(
+            "--data", options.data, "SOURCE",
+            "A name (fashion-mnist, mnist, cifar10, circle:n=200, ...) or a path (.npy, .npz, .csv, a folder "
+            "of "
+            "IDX or CIFAR-10 files); arrays are used as they are, rank 4 is [n, channels, height, width]")
+        ->required(required);
+    group.option("--classes", options.classes, "A,B,...",
+                 "Keep these classes, relabelled 0, 1, ... in this order", "all");
     if (!parts) {
-      sub.add_option("--limit", options.limit, "Examples to keep, balanced over the classes; 0 for all")
-          ->type_name("N")
-          ->default_str("0")
-          ->group(group);
+      group.option("--limit", options.limit, "N", "Examples to keep, balanced over the classes; 0 for all",
+                   "0");
     }
-    sub.add_option("--standardize", options.standardize,
-                   "Shift and scale to mean 0 and variance 1: none, channel or feature")
-        ->type_name("HOW")
-        ->default_str(options.standardize)
-        ->group(group);
-    sub.add_flag("--unit-norm", options.unit_norm, "Scale every example to norm 1")->group(group);
+    group.option("--standardize", options.standardize, "HOW",
+                 "Shift and scale to mean 0 and variance 1: none, channel or feature", options.standardize);
+    group.flag("--unit-norm", options.unit_norm, "Scale every example to norm 1");
     if (labels) {
-      sub.add_option("--label-noise", options.label_noise, "Share of labels replaced by another class")
-          ->type_name("SHARE")
-          ->default_str("0")
-          ->group(group);
+      group.option("--label-noise", options.label_noise, "SHARE", "Share of labels replaced by another class",
+                   "0");
     }
-    sub.add_option("--target", options.target, "Column of a CSV file to predict")
-        ->type_name("NAME")
-        ->default_str("the last")
-        ->group(group);
-    if (!parts) sub.add_flag("--test", options.test, "Use the test part of the data set")->group(group);
+    group.option("--target", options.target, "NAME", "Column of a CSV file to predict", "the last");
+    if (!parts) group.flag("--test", options.test, "Use the test part of the data set");
   }
 
   void doctor() {
@@ -235,18 +215,14 @@ struct Parser {
              "Tell what this machine can do.\nPrints the processor, instruction sets, the kernel set of "
              "BLIS, measured rates, memory and the data sets found.",
              "gradgram doctor --json");
-    const std::string group = "Running";
-    sub.add_flag(
-           "--measure", options.measure,
-           "Measure anew how fast the parts of a kernel's work are, and keep the rates for the plans of "
-           "`gradgram kernel` (in $XDG_CACHE_HOME/gradgram or ~/.cache/gradgram)")
-        ->group(group);
-    sub.add_option("--threads", options.threads, "Threads of the second measurement")
-        ->type_name("N")
-        ->default_str("every processor this process may use")
-        ->group(group);
-    sub.add_flag("--json", options.json, "Print the result as one JSON document")->group(group);
-    sub.add_flag("--quiet", options.quiet, "No progress on standard error")->group(group);
+    const Group group{sub, "Running"};
+    group.flag("--measure", options.measure,
+               "Measure anew how fast the parts of a kernel's work are, and keep the rates for the plans of "
+               "`gradgram kernel` (in $XDG_CACHE_HOME/gradgram or ~/.cache/gradgram)");
+    group.option("--threads", options.threads, "N", "Threads of the second measurement",
+                 "every processor this process may use");
+    group.flag("--json", options.json, "Print the result as one JSON document");
+    group.flag("--quiet", options.quiet, "No progress on standard error");
   }
 
   void init() {
@@ -258,14 +234,9 @@ struct Parser {
              "--seed 7 --out w.npz");
     model(sub, false);
     data(sub, false, false);
-    sub.add_option("--input", options.input,
-                   "Shape of an example instead of --data: FEATURES or CHANNELSxHEIGHTxWIDTH")
-        ->type_name("SHAPE")
-        ->group("Data");
-    sub.add_option("--out", options.out, "The .npz file to write")
-        ->type_name("FILE")
-        ->required()
-        ->group("Result");
+    Group{sub, "Data"}.option("--input", options.input, "SHAPE",
+                              "Shape of an example instead of --data: FEATURES or CHANNELSxHEIGHTxWIDTH");
+    Group{sub, "Result"}.option("--out", options.out, "FILE", "The .npz file to write")->required();
     common(sub, true);
   }
 
@@ -280,97 +251,67 @@ struct Parser {
              "--dtype f64 --parameterization standard --reduce full --out k.npy");
     model(sub, true);
     data(sub, true, true);
-    const std::string group = "Kernel";
-    sub.add_option(
-           "--reduce", options.reduce,
-           "full (n, n', O, O), trace-mean, trace-sum, output:K or true-class; must be chosen when the model "
-           "has several outputs")
-        ->type_name("HOW")
-        ->group(group);
-    sub.add_option(
-           "--versus", options.versus,
-           "A second set x' for the rectangular block K(x, x'): a name or path as for --data, used whole")
-        ->type_name("SOURCE")
-        ->group(group);
-    sub.add_flag("--infinite", options.infinite,
-                 "The kernel that the model tends to as its widths grow, instead of that of a network")
-        ->group(group);
-    sub.add_option(
-           "--monte-carlo", options.monte_carlo,
-           "Estimate: the mean of the kernels of S networks with fresh weights, for models that have no "
-           "kernel of infinite width; writes its standard error as OUT.error.npy")
-        ->type_name("S")
-        ->group(group);
-    sub.add_option("--get", options.get,
-                   "With --infinite or --monte-carlo: ntk, or nngp for the covariance of the outputs")
-        ->type_name("WHICH")
-        ->default_str("ntk")
-        ->group(group);
-    sub.add_option(
-           "--approximate", options.approximate,
-           "Instead of the kernel an estimate of it, from gradients projected at random (by --seed) to D "
-           "dimensions: unbiased, off by at most sqrt(2 / D) sqrt(k_ii k_jj) (one standard deviation), "
-           "and labelled approximate; at least 16")
-        ->type_name("D")
-        ->check(CLI::Range(16, 1 << 24))
-        ->group(group);
-    sub.add_flag("--diagonal", options.diagonal, "Only the entries K(x, x), without the matrix")
-        ->group(group);
-    sub.add_option("--labels", options.labels, "Labels [n] for true-class, as .npy")
-        ->type_name("FILE")
-        ->default_str("those of the data")
-        ->group(group);
-    sub.add_option("--versus-labels", options.versus_labels, "The same for --versus")
-        ->type_name("FILE")
-        ->default_str("those of the data")
-        ->group(group);
-    sub.add_flag(
-           "--per-parameter", options.per_parameter,
-           "Also write OUT.per-parameter.npz: one kernel for each weight and bias; all are then held in "
-           "memory and nothing is kept when the run is stopped")
-        ->group(group);
-    const std::string plan = "Plan";
-    sub.add_flag(
-           "--explain", options.explain,
-           "Print the plan before the run: of each layer how it is contracted, FLOP, bytes and predicted "
-           "seconds, and what the other ways would cost; afterwards what was measured")
-        ->group(plan);
-    sub.add_flag("--plan-only", options.plan_only, "Print the plan and stop; --out is not needed")
-        ->group(plan);
-    sub.add_option("--way", options.ways,
-                   "Contract this layer this way: materialize, outer or position-gram; may be repeated. "
-                   "Layers are called as in the weights' names and in --explain")
-        ->type_name("LAYER=WAY")
+    const Group group{sub, "Kernel"};
+    group.option(
+        "--reduce", options.reduce, "HOW",
+        "full (n, n', O, O), trace-mean, trace-sum, output:K or true-class; must be chosen when the model "
+        "has several outputs");
+    group.option(
+        "--versus", options.versus, "SOURCE",
+        "A second set x' for the rectangular block K(x, x'): a name or path as for --data, used whole");
+    group.flag("--infinite", options.infinite,
+               "The kernel that the model tends to as its widths grow, instead of that of a network");
+    group.option(
+        "--monte-carlo", options.monte_carlo, "S",
+        "Estimate: the mean of the kernels of S networks with fresh weights, for models that have no "
+        "kernel of infinite width; writes its standard error as OUT.error.npy");
+    group.option("--get", options.get, "WHICH",
+                 "With --infinite or --monte-carlo: ntk, or nngp for the covariance of the outputs", "ntk");
+    group.option(
+        "--approximate", options.approximate, "D",
+        "Instead of the kernel an estimate of it, from gradients projected at random (by --seed) to D "
+        "dimensions: unbiased, off by at most sqrt(2 / D) sqrt(k_ii k_jj) (one standard deviation), "
+        "and labelled approximate; at least 16");
+    group.flag("--diagonal", options.diagonal, "Only the entries K(x, x), without the matrix");
+    group.option("--labels", options.labels, "FILE", "Labels [n] for true-class, as .npy",
+                 "those of the data");
+    group.option("--versus-labels", options.versus_labels, "FILE", "The same for --versus",
+                 "those of the data");
+    group.flag("--per-parameter", options.per_parameter,
+               "Also write OUT.per-parameter.npz: one kernel for each weight and bias; all are then held in "
+               "memory and nothing is kept when the run is stopped");
+    const Group plan{sub, "Plan"};
+    plan.flag("--explain", options.explain,
+              "Print the plan before the run: of each layer how it is contracted, FLOP, bytes and predicted "
+              "seconds, and what the other ways would cost; afterwards what was measured");
+    plan.flag("--plan-only", options.plan_only, "Print the plan and stop; --out is not needed");
+    plan.option("--way", options.ways, "LAYER=WAY",
+                "Contract this layer this way: materialize, outer or position-gram; may be repeated. "
+                "Layers are called as in the weights' names and in --explain",
+                "the least predicted time")
         ->expected(1)
-        ->take_all()
-        ->default_str("the least predicted time")
-        ->group(plan);
-    sub.add_option("--rates", options.rates,
-                   "What predicted times rest on: measured (on this machine, once; doctor --measure renews "
-                   "them) or built-in (the same choices on every machine)")
-        ->type_name("WHICH")
-        ->default_str("measured when they have been, or to explain")
-        ->group(plan);
-    sub.add_option("--out", options.out,
-                   "The .npy file to write. It is written tile by tile, may be larger than memory, and until "
-                   "it is whole it is called FILE.partial, with FILE.journal beside; a run that was stopped "
-                   "or killed goes on when the same command is given again")
-        ->type_name("FILE")
-        ->group("Result");
-    sub.add_flag(
-           "--packed", options.packed,
-           "Store only what is on and below the diagonal, row by row: an array [n (n + 1) / 2], half of the "
-           "bytes; spectrum reads it like the square one")
-        ->group("Result");
-    sub.add_flag(
-           "--preview", options.preview,
-           "Compute the diagonal first, print trace, range and bounds, and write FILE.diagonal.npy; done "
-           "anyway when the kernel is expected to take more than a minute or to fill more than 2 GB, "
-           "unless an unfinished file is gone on with")
-        ->group("Result");
-    sub.add_flag("--no-preview", options.no_preview, "Never do that")->group("Result");
-    sub.add_flag("--restart", options.restart, "Begin anew although FILE.partial could be continued")
-        ->group("Result");
+        ->take_all();
+    plan.option("--rates", options.rates, "WHICH",
+                "What predicted times rest on: measured (on this machine, once; doctor --measure renews "
+                "them) or built-in (the same choices on every machine)",
+                "measured when they have been, or to explain");
+    Group{sub, "Result"}.option(
+        "--out", options.out, "FILE",
+        "The .npy file to write. It is written tile by tile, may be larger than memory, and until "
+        "it is whole it is called FILE.partial, with FILE.journal beside; a run that was stopped "
+        "or killed goes on when the same command is given again");
+    Group{sub, "Result"}.flag(
+        "--packed", options.packed,
+        "Store only what is on and below the diagonal, row by row: an array [n (n + 1) / 2], half of the "
+        "bytes; spectrum and predict read it like the square one");
+    Group{sub, "Result"}.flag(
+        "--preview", options.preview,
+        "Compute the diagonal first, print trace, range and bounds, and write FILE.diagonal.npy; done "
+        "anyway when the kernel is expected to take more than a minute or to fill more than 2 GB, "
+        "unless an unfinished file is gone on with");
+    Group{sub, "Result"}.flag("--no-preview", options.no_preview, "Never do that");
+    Group{sub, "Result"}.flag("--restart", options.restart,
+                              "Begin anew although FILE.partial could be continued: remove it");
     common(sub, true);
   }
 
@@ -386,78 +327,46 @@ struct Parser {
         "predictions.npy");
     model(sub, true, false);
     data(sub, false, true, true);
-    const std::string data_group = "Data";
-    sub.add_option("--train", options.limit, "Training examples, balanced over the classes; 0 for all")
-        ->type_name("N")
-        ->default_str("0")
-        ->group(data_group);
-    sub.add_option("--test", options.test_examples, "Test examples; 0 for all")
-        ->type_name("M")
-        ->default_str("0")
-        ->group(data_group);
-    sub.add_option("--versus", options.versus, "Test on this set")
-        ->type_name("SOURCE")
-        ->default_str("the test part of --data or, where it has none, what --train leaves")
-        ->group(data_group);
-    const std::string group = "Kernel";
-    sub.add_flag("--infinite", options.infinite,
-                 "The network of infinite width, averaged over initializations")
-        ->group(group);
-    sub.add_option(
-           "--get", options.get,
-           "With --infinite: ntk (all layers trained) or nngp (a Gaussian process: the last layer alone)")
-        ->type_name("WHICH")
-        ->default_str("ntk")
-        ->group(group);
-    sub.add_option("--reduce", options.reduce,
-                   "For a finite network of several outputs: full (exact) or trace-mean (one kernel for all)")
-        ->type_name("HOW")
-        ->group(group);
-    sub.add_option(
-           "--kernel", options.predict_kernel,
-           "Instead of a model: a kernel [n, n] of training examples as .npy (mapped: it may be larger than "
-           "memory)")
-        ->type_name("K.npy")
-        ->group(group);
-    sub.add_option("--cross", options.cross, "With --kernel: the kernel [m, n] of test and training examples")
-        ->type_name("KX.npy")
-        ->group(group);
-    sub.add_option("--targets", options.targets,
-                   "With --kernel: integers [n] are classes, others targets [n] or [n, C] as they are")
-        ->type_name("Y.npy")
-        ->group(group);
-    sub.add_option("--test-targets", options.test_targets, "The same of the test examples, to judge by")
-        ->type_name("Y.npy")
-        ->group(group);
-    const std::string training = "Training";
-    sub.add_option("--ridge", options.ridge, "Added to the kernel's diagonal")
-        ->type_name("X")
-        ->default_str("0")
-        ->group(training);
-    sub.add_option("--time", options.time, "Time of gradient flow, or inf")
-        ->type_name("T")
-        ->default_str("inf")
-        ->group(training);
-    sub.add_option("--steps", options.steps, "Steps of full-batch gradient descent, instead of --time")
-        ->type_name("N")
-        ->group(training);
-    sub.add_option("--learning-rate", options.learning_rate,
-                   "Of --time and --steps, for the mean squared error over examples and outputs")
-        ->type_name("X")
-        ->group(training);
-    sub.add_option("--momentum", options.predict_momentum, "Of --steps: heavy ball")
-        ->type_name("X")
-        ->default_str("0")
-        ->group(training);
-    sub.add_flag("--nesterov", options.nesterov, "Nesterov's momentum")->group(training);
-    sub.add_flag("--variance", options.variance,
-                 "With --infinite: also write OUT.variance.npy, the variance of each prediction: over "
-                 "initializations, or of the posterior (nngp at infinite time)")
-        ->group("Result");
-    sub.add_option("--out", options.out, "The .npy file to write the test predictions to")
-        ->type_name("FILE")
-        ->required()
-        ->group("Result");
+    const Group data_group{sub, "Data"};
+    data_group.option("--train", options.limit, "N",
+                      "Training examples, balanced over the classes; 0 for all", "0");
+    data_group.option("--test", options.test_examples, "M", "Test examples; 0 for all", "0");
+    data_group.option("--versus", options.versus, "SOURCE", "Test on this set",
+                      "the test part of --data or, where it has none, what --train leaves");
+    const Group group{sub, "Kernel"};
+    group.flag("--infinite", options.infinite,
+               "The network of infinite width, averaged over initializations");
+    group.option(
+        "--get", options.get, "WHICH",
+        "With --infinite: ntk (all layers trained) or nngp (a Gaussian process: the last layer alone)",
+        "ntk");
+    group.option("--reduce", options.reduce, "HOW",
+                 "For a finite network of several outputs: full (exact) or trace-mean (one kernel for all)");
+    group.option(
+        "--kernel", options.predict_kernel, "K.npy",
+        "Instead of a model: a kernel [n, n] of training examples as .npy (mapped: it may be larger than "
+        "memory, unless it is packed)");
+    group.option("--cross", options.cross, "KX.npy",
+                 "With --kernel: the kernel [m, n] of test and training examples");
+    group.option("--targets", options.targets, "Y.npy",
+                 "With --kernel: integers [n] are classes, others targets [n] or [n, C] as they are");
+    group.option("--test-targets", options.test_targets, "Y.npy",
+                 "The same of the test examples, to judge by");
+    const Group training{sub, "Training"};
+    training.option("--ridge", options.ridge, "X", "Added to the kernel's diagonal", "0");
+    training.option("--time", options.time, "T", "Time of gradient flow, or inf", "inf");
+    training.option("--steps", options.steps, "N", "Steps of full-batch gradient descent, instead of --time");
+    training.option("--learning-rate", options.learning_rate, "X",
+                    "Of --time and --steps, for the mean squared error over examples and outputs");
+    training.option("--momentum", options.predict_momentum, "X", "Of --steps: heavy ball", "0");
+    training.flag("--nesterov", options.nesterov, "Nesterov's momentum");
+    Group{sub, "Result"}.flag(
+        "--variance", options.variance,
+        "With --infinite: also write OUT.variance.npy, the variance of each prediction: over "
+        "initializations, or of the posterior (nngp at infinite time)");
+    Group{sub, "Result"}
+        .option("--out", options.out, "FILE", "The .npy file to write the test predictions to")
+        ->required();
     common(sub, true);
   }
 
@@ -469,60 +378,42 @@ struct Parser {
         "eigenvectors. With --matrix-free it reads the kernel of a network on data by products K v alone, "
         "for sizes whose matrix no memory holds.",
         "gradgram spectrum k.npy --labels y.npy --out spectrum.csv");
-    sub.add_option(
-           "kernel", options.kernel_file,
-           "A symmetric kernel [n, n] or [n, n, 1, 1] as .npy; a .json of the same name tells its precision")
-        ->type_name("KERNEL.npy");
-    const std::string group = "Spectrum";
-    sub.add_option(
-           "--labels", options.labels,
-           "Labels [n] as .npy: whole numbers are classes (-1/+1 for two, else one column for each), others "
-           "are targets as they are; with --matrix-free those of --reduce true-class")
-        ->type_name("FILE")
-        ->group(group);
-    sub.add_option("--top", options.top,
-                   "Only the K largest eigenvalues (Lanczos); 0 for all of them (LAPACK)")
-        ->type_name("K")
-        ->default_str("0, with --matrix-free 10")
-        ->group(group);
-    const std::string free = "Without the matrix";
-    sub.add_flag("--matrix-free", options.matrix_free,
-                 "Read the kernel of --model on --data by products; all options below are for this")
-        ->group(free);
-    sub.add_option("--estimate", options.estimate,
-                   "What to find: top (largest eigenpairs by Lanczos), moments (trace and Frobenius norm by "
-                   "Hutch++) and density (eigenvalue distribution by stochastic Lanczos quadrature)")
-        ->type_name("A,B,...")
-        ->default_str(options.estimate)
-        ->group(free);
-    sub.add_option("--products", options.products, "Products K v for the moments, at least 6")
-        ->type_name("N")
-        ->default_str(std::to_string(options.products))
-        ->group(free);
-    sub.add_option("--probes", options.probes, "Random vectors of the density, at least 2")
-        ->type_name("N")
-        ->default_str(std::to_string(options.probes))
-        ->group(free);
-    sub.add_option("--steps", options.lanczos_steps,
-                   "Lanczos steps of each, one product K v every step; the density is resolved to ||K|| / N")
-        ->type_name("N")
-        ->default_str(std::to_string(options.lanczos_steps))
-        ->group(free);
-    sub.add_option("--reduce", options.reduce,
-                   "full, trace-mean, trace-sum, output:K or true-class; must be chosen when the model "
-                   "has several outputs")
-        ->type_name("HOW")
-        ->group(free);
+    Group{sub, "Positionals"}.option(
+        "kernel", options.kernel_file, "KERNEL.npy",
+        "A symmetric kernel [n, n] or [n, n, 1, 1] as .npy; a .json of the same name tells its precision");
+    const Group group{sub, "Spectrum"};
+    group.option(
+        "--labels", options.labels, "FILE",
+        "Labels [n] as .npy: whole numbers are classes (-1/+1 for two, else one column for each), others "
+        "are targets as they are; with --matrix-free those of --reduce true-class");
+    group.option("--top", options.top, "K",
+                 "Only the K largest eigenvalues (Lanczos); 0 for all of them (LAPACK)",
+                 "0, with --matrix-free 10");
+    const Group free{sub, "Without the matrix"};
+    free.flag("--matrix-free", options.matrix_free,
+              "Read the kernel of --model on --data by products; all options below are for this");
+    free.option("--estimate", options.estimate, "A,B,...",
+                "What to find: top (largest eigenpairs by Lanczos), moments (trace and Frobenius norm by "
+                "Hutch++) and density (eigenvalue distribution by stochastic Lanczos quadrature)",
+                options.estimate);
+    free.option("--products", options.products, "N", "Products K v for the moments, at least 6",
+                std::to_string(options.products));
+    free.option("--probes", options.probes, "N", "Random vectors of the density, at least 2",
+                std::to_string(options.probes));
+    free.option("--steps", options.lanczos_steps, "N",
+                "Lanczos steps of each, one product K v every step; the density is resolved to ||K|| / N",
+                std::to_string(options.lanczos_steps));
+    free.option("--reduce", options.reduce, "HOW",
+                "full, trace-mean, trace-sum, output:K or true-class; must be chosen when the model "
+                "has several outputs");
     model(sub, true, false);
     data(sub, false, true);
-    sub.add_option(
-           "--out", options.out,
-           "Write spectrum.csv into this folder, or to this .csv file; with --matrix-free the folder gets "
-           "summary.json, spectrum.csv, eigenvectors.npy and density.csv")
-        ->type_name("PATH")
-        ->group("Result");
-    sub.add_flag("--force", options.force, "With --matrix-free: write into a folder that holds other files")
-        ->group("Result");
+    Group{sub, "Result"}.option(
+        "--out", options.out, "PATH",
+        "Write spectrum.csv into this folder, or to this .csv file; with --matrix-free the folder gets "
+        "summary.json, spectrum.csv, eigenvectors.npy and density.csv");
+    Group{sub, "Result"}.flag("--force", options.force,
+                              "With --matrix-free: write into a folder that holds other files");
     common(sub, true);
   }
 
@@ -536,55 +427,28 @@ struct Parser {
              "2000 --epochs 20 --out runs/shirts");
     model(sub, true);
     data(sub, true, true);
-    const std::string group = "Training";
-    sub.add_option("--epochs", options.epochs, "Passes over the examples")
-        ->type_name("N")
-        ->default_str(std::to_string(options.epochs))
-        ->group(group);
-    sub.add_option("--loss", options.loss,
-                   "mse (targets -1/+1 for two classes with one output, else one-hot) or cross-entropy")
-        ->type_name("NAME")
-        ->default_str(options.loss)
-        ->group(group);
-    sub.add_option("--optimizer", options.optimizer, "sgd, momentum, nesterov or adam")
-        ->type_name("NAME")
-        ->default_str(options.optimizer)
-        ->group(group);
-    sub.add_option("--learning-rate", options.learning_rate, "Step size")
-        ->type_name("X")
-        ->default_str("0.03 for sgd, 0.003 for momentum and nesterov, 0.001 for adam")
-        ->group(group);
-    sub.add_option("--momentum", options.momentum, "Of momentum and nesterov")
-        ->type_name("X")
-        ->default_str("0.9")
-        ->group(group);
-    sub.add_option("--batch", options.batch, "Examples a step; 0 for all")
-        ->type_name("N")
-        ->default_str(std::to_string(options.batch))
-        ->group(group);
-    sub.add_option("--schedule", options.schedule, "Learning rate over the epochs: constant or cosine")
-        ->type_name("NAME")
-        ->default_str(options.schedule)
-        ->group(group);
-    sub.add_option("--l1", options.l1, "Penalty on the sum of |weight|")
-        ->type_name("X")
-        ->default_str("0")
-        ->group(group);
-    sub.add_option("--l2", options.l2, "Penalty on half the sum of weight^2")
-        ->type_name("X")
-        ->default_str("0")
-        ->group(group);
-    sub.add_option("--score-epochs", options.score_epochs,
-                   "Epochs after which k(x, x) is taken again, besides initialization")
-        ->type_name("A,B,...")
-        ->default_str("none")
-        ->group(group);
-    sub.add_option("--out", options.out, "Folder for the results; an earlier result there is replaced")
-        ->type_name("DIR")
-        ->required()
-        ->group("Result");
-    sub.add_flag("--force", options.force, "Replace the folder even when it holds something else")
-        ->group("Result");
+    const Group group{sub, "Training"};
+    group.option("--epochs", options.epochs, "N", "Passes over the examples", std::to_string(options.epochs));
+    group.option("--loss", options.loss, "NAME",
+                 "mse (targets -1/+1 for two classes with one output, else one-hot) or cross-entropy",
+                 options.loss);
+    group.option("--optimizer", options.optimizer, "NAME", "sgd, momentum, nesterov or adam",
+                 options.optimizer);
+    group.option("--learning-rate", options.learning_rate, "X", "Step size",
+                 "0.03 for sgd, 0.003 for momentum and nesterov, 0.001 for adam");
+    group.option("--momentum", options.momentum, "X", "Of momentum and nesterov", "0.9");
+    group.option("--batch", options.batch, "N", "Examples a step; 0 for all", std::to_string(options.batch));
+    group.option("--schedule", options.schedule, "NAME", "Learning rate over the epochs: constant or cosine",
+                 options.schedule);
+    group.option("--l1", options.l1, "X", "Penalty on the sum of |weight|", "0");
+    group.option("--l2", options.l2, "X", "Penalty on half the sum of weight^2", "0");
+    group.option("--score-epochs", options.score_epochs, "A,B,...",
+                 "Epochs after which k(x, x) is taken again, besides initialization", "none");
+    Group{sub, "Result"}
+        .option("--out", options.out, "DIR", "Folder for the results; an earlier result there is replaced")
+        ->required();
+    Group{sub, "Result"}.flag("--force", options.force,
+                              "Replace the folder even when it holds something else");
     common(sub, true);
   }
 };
@@ -607,7 +471,7 @@ void require_choice(const char* option, const std::string& value,
 }
 
 void check(const Options& options) {
-  if (options.verb == Verb::Kernel && !options.infinite && !options.diagonal) {
+  if (options.verb == Verb::Kernel) {
     require_choice("--dtype", options.dtype, {"f32", "f64", "bf16"});
   } else {
     require_choice("--dtype", options.dtype, {"f32", "f64"});
@@ -627,8 +491,13 @@ void check(const Options& options) {
           fmt::format("{}: {} must be {} zero", name, value, zero_is_good ? "at least" : "above"));
     }
   };
-  if (options.preview && options.no_preview) {
-    throw ArgumentError("--preview: cannot be combined with --no-preview");
+  if (options.monte_carlo == 1) {
+    throw ArgumentError("--monte-carlo: 1 must be at least 2, or there is no standard error");
+  }
+  constexpr std::size_t kMostDimensions = std::size_t{1} << 24;
+  if (options.approximate != 0 && (options.approximate < 16 || options.approximate > kMostDimensions)) {
+    throw ArgumentError(
+        fmt::format("--approximate: {} must lie between 16 and {}", options.approximate, kMostDimensions));
   }
   positive("--weight-variance", options.weight_variance, false);
   positive("--bias-variance", options.bias_variance, true);
@@ -639,20 +508,16 @@ void check(const Options& options) {
   if (!(options.label_noise >= 0 && options.label_noise <= 1)) {
     throw ArgumentError(fmt::format("--label-noise: {} must lie between 0 and 1", options.label_noise));
   }
-  if (options.verb == Verb::Spectrum) {
-    if (options.matrix_free) {
-      if (!options.kernel_file.empty()) {
-        throw ArgumentError("--matrix-free: reads no file; give --model and --data instead of KERNEL.npy");
-      }
-      if (options.model.empty() || options.data.empty()) {
-        throw ArgumentError("--matrix-free: needs --model and --data");
-      }
-    } else if (options.kernel_file.empty()) {
-      throw ArgumentError("KERNEL.npy is required, or --matrix-free with --model and --data");
-    } else if (!options.model.empty() || !options.data.empty()) {
-      throw ArgumentError("--model and --data: need --matrix-free instead of KERNEL.npy");
-    }
+  if (options.verb == Verb::Spectrum && !options.matrix_free && options.kernel_file.empty()) {
+    throw ArgumentError("KERNEL.npy is required, or --matrix-free with --model and --data");
   }
+  if (options.verb == Verb::Predict && options.predict_kernel.empty()) {
+    if (options.model.empty()) {
+      throw ArgumentError("--model is required, or --kernel with --cross and --targets");
+    }
+    if (options.data.empty()) throw ArgumentError("--data is required with --model");
+  }
+  if (!options.get.empty()) require_choice("--get", options.get, {"ntk", "nngp"});
   for (const double momentum : {options.momentum, options.predict_momentum}) {
     if (!(momentum >= 0 && momentum < 1)) {
       throw ArgumentError(fmt::format("--momentum: {} must be at least 0 and below 1", momentum));
@@ -739,6 +604,11 @@ Options parse_options(std::span<const std::string> arguments, std::string& name)
         "a verb is missing: doctor, init, kernel, predict, spectrum or learnability (see gradgram --help)");
   }
   check(parser.options);
+  const CLI::App& sub = *parser.app.get_subcommand(parser.options.name);
+  check_modes(parser.options, [&sub](const std::string& option) {
+    const CLI::Option* const found = sub.get_option_no_throw(option);
+    return found != nullptr && found->count() != 0;
+  });
   refuse_overwriting(parser.options);
   return parser.options;
 }

@@ -15,6 +15,7 @@
 
 #include "cli/commands.hpp"
 #include "cli/inputs.hpp"
+#include "cli/kernel_input.hpp"
 #include "cli/progress.hpp"
 #include "cli/reduction.hpp"
 #include "cli/split.hpp"
@@ -225,13 +226,11 @@ Answer by_equations(const Problem<T>& problem, const Asked& asked, bool variance
         ntk::gaussian_process(factor, widened(problem.cross), problem.prior, problem.y, workers);
     answer.test = std::move(law.mean);
     answer.variance = std::move(law.covariance);
-    Tensor<double> weights = problem.y.clone();
-    factor.solve(weights, workers);
-    answer.residual = factor.residual(weights, problem.y, workers);
+    answer.residual = factor.residual(law.coefficients, problem.y, workers);
     answer.solver = "Cholesky";
     answer.train = problem.y.clone();
     for (std::size_t i = 0; i < answer.train.size(); ++i) {
-      answer.train.data()[i] -= asked.learning.ridge * weights.data()[i];
+      answer.train.data()[i] -= asked.learning.ridge * law.coefficients.data()[i];
     }
     return answer;
   }
@@ -387,19 +386,7 @@ ordered_json describe_part(const datasets::Dataset& data) {
 template <class T>
 void run_model(const Context& context) {
   const Options& options = context.options;
-  if (options.data.empty()) throw ArgumentError("--data: must be given with --model");
   const bool nngp = options.get == "nngp";
-  if (nngp && !options.infinite) throw ArgumentError("--get nngp: needs --infinite");
-  if (options.variance && !options.infinite) {
-    throw ArgumentError("--variance: needs --infinite, since a network that was drawn has one prediction");
-  }
-  if (options.infinite && !options.weights.empty()) {
-    throw ArgumentError("--infinite: cannot be combined with --weights, which is about a finite network");
-  }
-  if (options.infinite && !options.reduce.empty()) {
-    throw ArgumentError(
-        "--infinite: cannot be combined with --reduce, which is about a finite network's kernel");
-  }
   const std::size_t memory = memory_budget(options);
   const Workers workers(options.threads);
   const auto begin = std::chrono::steady_clock::now();
@@ -587,48 +574,51 @@ Tensor<double> read_targets(const std::string& path, std::size_t n, const char* 
 }
 
 template <class T>
-void run_files(const Context& context, const ntk::MappedNpy& kernel, const ntk::MappedNpy& cross) {
+void run_files(const Context& context, const KernelFacts& facts, const ntk::MappedNpy& kernel_file,
+               const ntk::MappedNpy& cross_file) {
   const Options& options = context.options;
-  const auto view = [](const ntk::MappedNpy& array) {
-    if constexpr (std::is_same_v<T, float>) {
-      return array.f32();
-    } else {
-      return array.f64();
-    }
-  };
-  if (options.variance || options.infinite || !options.get.empty() || !options.data.empty() ||
-      !options.model.empty()) {
-    throw ArgumentError(
-        "--kernel: cannot be combined with --model, --data, --infinite, --get or --variance: the kernel is "
-        "what it "
-        "is");
-  }
   const std::size_t memory = memory_budget(options);
   const Workers workers(options.threads);
   const auto begin = std::chrono::steady_clock::now();
+  const MappedKernel<T> kernel(options.predict_kernel, kernel_file, facts.packed, memory);
   Problem<T> problem;
-  problem.kernel = view(kernel);
-  problem.cross = view(cross);
-  const std::size_t n = kernel.shape()[0];
+  problem.kernel = kernel.view();
+  problem.held_bytes = kernel.bytes();
+  const std::size_t n = kernel.view().shape()[0];
+  const Shape& cross = cross_file.shape();
+  const bool with_blocks = cross.rank() == 4 && cross[2] == 1 && cross[3] == 1;
+  if ((cross.rank() != 2 && !with_blocks) || cross[1] != n) {
+    throw ShapeError(fmt::format("--cross: {} has shape {}, expected [m, {}], as --kernel is of {} examples",
+                                 options.cross, cross.to_string(), n, n));
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    problem.cross = cross_file.f32().reshaped(Shape{cross[0], n});
+  } else {
+    problem.cross = cross_file.f64().reshaped(Shape{cross[0], n});
+  }
   std::vector<std::int32_t> names;
   problem.y = read_targets(options.targets, n, "--targets", names, problem.classes);
   if (!options.test_targets.empty()) {
     bool classes = false;
-    problem.y_test = read_targets(options.test_targets, cross.shape()[0], "--test-targets", names, classes);
+    problem.y_test = read_targets(options.test_targets, cross[0], "--test-targets", names, classes);
     if (classes != problem.classes || problem.y_test.shape()[1] != problem.y.shape()[1]) {
       throw ArgumentError("--test-targets: must be of the kind and columns of --targets");
     }
   }
   what_is_asked(options, n, problem.y.shape()[1]);
-  problem.entry_error = std::is_same_v<T, float> ? ntk::entry_error<float>() : ntk::entry_error<double>();
+  problem.entry_error = facts.entry_error;
   ProgressMeter meter(context.err, options.quiet);
   ordered_json json = describe_run(options, workers.count(), memory);
+  json["dtype"] = std::is_same_v<T, float> ? "f32" : "f64";
   json["kernel"] = options.predict_kernel;
   json["cross"] = options.cross;
   json["targets"] = options.targets;
+  if (!facts.estimate.empty()) json[facts.estimate_name()] = facts.estimate;
   const std::vector<std::vector<std::string>> rows = {
-      {"kernel", fmt::format("{} {}", options.predict_kernel, kernel.shape().to_string())},
-      {"cross", fmt::format("{} {}", options.cross, cross.shape().to_string())},
+      {"kernel", fmt::format("{} {}{}{}", options.predict_kernel, kernel.view().shape().to_string(),
+                             facts.packed ? ", stored packed" : "",
+                             facts.estimate.empty() ? "" : ", " + facts.estimate)},
+      {"cross", fmt::format("{} {}", options.cross, cross.to_string())},
       {"targets", fmt::format("{}, {}", options.targets,
                               problem.classes ? fmt::format("{} classes", names.size())
                                               : fmt::format("{} column{} as they are", problem.y.shape()[1],
@@ -641,32 +631,22 @@ void run_files(const Context& context, const ntk::MappedNpy& kernel, const ntk::
 
 void run_predict(const Context& context) {
   const Options& options = context.options;
-  array_output(options);
-  check_get(options);
+  whole_array_output(options);
   if (!options.predict_kernel.empty()) {
-    if (options.cross.empty() || options.targets.empty()) {
-      throw ArgumentError("--kernel: needs --cross and --targets");
-    }
     const ntk::MappedNpy kernel(options.predict_kernel);
     const ntk::MappedNpy cross(options.cross);
-    if (kernel.shape()[0] != kernel.shape()[1] || cross.shape()[1] != kernel.shape()[0] ||
-        kernel.shape()[0] == 0) {
-      throw ShapeError(fmt::format("--kernel: {} must be [n, n], and --cross {} [m, n]",
-                                   kernel.shape().to_string(), cross.shape().to_string()));
-    }
+    const KernelFacts facts = read_kernel_facts(options.predict_kernel, kernel.type());
     if (kernel.type() != cross.type()) {
       throw ArgumentError(fmt::format("--cross: is stored as {} and --kernel as {}; both must be the same",
                                       to_string(cross.type()), to_string(kernel.type())));
     }
     if (kernel.type() == NpyType::F8) {
-      run_files<double>(context, kernel, cross);
+      run_files<double>(context, facts, kernel, cross);
     } else {
-      run_files<float>(context, kernel, cross);
+      run_files<float>(context, facts, kernel, cross);
     }
     return;
   }
-  if (options.model.empty())
-    throw ArgumentError("--model: must be given, or --kernel with --cross and --targets");
   if (options.dtype == "f64") {
     run_model<double>(context);
   } else {

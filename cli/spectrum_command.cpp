@@ -106,17 +106,24 @@ void run_spectrum(const Context& context) {
     }
     require_writable(csv);
   }
-  const KernelInput input = read_kernel(options.kernel_file);
+  const std::size_t memory = memory_budget(options);
+  const KernelInput input = read_kernel(options.kernel_file, memory);
+  const KernelFacts& facts = input.facts;
   const Tensor<double>& kernel = input.values;
   const std::size_t n = kernel.shape()[0];
   std::string label_kind;
   Tensor<double> y;
   if (!options.labels.empty()) y = label_targets(options.labels, n, label_kind);
+  if (options.top > n) {
+    throw ArgumentError(fmt::format("--top: {} must be at most the size of the kernel, {}", options.top, n));
+  }
 
   ntk::SpectrumOptions spectrum_options;
-  spectrum_options.top = std::min(options.top, n);
+  spectrum_options.top = options.top;
   spectrum_options.vectors = !options.labels.empty() || options.top > 0;
-  spectrum_options.entry_error = input.entry_error;
+  spectrum_options.entry_error = facts.entry_error;
+  spectrum_options.relative_perturbation = facts.standard_error;
+  spectrum_options.memory = memory - std::min(memory - 1, kernel.size() * sizeof(double));
   const ntk::Spectrum spectrum = ntk::spectrum(kernel.view(), spectrum_options);
   const bool whole = spectrum.values.size() == n;
   std::vector<double> energy;
@@ -136,9 +143,13 @@ void run_spectrum(const Context& context) {
     json["command"] = command_line(options);
     json["kernel"] = options.kernel_file;
     json["n"] = n;
-    if (!input.approximate.empty()) json["approximate"] = input.approximate;
-    json["relative_entry_error"] = input.entry_error;
-    json["relative_entry_error_from"] = input.entry_error_origin;
+    if (!facts.estimate.empty()) json[facts.estimate_name()] = facts.estimate;
+    json["relative_entry_error"] = facts.entry_error;
+    json["relative_entry_error_from"] = facts.entry_error_origin;
+    if (facts.standard_error > 0) {
+      json["standard_error"] = {{"relative", facts.standard_error},
+                                {"of_an_eigenvalue_at_most", facts.standard_error * spectrum.frobenius}};
+    }
     json["trace"] = spectrum.trace;
     json["frobenius"] = spectrum.frobenius;
     json["lambda_max"] = spectrum.values.front();
@@ -165,10 +176,12 @@ void run_spectrum(const Context& context) {
     return;
   }
   fmt::print(context.out, "Spectrum of {} ({} x {})\n", options.kernel_file, grouped(n), grouped(n));
-  std::vector<std::vector<std::string>> rows = {
-      {"trace", significant(spectrum.trace, 5)},
-      {"lambda_max", fmt::format("{} ({} of the trace)", significant(spectrum.values.front(), 5),
-                                 percent(spectrum.values.front() / spectrum.trace))}};
+  std::vector<std::vector<std::string>> rows;
+  if (!facts.estimate.empty()) rows.push_back({"kernel", facts.estimate});
+  rows.insert(rows.end(),
+              {{"trace", significant(spectrum.trace, 5)},
+               {"lambda_max", fmt::format("{} ({} of the trace)", significant(spectrum.values.front(), 5),
+                                          percent(spectrum.values.front() / spectrum.trace))}});
   if (whole) {
     rows.push_back(
         {"lambda_min",
@@ -190,9 +203,14 @@ void run_spectrum(const Context& context) {
   rows.push_back({"above the error bar", fmt::format("{} of {} eigenvalues", grouped(spectrum.resolved()),
                                                      grouped(spectrum.values.size()))});
   rows.push_back({"effective rank", significant(spectrum.effective_rank()) + " (trace^2 / ||K||_F^2)"});
-  if (!input.approximate.empty()) rows.push_back({"kernel", input.approximate});
-  rows.push_back({"entry error", fmt::format("{} sqrt(k_ii k_jj), from {}", significant(input.entry_error, 2),
-                                             input.entry_error_origin)});
+  rows.push_back({"entry error", fmt::format("{} sqrt(k_ii k_jj), from {}", significant(facts.entry_error, 2),
+                                             facts.entry_error_origin)});
+  if (facts.standard_error > 0) {
+    rows.push_back({"standard error",
+                    fmt::format("{} of ||K||_F, by which every eigenvalue may be off: {}, in the error bar",
+                                percent(facts.standard_error),
+                                significant(facts.standard_error * spectrum.frobenius, 2))});
+  }
   if (!energy.empty()) {
     rows.push_back({"labels", label_kind});
     rows.push_back(

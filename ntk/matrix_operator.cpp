@@ -51,15 +51,15 @@ MappedNpy::MappedNpy(const std::filesystem::path& path) : mapping_(std::make_uni
   mapping_->layout = read_npy_layout(path);
   const NpyLayout& layout = mapping_->layout;
   const std::size_t item = layout.type == NpyType::F4 ? sizeof(float) : sizeof(double);
-  if ((layout.type != NpyType::F4 && layout.type != NpyType::F8) || layout.fortran ||
-      layout.shape.size() != 2 || layout.begin % item != 0) {
+  if ((layout.type != NpyType::F4 && layout.type != NpyType::F8) || layout.fortran || layout.shape.empty() ||
+      layout.begin % item != 0) {
     throw FormatError(
-        fmt::format("{}: byte 0: to be mapped, the array must be <f4 or <f8, of rank 2 and in C "
+        fmt::format("{}: byte 0: to be mapped, the array must be <f4 or <f8, of rank 1 to 5 and in C "
                     "order, and is {} of rank {}{}",
                     path.string(), to_string(layout.type), layout.shape.size(),
                     layout.fortran ? " in Fortran order" : ""));
   }
-  mapping_->shape = Shape{layout.shape[0], layout.shape[1]};
+  mapping_->shape = Shape(layout.shape);
   const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (file < 0) throw IoError(fmt::format("{}: cannot open: {}", path.string(), reason()));
   struct stat status {};

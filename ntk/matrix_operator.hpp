@@ -13,8 +13,8 @@
 /// A kernel that exists as a matrix, seen as a map: in memory or in a file that is larger than memory.
 namespace gradgram::ntk {
 
-/// An .npy file of `<f4` or `<f8`, rank 2, C order, mapped read-only: pages come when they are read and are
-/// the system's to take back. The file must not change meanwhile.
+/// An .npy file of `<f4` or `<f8`, rank 1 to 5, C order, mapped read-only: pages come when they are read and
+/// are the system's to take back. The file must not change meanwhile.
 class MappedNpy {
  public:
   /// Throws IoError, FormatError (path and byte offset; another type, order or rank; a file that is shorter

@@ -17,26 +17,24 @@ std::optional<std::size_t> packed_side(std::size_t entries) {
   return std::nullopt;
 }
 
-Tensor<double> unpack(const NpyArray& packed) {
-  const std::vector<std::size_t>& shape = packed.shape;
-  const bool blocks = shape.size() == 3 && shape[1] == shape[2];
-  const std::optional<std::size_t> side = blocks || shape.size() == 1 ? packed_side(shape[0]) : std::nullopt;
+template <class T>
+Tensor<T> unpack(TensorView<const T> packed) {
+  const Shape& shape = packed.shape();
+  const bool blocks = shape.rank() == 3 && shape[1] == shape[2];
+  const std::optional<std::size_t> side = blocks || shape.rank() == 1 ? packed_side(shape[0]) : std::nullopt;
   if (!side) {
-    std::string found;
-    for (const std::size_t extent : shape) found += (found.empty() ? "" : ", ") + std::to_string(extent);
-    throw ShapeError("unpack: a packed kernel has shape [n (n + 1) / 2] or [n (n + 1) / 2, O, O], found [" +
-                     found + "]");
+    throw ShapeError("unpack: a packed kernel has shape [n (n + 1) / 2] or [n (n + 1) / 2, O, O], found " +
+                     shape.to_string());
   }
   const std::size_t n = *side;
   const std::size_t outputs = blocks ? shape[1] : 1;
-  const Tensor<double> entries = packed.to_tensor<double>();
-  Tensor<double> result(blocks ? Shape{n, n, outputs, outputs} : Shape{n, n});
+  Tensor<T> result(blocks ? Shape{n, n, outputs, outputs} : Shape{n, n});
   const std::size_t block = outputs * outputs;
   for (std::size_t i = 0; i < n; ++i) {
     for (std::size_t j = 0; j <= i; ++j) {
-      const double* const from = entries.data() + (packed_size(i) + j) * block;
-      double* const lower = result.data() + (i * n + j) * block;
-      double* const upper = result.data() + (j * n + i) * block;
+      const T* const from = packed.data() + (packed_size(i) + j) * block;
+      T* const lower = result.data() + (i * n + j) * block;
+      T* const upper = result.data() + (j * n + i) * block;
       for (std::size_t k = 0; k < outputs; ++k) {
         for (std::size_t l = 0; l < outputs; ++l) {
           lower[k * outputs + l] = from[k * outputs + l];
@@ -46,6 +44,12 @@ Tensor<double> unpack(const NpyArray& packed) {
     }
   }
   return result;
+}
+template Tensor<float> unpack(TensorView<const float>);
+template Tensor<double> unpack(TensorView<const double>);
+
+Tensor<double> unpack(const NpyArray& packed) {
+  return unpack<double>(packed.to_tensor<double>());
 }
 
 }  // namespace gradgram::ntk

@@ -19,6 +19,8 @@ constexpr std::size_t packed_size(std::size_t i) {
 std::optional<std::size_t> packed_side(std::size_t entries);
 
 /// [n, n] of [n (n + 1) / 2]; [n, n, O, O] of [n (n + 1) / 2, O, O]. Throws ShapeError.
+template <class T>
+Tensor<T> unpack(TensorView<const T> packed);
 Tensor<double> unpack(const NpyArray& packed);
 
 }  // namespace gradgram::ntk

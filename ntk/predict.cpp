@@ -324,10 +324,10 @@ GaussianOutputs gaussian_process(const CholeskyFactor& factor, TensorView<const 
   const Wanted wanted = wanted_of(prior, points);
   require_finite_values("predict", "y", y.span());
   require_finite_values("predict", "versus", versus.span());
-  Tensor<double> weights(Shape{n, columns}, y.span());
-  factor.solve(weights, workers);
   GaussianOutputs result;
-  result.mean = apply_kernel<double>(versus, weights.view(), workers);
+  result.coefficients = Tensor<double>(Shape{n, columns}, y.span());
+  factor.solve(result.coefficients, workers);
+  result.mean = apply_kernel<double>(versus, result.coefficients, workers);
   if (wanted == Wanted::Mean) return result;
   Tensor<double> half(Shape{n, points});
   for (std::size_t i = 0; i < points; ++i) {

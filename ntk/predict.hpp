@@ -82,6 +82,8 @@ Tensor<double> predict(const Spectrum& spectrum, const Learning& learning, Tenso
 struct GaussianOutputs {
   Tensor<double> mean;        ///< [m, C]
   Tensor<double> covariance;  ///< [m, m], or variances [m], or empty
+  /// [n, C] (K(X, X) + shift I)^-1 y, of gaussian_process() alone.
+  Tensor<double> coefficients;
 };
 
 /// Posterior of a Gaussian process with prior covariance K and observations y + N(0, shift) at X, where

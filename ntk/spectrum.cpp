@@ -236,8 +236,10 @@ Spectrum spectrum(TensorView<const double> kernel, const SpectrumOptions& option
   double largest_diagonal = 0;
   for (std::size_t i = 0; i < n; ++i) largest_diagonal = std::max(largest_diagonal, std::abs(k[i * n + i]));
   const double solved = lanczos ? std::max(solver, result.residual) : solver;
-  result.error_bar = relative * diagonal_sum + solved;
-  result.likely_error = 2 * relative * std::sqrt(largest_diagonal) * std::sqrt(diagonal_sum) + solved;
+  const double perturbed = options.relative_perturbation * result.frobenius;
+  result.error_bar = relative * diagonal_sum + perturbed + solved;
+  result.likely_error =
+      2 * relative * std::sqrt(largest_diagonal) * std::sqrt(diagonal_sum) + perturbed + solved;
   if (lanczos && !options.vectors) result.vectors = Tensor<double>();
   if (!std::isfinite(result.error_bar) || !std::isfinite(result.frobenius) || !std::isfinite(result.trace)) {
     throw NumericError("spectrum: the kernel's trace or norm overflows; largest |entry| = " +

@@ -18,6 +18,9 @@ struct SpectrumOptions {
   /// Relative error of the kernel's entries, in units of sqrt(k_ii k_jj), for the error bar; entry_error<T>()
   /// of precision.hpp. 0: exact to f64 rounding.
   double entry_error = 0;
+  /// What else the whole kernel is off by, as a norm ||E||_F relative to ||K||_F, such as the standard error
+  /// of an estimate: moves no eigenvalue by more than ||E||_F, which both error bars contain.
+  double relative_perturbation = 0;
   std::size_t memory = 0;  ///< bytes that may be used beside the kernel itself; 0 = no limit
 };
 

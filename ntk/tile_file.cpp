@@ -530,6 +530,21 @@ Shape TileGrid::shape(bool packed) const {
   return {rows, columns};
 }
 
+fs::path unfinished_beside(const fs::path& path) {
+  const fs::path target = target_of(path);
+  const fs::path partial = with_suffix(target, ".partial");
+  return is_there(partial) && is_there(with_suffix(target, ".journal")) ? partial : fs::path();
+}
+
+void discard_unfinished(const fs::path& path) {
+  const fs::path target = target_of(path);
+  const fs::path partial = with_suffix(target, ".partial");
+  const Journal journal(with_suffix(target, ".journal"), target);  // nobody else writes it
+  for (const fs::path& file : {partial, journal.path()}) {
+    if (::unlink(file.c_str()) != 0 && errno != ENOENT) throw failure("remove", file, errno);
+  }
+}
+
 template <class T>
 KernelFile tiles_to_file(TileSource& source, const KernelDestination& destination, const Workers& workers,
                          const std::stop_token& stop) {
@@ -620,21 +635,28 @@ KernelFile tiles_to_file(TileSource& source, const KernelDestination& destinatio
     return fmt::format("{} of {} tiles are in {}; the same call goes on from there", store.done(),
                        store.tiles(), partial.string());
   };
+  bool verified = false;
   try {
     result.damaged = store.verify(workers, destination.verify_progress, stop);
+    verified = true;
     result.found = store.done();
     source.produce(store);
     store.file().sync();
     litter.release();
   } catch (...) {
     // A file in which no tile is finished is worth nothing.
-    if (store.done() == 0) throw;
+    if (store.done() == 0 && !resumed) throw;
     litter.release();
     try {
       throw;
     } catch (const Cancelled&) {
+      if (!verified) {
+        throw StoppedResumable("stopped while what is finished in " + partial.string() +
+                               " was verified, of which nothing is lost; the same call goes on from there");
+      }
       throw StoppedResumable("stopped; " + state());
     } catch (const IoError& error) {
+      if (!verified) throw;
       throw IoError(std::string(error.what()) + "; " + state());
     }
   }

@@ -94,12 +94,19 @@ std::string hexadecimal(std::uint32_t value);
 template <class T>
 std::string fingerprint(TensorView<const T> values);  ///< shape and checksum
 
+/// The unfinished file beside `path` that tiles_to_file() would go on with; empty when there is none.
+std::filesystem::path unfinished_beside(const std::filesystem::path& path);
+/// Removes it, with its journal. Throws IoError when it cannot be, or when another process is writing it.
+void discard_unfinished(const std::filesystem::path& path);
+
 /// Writes the matrix of `source` in T. Whatever ends the call early leaves path.partial and path.journal once
 /// a tile is finished, and the same call goes on from there; the result has the same bits. `path` itself
-/// appears when everything is there. Memory: one tile in T for each worker. Throws what the source throws,
-/// StoppedResumable in the place of Cancelled once a tile is finished, ArgumentError when the unfinished
-/// file was begun with something else (naming each difference and both values) or packed is asked for
-/// what is not symmetric, IoError: the disk is full, another process writes the same file.
+/// appears when everything is there. Stopped while the tiles of an earlier call are read again it loses
+/// nothing of them. Memory: one tile in T for each worker. Throws what the source throws,
+/// StoppedResumable in the place of Cancelled once a tile is finished (by this or an earlier call),
+/// ArgumentError when the unfinished file was begun with something else (naming each difference and both
+/// values) or packed is asked for what is not symmetric, IoError: the disk is full, another process writes
+/// the same file.
 template <class T>
 KernelFile tiles_to_file(TileSource& source, const KernelDestination& destination, const Workers& workers,
                          const std::stop_token& stop);

@@ -230,6 +230,102 @@ TEST_F(Command, CountsAreNotNegative) {
   EXPECT_EQ(names(), std::vector<std::string>{"x.npy"});
 }
 
+/// What would be ignored is refused, naming both options.
+TEST_F(Command, NoOptionIsIgnored) {
+  const std::string x = array("x.npy", Shape{5, 4}, 1);
+  const std::vector<std::string> kernel = {"kernel", "--model", "dense(1)", "--data",
+                                           x,        "--out",   at("k.npy")};
+  const std::vector<std::string> predict = {"predict", "--model", "dense(1)", "--data",
+                                            x,         "--out",   at("p.npy")};
+  const std::vector<std::string> files = {"predict",   "--kernel", x,       "--cross",  x,
+                                          "--targets", x,          "--out", at("p.npy")};
+  const std::vector<std::string> free = {"spectrum", "--matrix-free", "--model", "dense(1)", "--data", x};
+  const std::vector<std::string> file = {"spectrum", x};
+  const std::vector<std::string> init = {"init",    "--model", "dense(1)", "--input",
+                                         "3x32x32", "--out",   at("w.npz")};
+  const std::vector<std::string> study = {"learnability", "--model", "dense(1)", "--data", x,
+                                          "--out",        at("run")};
+  struct Case {
+    const std::vector<std::string>& base;
+    std::vector<std::string> more;
+    std::vector<std::string> named;  ///< beside the last option
+  };
+  std::vector<Case> cases = {
+      {kernel, {"--infinite", "--parameterization", "standard"}, {"--infinite", "--parameterization"}},
+      {kernel, {"--get", "nngp"}, {"--infinite", "--monte-carlo"}},
+      {kernel, {"--labels", x, "--reduce", "trace-sum"}, {"--labels", "true-class"}},
+      {kernel, {"--label-noise", "0.5"}, {"true-class"}},
+      {kernel, {"--reduce", "true-class", "--labels", x, "--label-noise", "0.5"}, {"--labels"}},
+      {kernel, {"--reduce", "true-class", "--versus-labels", x}, {"--versus"}},
+      {kernel, {"--versus", x, "--versus-labels", x}, {"true-class"}},
+      {kernel, {"--weights", x, "--weight-variance", "3"}, {"--weights", "standard"}},
+      {kernel, {"--target", "price"}, {".csv"}},
+      {kernel, {"--outputs", "3"}, {"--model", "dense(1)"}},
+      {predict, {"--cross", x}, {"--kernel"}},
+      {predict, {"--targets", x}, {"--kernel"}},
+      {predict, {"--test-targets", x}, {"--kernel"}},
+      {predict, {"--get", "ntk"}, {"--infinite"}},
+      {predict, {"--variance"}, {"--infinite"}},
+      {predict, {"--infinite", "--weights", x}, {"--infinite"}},
+      {predict, {"--infinite", "--parameterization", "standard"}, {"--infinite"}},
+      {free, {"--labels", x}, {"true-class"}},
+      {free, {"--estimate", "moments", "--top", "2"}, {"--estimate"}},
+      {free, {"--estimate", "top", "--products", "20"}, {"--estimate", "moments"}},
+      {free, {"--estimate", "top", "--probes", "3"}, {"--estimate", "density"}},
+      {free, {"--estimate", "top", "--steps", "3"}, {"--estimate", "density"}},
+      {free, {"--force"}, {"--out"}},
+      {study, {"--optimizer", "adam", "--momentum", "0.5"}, {"--optimizer"}},
+  };
+  for (const char* option : {"--explain", "--plan-only", "--way", "--rates", "--dtype"}) {
+    for (const char* mode : {"--approximate", "--monte-carlo", "--infinite"}) {
+      std::vector<std::string> more = {mode};
+      if (std::string(mode) != "--infinite") more.emplace_back("20");
+      more.emplace_back(option);
+      if (std::string(option) == "--way") more.emplace_back("0.weight=outer");
+      if (std::string(option) == "--rates") more.emplace_back("built-in");
+      if (std::string(option) == "--dtype") more.emplace_back("bf16");
+      cases.push_back({kernel, more, {mode}});
+    }
+  }
+  cases.push_back({kernel, {"--diagonal", "--dtype", "bf16"}, {"--diagonal"}});
+  for (const char* option :
+       {"--versus", "--reduce", "--train", "--weights", "--model", "--data", "--dtype"}) {
+    cases.push_back({files, {option, option == std::string("--dtype") ? "f64" : "1"}, {"--kernel"}});
+  }
+  for (const char* option : {"--estimate", "--products", "--probes", "--steps", "--reduce", "--limit",
+                             "--standardize", "--outputs"}) {
+    const std::string name = option;
+    cases.push_back({file,
+                     {option, name == "--estimate"      ? "top"
+                              : name == "--standardize" ? "channel"
+                                                        : "7"},
+                     {"--matrix-free"}});
+  }
+  cases.push_back({file, {"--out", at("s"), "--force"}, {"--matrix-free"}});
+  for (const char* option : {"--data", "--classes", "--limit"}) {
+    cases.push_back({init, {option, "5"}, {"--input"}});
+  }
+  for (const Case& one : cases) {
+    std::vector<std::string> words = one.base;
+    words.insert(words.end(), one.more.begin(), one.more.end());
+    const Outcome outcome = run(words);
+    std::string line;
+    for (const std::string& word : words) line += word + " ";
+    EXPECT_EQ(outcome.code, kWrongUsage) << line << outcome.err;
+    std::vector<std::string> named = one.named;
+    named.push_back(*std::find_if(one.more.rbegin(), one.more.rend(),
+                                  [](const std::string& word) { return word.starts_with("--"); }));
+    for (const std::string& name : named) {
+      EXPECT_NE(outcome.err.find(name), std::string::npos) << line << outcome.err;
+    }
+  }
+  EXPECT_EQ(names(), std::vector<std::string>{"x.npy"});
+  // What is true all the same may be said.
+  std::vector<std::string> words = kernel;
+  words.insert(words.end(), {"--infinite", "--parameterization", "ntk", "--no-preview", "--quiet"});
+  EXPECT_EQ(run(words).code, kDone);
+}
+
 TEST_F(Command, DoctorTellsTheMachine) {
   const Outcome outcome = run({"doctor", "--json", "--threads", "1"});
   ASSERT_EQ(outcome.code, kDone) << outcome.err;
@@ -340,6 +436,7 @@ TEST_F(Command, KernelAtInfiniteWidth) {
   EXPECT_EQ(json["infinite"], true);
   EXPECT_EQ(json["get"], "nngp");
   EXPECT_EQ(json["parameterization"], "ntk");
+  EXPECT_EQ(json["relative_entry_error"], 1e-10);
   EXPECT_EQ(with({"--get", "both"}).code, kWrongUsage);
   EXPECT_EQ(with({"--diagonal"}).code, kWrongUsage);
   EXPECT_EQ(with({"--reduce", "full"}).code, kWrongUsage);
@@ -410,6 +507,22 @@ TEST_F(Command, AStopEndsTheWorkAndWritesNothing) {
   EXPECT_EQ(names(), std::vector<std::string>{"x.npy"});
 }
 
+/// Runs the program and stops it once the journal holds so many records beyond the facts.
+Outcome run_until_tiles(std::uintmax_t tiles, const std::vector<std::string>& words,
+                        const fs::path& journal) {
+  std::stop_source stop;
+  std::jthread watcher([&](const std::stop_token& ended) {
+    std::uintmax_t first = 0;
+    while (!ended.stop_requested() && !stop.stop_requested()) {
+      std::error_code error;
+      const auto size = fs::file_size(journal, error);
+      if (!error && size > 100 && first == 0) first = size;
+      if (!error && first != 0 && size >= first + 16 * tiles) stop.request_stop();
+    }
+  });
+  return run(words, stop.get_token());
+}
+
 TEST_F(Command, AStoppedKernelGoesOnWithTheSameCommand) {
   const std::string x = array("x.npy", Shape{1500, 40}, 1);
   const auto command = [&](const std::string& out, const std::string& seed) {
@@ -418,20 +531,7 @@ TEST_F(Command, AStoppedKernelGoesOnWithTheSameCommand) {
                                     at(out),   "--seed",  seed,
                                     "--quiet", "--json"};
   };
-  std::stop_source stop;
-  // Some records beyond the facts.
-  std::jthread watcher([&](const std::stop_token& ended) {
-    std::uintmax_t first = 0;
-    while (!ended.stop_requested() && !stop.stop_requested()) {
-      std::error_code error;
-      const auto size = fs::file_size(at("k.npy.journal"), error);
-      if (!error && size > 100 && first == 0) first = size;
-      if (!error && first != 0 && size >= first + 32) stop.request_stop();
-    }
-  });
-  const Outcome stopped = run(command("k.npy", "1"), stop.get_token());
-  watcher.request_stop();
-  watcher.join();
+  const Outcome stopped = run_until_tiles(2, command("k.npy", "1"), at("k.npy.journal"));
   ASSERT_EQ(stopped.code, kFailed) << stopped.err;
   EXPECT_NE(stopped.err.find("goes on from there"), std::string::npos) << stopped.err;
   EXPECT_EQ(names(), (std::vector<std::string>{"k.npy.journal", "k.npy.partial", "x.npy"}));
@@ -439,6 +539,15 @@ TEST_F(Command, AStoppedKernelGoesOnWithTheSameCommand) {
   const Outcome other = run(command("k.npy", "2"));
   EXPECT_EQ(other.code, kWrongUsage);
   EXPECT_NE(other.err.find("weights (checksum) was "), std::string::npos) << other.err;
+
+  // Stopped at once, it is still reading what is there.
+  std::stop_source stop;
+  stop.request_stop();
+  const Outcome verifying = run(command("k.npy", "1"), stop.get_token());
+  EXPECT_EQ(verifying.code, kFailed);
+  EXPECT_NE(verifying.err.find("was verified, of which nothing is lost; the same call goes on from there"),
+            std::string::npos)
+      << verifying.err;
 
   const Outcome rest = run(command("k.npy", "1"));
   ASSERT_EQ(rest.code, kDone) << rest.err;
@@ -449,6 +558,33 @@ TEST_F(Command, AStoppedKernelGoesOnWithTheSameCommand) {
   EXPECT_TRUE(read_text(at("k.npy")) == read_text(at("whole.npy")));
 }
 
+TEST_F(Command, AnUnfinishedFileIsToldToOthers) {
+  const std::string x = array("x.npy", Shape{6, 3}, 1);
+  const std::vector<std::string> begin = {"kernel", "--model", "dense(1)", "--data",
+                                          x,        "--quiet", "--out",    at("k.npy")};
+  const auto with = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> words = begin;
+    words.insert(words.end(), more.begin(), more.end());
+    return run(words);
+  };
+  for (const std::vector<std::string>& mode : std::vector<std::vector<std::string>>{
+           {"--diagonal"}, {"--per-parameter"}, {"--monte-carlo", "2"}, {"--approximate", "16"}}) {
+    std::ofstream(at("k.npy.partial")) << "unfinished";
+    std::ofstream(at("k.npy.journal")) << "journal";
+    const Outcome refused = with(mode);
+    EXPECT_EQ(refused.code, kWrongUsage) << mode[0];
+    EXPECT_NE(refused.err.find("k.npy.partial"), std::string::npos) << refused.err;
+    EXPECT_NE(refused.err.find("--restart"), std::string::npos) << refused.err;
+    EXPECT_EQ(read_text(at("k.npy.partial")), "unfinished");
+    std::vector<std::string> again = mode;
+    again.emplace_back("--restart");
+    EXPECT_EQ(with(again).code, kDone) << mode[0];
+    EXPECT_TRUE(fs::exists(at("k.npy")));
+    EXPECT_FALSE(fs::exists(at("k.npy.partial"))) << mode[0];
+    EXPECT_FALSE(fs::exists(at("k.npy.journal"))) << mode[0];
+  }
+}
+
 TEST_F(Command, AnInfiniteKernelGoesOnWithTheSameCommand) {
   const std::string x = array("x.npy", Shape{60, 2, 9, 9}, 1);
   const auto command = [&](const std::string& out) {
@@ -457,19 +593,7 @@ TEST_F(Command, AnInfiniteKernelGoesOnWithTheSameCommand) {
         at(out),  "--json",     "--quiet"};
   };
   ASSERT_EQ(run(command("whole.npy")).code, kDone);
-  std::stop_source stop;
-  std::jthread watcher([&](const std::stop_token& ended) {
-    std::uintmax_t first = 0;
-    while (!ended.stop_requested() && !stop.stop_requested()) {
-      std::error_code error;
-      const auto size = fs::file_size(at("k.npy.journal"), error);
-      if (!error && size > 100 && first == 0) first = size;
-      if (!error && first != 0 && size >= first + 16) stop.request_stop();
-    }
-  });
-  const Outcome stopped = run(command("k.npy"), stop.get_token());
-  watcher.request_stop();
-  watcher.join();
+  const Outcome stopped = run_until_tiles(1, command("k.npy"), at("k.npy.journal"));
   // Three tiles: the stop may come too late.
   if (stopped.code != kDone) {
     EXPECT_NE(stopped.err.find("goes on from there"), std::string::npos) << stopped.err;
@@ -613,6 +737,43 @@ TEST_F(Command, SpectrumTakesTheErrorFromTheFileBeside) {
   EXPECT_EQ(run({"spectrum", at("k.npy")}).code, kFailed);
   std::ofstream(at("k.json")) << "{";
   EXPECT_EQ(run({"spectrum", at("k.npy")}).code, kFailed);
+}
+
+TEST_F(Command, SpectrumTellsTheStandardErrorOfAnEstimate) {
+  const std::string x = array("x.npy", Shape{9, 4}, 1);
+  ASSERT_EQ(run({"kernel", "--model", "dense(8) relu dense(1)", "--data", x, "--monte-carlo", "4", "--out",
+                 at("k.npy"), "--quiet"})
+                .code,
+            kDone);
+  const auto made = nlohmann::json::parse(read_text(at("k.json")));
+  const double relative = made["standard_error"]["relative"].get<double>();
+  ASSERT_GT(relative, 1e-3);
+  EXPECT_EQ(made["relative_entry_error"], 2e-6);
+  const Outcome outcome = run({"spectrum", at("k.npy"), "--json"});
+  ASSERT_EQ(outcome.code, kDone) << outcome.err;
+  const auto json = nlohmann::json::parse(outcome.out);
+  EXPECT_EQ(json["standard_error"]["relative"], relative);
+  EXPECT_EQ(json["estimate"], "a Monte Carlo estimate, the mean of 4 networks");
+  const double moved = relative * json["frobenius"].get<double>();
+  EXPECT_GE(json["error_bar"].get<double>(), moved);
+  EXPECT_LE(json["error_bar"].get<double>(), 1.01 * moved);
+  const Outcome text = run({"spectrum", at("k.npy")});
+  EXPECT_NE(text.out.find("a Monte Carlo estimate"), std::string::npos) << text.out;
+  EXPECT_NE(text.out.find("standard error"), std::string::npos) << text.out;
+  std::ofstream(at("k.json")) << R"({"standard_error": {"relative": -1}})";
+  EXPECT_EQ(run({"spectrum", at("k.npy")}).code, kFailed);
+}
+
+TEST_F(Command, SpectrumKeepsToItsMemory) {
+  const std::string x = array("x.npy", Shape{40, 4}, 1);
+  ASSERT_EQ(run({"kernel", "--model", "dense(1)", "--data", x, "--out", at("k.npy"), "--quiet"}).code, kDone);
+  // 6,400 bytes of f32 and 12,800 of f64, then LAPACK's copy.
+  for (const char* memory : {"19KB", "21KB"}) {
+    const Outcome outcome = run({"spectrum", at("k.npy"), "--memory", memory});
+    EXPECT_EQ(outcome.code, kFailed);
+    EXPECT_NE(outcome.err.find("budget"), std::string::npos) << outcome.err;
+  }
+  EXPECT_EQ(run({"spectrum", at("k.npy"), "--memory", "40KB"}).code, kDone);
 }
 
 TEST_F(Command, SpectrumWithoutTheMatrixAgreesWithThatOfTheMatrix) {

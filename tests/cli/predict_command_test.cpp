@@ -190,6 +190,48 @@ TEST_F(PredictCommand, KernelsFromFiles) {
   EXPECT_EQ(run({"predict", "--out", at("p.npy")}).code, kWrongUsage);
 }
 
+TEST_F(PredictCommand, PackedKernelsAreReadLikeSquareOnes) {
+  write("x.npy", Shape{30, 4}, 1);
+  write("z.npy", Shape{7, 4}, 2);
+  write("y.npy", Shape{30}, 3);
+  const auto kernel = [&](const std::string& out, const std::vector<std::string>& more) {
+    std::vector<std::string> words = {
+        "kernel", "--model", "dense(9) relu dense(1)", "--data", at("x.npy"), "--out", at(out), "--quiet"};
+    words.insert(words.end(), more.begin(), more.end());
+    return run(words).code;
+  };
+  ASSERT_EQ(kernel("square.npy", {}), kDone);
+  ASSERT_EQ(kernel("packed.npy", {"--packed"}), kDone);
+  ASSERT_EQ(kernel("blocks.npy", {"--reduce", "full"}), kDone);
+  ASSERT_EQ(run({"kernel", "--model", "dense(9) relu dense(1)", "--data", at("z.npy"), "--versus",
+                 at("x.npy"), "--out", at("c.npy"), "--quiet"})
+                .code,
+            kDone);
+  const auto predict = [&](const std::string& name, const std::vector<std::string>& more) {
+    std::vector<std::string> words = {"predict",   "--kernel", at(name), "--cross", at("c.npy"), "--targets",
+                                      at("y.npy"), "--ridge",  "0.1",    "--quiet", "--out",     at("p.npy")};
+    words.insert(words.end(), more.begin(), more.end());
+    return run(words);
+  };
+  ASSERT_EQ(predict("square.npy", {}).code, kDone);
+  const Tensor<double> square = array("p.npy");
+  for (const char* name : {"packed.npy", "blocks.npy"}) {
+    const Outcome outcome = predict(name, {});
+    ASSERT_EQ(outcome.code, kDone) << outcome.err;
+    EXPECT_EQ(outcome.out.find("packed") != std::string::npos, std::string(name) == "packed.npy");
+    const Tensor<double> found = array("p.npy");
+    ASSERT_EQ(found.shape(), square.shape());
+    EXPECT_TRUE(std::equal(found.span().begin(), found.span().end(), square.span().begin())) << name;
+  }
+  const Outcome small = predict("packed.npy", {"--memory", "3000"});
+  EXPECT_EQ(small.code, kFailed);
+  EXPECT_NE(small.err.find("3600 bytes unpacked, the budget is 3000"), std::string::npos) << small.err;
+  fs::remove(at("packed.json"));
+  const Outcome alone = predict("packed.npy", {});
+  EXPECT_EQ(alone.code, kFailed);
+  EXPECT_NE(alone.err.find("packed.json"), std::string::npos) << alone.err;
+}
+
 TEST_F(PredictCommand, FiniteNetworksOfSeveralOutputs) {
   const std::string source = std::string(GRADGRAM_SOURCE_ROOT) + "/datasets/fashion-mnist-sample";
   const std::vector<std::string> base = {"predict",  "--model", "flatten dense(16) relu dense(3)",

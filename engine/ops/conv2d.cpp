@@ -83,8 +83,8 @@ Frame image_frame(const ConvGeometry& g) {
 }
 
 /// Offset of each output pixel's window, and of each tap and channel inside a window, in the padded image.
-void window_offsets(const ConvGeometry& g, Offset* pixels, Offset* taps) {
-  const std::size_t row = image_frame(g).padded_width() * g.c_in;
+void window_offsets(const ConvGeometry& g, const Frame& frame, Offset* pixels, Offset* taps) {
+  const std::size_t row = frame.padded_width() * g.c_in;
   for (std::size_t y = 0; y < g.out_h; ++y) {
     for (std::size_t x = 0; x < g.out_w; ++x) {
       *pixels++ = signed_offset(y * g.stride_h * row + x * g.stride_w * g.c_in);
@@ -122,55 +122,84 @@ void each_group(const Frame& frame, const T* images, std::size_t n, std::size_t 
   }
 }
 
-/// Whether Winograd's transforms pay, whatever the number of images: transforming the weights must not
-/// outweigh the products of a single one.
+/// Whether Winograd's transforms apply, and pay with a few images: from a single one of these pixels on,
+/// transforming the weights does not outweigh the products.
 template <class T>
 bool winograd(const ConvGeometry& g) {
-  constexpr std::size_t kLeastPixels = 64;
+  constexpr std::size_t kLeastPixels = 16;
   constexpr std::size_t kLine = simd::kColumnPadding<T>;
   return g.kernel_h == 3 && g.kernel_w == 3 && g.stride_h == 1 && g.stride_w == 1 && g.c_in % kLine == 0 &&
          g.c_out % kLine == 0 && g.out_pixels() >= kLeastPixels &&
          std::max({g.pad_top, g.pad_left, g.pad_bottom, g.pad_right}) <= 2;
 }
-/// Tiles whose products stay in the second-level cache; a multiple of the rows of a gather product's tile.
+constexpr std::size_t kWinogradComponents = 16;
+/// Transformed weights that are kept for all tiles; of larger ones a panel at a time, again for every block.
+constexpr std::size_t kWinogradWeights = std::size_t{5} << 18;
+/// Tiles of a block: its transformed windows and products stay in the second-level cache; a multiple of the
+/// rows of a gather product's tile. More of them when the weights are transformed for every block.
 constexpr std::size_t kWinogradTiles = 48;
+constexpr std::size_t kMostWinogradTiles = 126;
+constexpr std::size_t kWinogradWindows = std::size_t{5} << 19;
+
+/// How a correlation with `depth` channels in and `columns` out is blocked.
+template <class T>
+struct WinogradBlocks {
+  WinogradBlocks(std::size_t depth, std::size_t columns, std::size_t tiles) {
+    const std::size_t bytes = kWinogradComponents * sizeof(T) * depth;
+    whole = bytes * columns <= kWinogradWeights;
+    const std::size_t room = std::clamp(kWinogradWindows / bytes, kWinogradTiles, kMostWinogradTiles);
+    block = std::min(whole ? kWinogradTiles : room, tiles);
+  }
+  bool whole;         ///< all weights are transformed at once
+  std::size_t block;  ///< tiles
+};
+
+/// Tiles of an image with h x w outputs.
+std::size_t winograd_tiles(std::size_t h, std::size_t w) {
+  return ((h + 1) / 2) * ((w + 1) / 2);
+}
+
+/// Images that fill a block of tiles.
+template <class T>
+std::size_t winograd_group(std::size_t n, std::size_t group, std::size_t depth, std::size_t columns,
+                           std::size_t tiles) {
+  n = std::max<std::size_t>(n, 1);
+  const WinogradBlocks<T> blocks(depth, columns, n * tiles);
+  return std::min(n, std::max(group, (blocks.block + tiles - 1) / tiles));
+}
 
 /// A correlation by Winograd's F(2x2, 3x3) of framed images with the weights or, `transposed`, with the
 /// weights turned around: out[y, x] sees the 3 x 3 pixels of the plane from (y, x) on.
 template <class T>
 class Winograd {
  public:
-  /// `frame`: for out_h x out_w outputs; made large enough for whole tiles.
-  Winograd(const ConvGeometry& g, const T* weights, T scale, bool transposed, Frame& frame, Arena& arena)
+  /// `frame`: for out_h x out_w outputs; made large enough for whole tiles. Of at most n images.
+  Winograd(const ConvGeometry& g, const T* weights, T scale, bool transposed, std::size_t n, Frame& frame,
+           Arena& arena)
       : out_h_(transposed ? g.in_h : g.out_h),
         out_w_(transposed ? g.in_w : g.out_w),
         depth_(transposed ? g.c_out : g.c_in),
         columns_(transposed ? g.c_in : g.c_out),
-        width_(kernels<T>().panel_columns) {
+        width_(std::min(columns_, kernels<T>().panel_columns)),
+        blocks_(depth_, columns_, n * winograd_tiles(out_h_, out_w_)),
+        weights_{weights, g.c_in, g.c_out, transposed, scale, 0, 0, nullptr} {
     frame.bottom += out_h_ % 2;
     frame.right += out_w_ % 2;
     row_ = frame.padded_width() * frame.channels;
     image_ = frame.size();
-    std::size_t size = 0;
-    for (std::size_t first = 0; first < columns_; first += width_) {
-      size += kComponents * simd::winograd_component<T>(depth_, std::min(width_, columns_ - first));
-    }
-    weights_ = arena.tensor<T>(Shape{size}).data();
-    kernels<T>().winograd_weights({.weights = weights,
-                                   .c_in = g.c_in,
-                                   .c_out = g.c_out,
-                                   .transposed = transposed,
-                                   .scale = scale,
-                                   .out = weights_});
-    const std::size_t widest = std::min(width_, columns_);
-    windows_ =
-        arena.tensor<T>(Shape{kComponents, simd::winograd_component<T>(kWinogradTiles, depth_)}).data();
-    products_ =
-        arena.tensor<T>(Shape{kComponents, simd::winograd_component<T>(kWinogradTiles, widest)}).data();
-    window_base_ = offsets(arena, kWinogradTiles);
-    product_base_ = offsets(arena, kWinogradTiles);
+    const auto components = [&](std::size_t rows, std::size_t columns) {
+      return arena.tensor<T>(Shape{kWinogradComponents, simd::winograd_component<T>(rows, columns)}).data();
+    };
+    const std::size_t panels = blocks_.whole ? (columns_ + width_ - 1) / width_ : 1;
+    panel_size_ = kWinogradComponents * simd::winograd_component<T>(depth_, width_);
+    weights_.out = arena.tensor<T>(Shape{panels, panel_size_}).data();
+    for (std::size_t first = 0; blocks_.whole && first < columns_; first += width_) panel(first);
+    windows_ = components(blocks_.block, depth_);
+    products_ = components(blocks_.block, width_);
+    window_base_ = offsets(arena, blocks_.block);
+    product_base_ = offsets(arena, blocks_.block);
     channels_ = offsets(arena, depth_);
-    for (std::size_t t = 0; t < kWinogradTiles; ++t) window_base_[t] = signed_offset(t * depth_);
+    for (std::size_t t = 0; t < blocks_.block; ++t) window_base_[t] = signed_offset(t * depth_);
     for (std::size_t i = 0; i < depth_; ++i) channels_[i] = signed_offset(i);
   }
 
@@ -181,7 +210,7 @@ class Winograd {
     simd::WinogradGrid grid{(out_w_ + 1) / 2, (out_h_ + 1) / 2, 0, 0};
     const std::size_t tiles = count * grid.across * grid.down;
     for (; grid.first < tiles; grid.first += grid.count) {
-      grid.count = std::min(kWinogradTiles, tiles - grid.first);
+      grid.count = std::min(blocks_.block, tiles - grid.first);
       const std::size_t window = simd::winograd_component<T>(grid.count, depth_);
       table.winograd_input({.grid = grid,
                             .plane = plane,
@@ -190,17 +219,17 @@ class Winograd {
                             .channels = depth_,
                             .out = windows_,
                             .component = window});
-      const T* panel = weights_;
       for (std::size_t first = 0; first < columns_; first += width_) {
         const std::size_t width = std::min(width_, columns_ - first);
         const std::size_t weight = simd::winograd_component<T>(depth_, width);
         const std::size_t product = simd::winograd_component<T>(grid.count, width);
+        const T* const weights = blocks_.whole ? weights_.out + first / width_ * panel_size_ : panel(first);
         for (std::size_t t = 0; t < grid.count; ++t) product_base_[t] = signed_offset(t * width);
-        for (std::size_t c = 0; c < kComponents; ++c) {
+        for (std::size_t c = 0; c < kWinogradComponents; ++c) {
           table.gather_product({.x = windows_ + c * window,
                                 .x_base = window_base_,
                                 .x_offset = channels_,
-                                .v = panel + c * weight,
+                                .v = weights + c * weight,
                                 .v_stride = width,
                                 .out = products_ + c * product,
                                 .out_base = product_base_,
@@ -208,7 +237,6 @@ class Winograd {
                                 .depth = depth_,
                                 .columns = width});
         }
-        panel += kComponents * weight;
         table.winograd_output({.grid = grid,
                                .products = products_,
                                .component = product,
@@ -226,18 +254,33 @@ class Winograd {
   }
 
  private:
-  static constexpr std::size_t kComponents = 16;
+  /// Transforms the weights of the columns from `first` on.
+  const T* panel(std::size_t first) const {
+    simd::WinogradWeights<T> job = weights_;
+    job.first = first;
+    job.columns = std::min(width_, columns_ - first);
+    if (blocks_.whole) job.out += first / width_ * panel_size_;
+    kernels<T>().winograd_weights(job);
+    return job.out;
+  }
+
   std::size_t out_h_, out_w_, depth_, columns_;
   std::size_t width_;  ///< columns of a panel
+  WinogradBlocks<T> blocks_;
+  simd::WinogradWeights<T> weights_;  ///< out: [panels, panel_size_], or one panel
+  std::size_t panel_size_ = 0;
   std::size_t row_ = 0, image_ = 0;
-  T *weights_, *windows_, *products_;
-  Offset *window_base_, *product_base_, *channels_;
+  T *windows_ = nullptr, *products_ = nullptr;
+  Offset *window_base_ = nullptr, *product_base_ = nullptr, *channels_ = nullptr;
 };
 
 /// Images of one product of a forward convolution.
 template <class T>
 std::size_t forward_group(const ConvGeometry& g, std::size_t n) {
-  return group_images<T>(n, g.out_pixels(), image_frame(g).size(), g.out_pixels() * g.c_out);
+  const std::size_t group =
+      group_images<T>(n, g.out_pixels(), image_frame(g).size(), g.out_pixels() * g.c_out);
+  return winograd<T>(g) ? winograd_group<T>(n, group, g.c_in, g.c_out, winograd_tiles(g.out_h, g.out_w))
+                        : group;
 }
 
 /// scale * (x correlated with the weights) + bias_scale * bias for n images; bias may be absent (null). A
@@ -252,7 +295,7 @@ void convolve(const ConvGeometry& g, const T* x, const T* weights, T scale, cons
   const std::size_t rows = g.out_pixels();
   const std::size_t group = forward_group<T>(g, n);
   if (winograd<T>(g)) {
-    const Winograd<T> product(g, weights, scale, false, frame, arena);
+    const Winograd<T> product(g, weights, scale, false, group, frame, arena);
     each_group(frame, x, n, group, arena, [&](std::size_t count, const T* images, std::size_t first) {
       product(images, count, target(first), accumulate, bias, bias_scale, rectify);
       finish(count, first);
@@ -262,7 +305,7 @@ void convolve(const ConvGeometry& g, const T* x, const T* weights, T scale, cons
   Offset* const pixels = offsets(arena, group * rows);
   Offset* const taps = offsets(arena, g.patch());
   Offset* const out = offsets(arena, group * rows);
-  window_offsets(g, pixels, taps);
+  window_offsets(g, frame, pixels, taps);
   repeat_for_images(pixels, rows, frame.size(), group);
   for (std::size_t p = 0; p < group * rows; ++p) out[p] = signed_offset(p * g.c_out);
   each_group(frame, x, n, group, arena, [&](std::size_t count, const T* images, std::size_t first) {
@@ -324,9 +367,10 @@ void convolve_transposed(const ConvGeometry& g, const T* cotangent, const T* wei
   const PhaseAxis horizontal{g.stride_w, g.kernel_w, g.pad_left, g.in_w, g.out_w};
   Frame frame{g.out_h,          g.out_w,           g.c_out, vertical.before(), horizontal.before(),
               vertical.after(), horizontal.after()};
-  const std::size_t group = group_images<T>(n, g.out_pixels(), frame.size(), g.in_pixels() * g.c_in);
+  std::size_t group = group_images<T>(n, g.out_pixels(), frame.size(), g.in_pixels() * g.c_in);
   if (winograd<T>(g)) {
-    const Winograd<T> product(g, weights, scale, true, frame, arena);
+    group = winograd_group<T>(n, group, g.c_out, g.c_in, winograd_tiles(g.in_h, g.in_w));
+    const Winograd<T> product(g, weights, scale, true, group, frame, arena);
     each_group(frame, cotangent, n, group, arena, [&](std::size_t count, const T* images, std::size_t first) {
       product(images, count, x_cotangent + first * g.in_pixels() * g.c_in, accumulate, nullptr, T(0), false);
     });
@@ -417,6 +461,29 @@ double sparse_cost(const ConvGeometry& g, double density, bool accumulate) {
   const double filled = std::ceil(channels / kBlock) * kBlock / channels;
   const double squares = (accumulate ? 28.0 : 14.0) / static_cast<double>(g.out_pixels());
   return 0.05 + 1.27 * density * filled + squares + 80.0 / (taps * channels);
+}
+
+/// The same by Winograd's transforms: the products, the transforms of windows and of cotangents, and of the
+/// gradient.
+template <class T>
+double winograd_cost(const ConvGeometry& g) {
+  if (!winograd<T>(g)) return 1;
+  return 0.47 + 2.5 / static_cast<double>(g.c_out) + 2.0 / static_cast<double>(g.c_in) +
+         10.0 / static_cast<double>(g.out_pixels());
+}
+
+/// Tiles of a block of a gradient.
+constexpr std::size_t kGradientTiles = 64;
+
+/// The frame of an image whose gradient is formed: room for whole tiles.
+template <class T>
+Frame gradient_frame(const ConvGeometry& g) {
+  Frame frame = image_frame(g);
+  if (winograd_cost<T>(g) < 1) {
+    frame.bottom += g.out_h % 2;
+    frame.right += g.out_w % 2;
+  }
+  return frame;
 }
 
 /// What follows a convolution in the same op.
@@ -560,18 +627,35 @@ ConvWeightGradient<T>::ConvWeightGradient(const ConvGeometry& geometry, T scale,
       pixels_(offsets(scratch, geometry.out_pixels())),
       rows_(offsets(scratch, geometry.patch())),
       zeros_(offsets(scratch, geometry.out_pixels())) {
-  window_offsets(geometry, pixels_, taps_);
+  const Frame frame = gradient_frame<T>(geometry);
+  window_offsets(geometry, frame, pixels_, taps_);
   for (std::size_t i = 0; i < geometry.patch(); ++i) rows_[i] = signed_offset(i * geometry.c_out);
   std::fill_n(zeros_, geometry.out_pixels(), Offset{0});
-  const Frame frame = image_frame(geometry);
   // The scale rides on the copy that padding needs anyway.
   if (!frame.bare() || scale != T(1)) {
     padded_image_ = scratch.tensor<T>(Shape{frame.size()}).data();
     clear_border(frame, padded_image_, 1);
   }
+  if (winograd_cost<T>(geometry) < 1) {
+    const std::size_t width = std::min(geometry.c_out, kernels<T>().panel_columns);
+    const std::size_t block = std::min(kGradientTiles, winograd_tiles(geometry.out_h, geometry.out_w));
+    const auto components = [&](std::size_t rows, std::size_t columns) {
+      return scratch.tensor<T>(Shape{kWinogradComponents, simd::winograd_component<T>(rows, columns)}).data();
+    };
+    windows_ = components(block, geometry.c_in);
+    tile_cotangents_ = components(block, width);
+    products_ = components(geometry.c_in, width);
+    tiles_ = offsets(scratch, block);
+    for (std::size_t t = 0; t < block; ++t) tiles_[t] = signed_offset(t * geometry.c_in);
+    channels_ = offsets(scratch, geometry.c_in);
+    product_rows_ = offsets(scratch, geometry.c_in);
+    for (std::size_t i = 0; i < geometry.c_in; ++i) channels_[i] = signed_offset(i);
+  }
   const std::size_t plane = frame.padded_height() * frame.padded_width();
   constexpr std::size_t kBlock = simd::kSparsePadding<T>;
-  if (sparse_cost(geometry, 0, false) >= 1 || plane > static_cast<std::size_t>(INT32_MAX) / kBlock) return;
+  if (sparse_cost(geometry, 0, false) >= winograd_cost<T>(geometry) ||
+      plane > static_cast<std::size_t>(INT32_MAX) / kBlock)
+    return;
   tap_pixels_ = offsets(scratch, geometry.kernel_h * geometry.kernel_w);
   window_pixels_ = offsets(scratch, geometry.out_pixels());
   for (std::size_t p = 0; p < geometry.out_pixels(); ++p) {
@@ -588,11 +672,70 @@ ConvWeightGradient<T>::ConvWeightGradient(const ConvGeometry& geometry, T scale,
 
 template <class T>
 bool ConvWeightGradient<T>::sparse(const T* cotangent, bool accumulate) const {
-  if (blocks_ == nullptr || sparse_cost(geometry_, 0, accumulate) >= 1) return false;
+  const double other = winograd_cost<T>(geometry_);
+  if (blocks_ == nullptr || sparse_cost(geometry_, 0, accumulate) >= other) return false;
   const std::size_t size = geometry_.out_pixels() * geometry_.c_out;
   const double density =
       static_cast<double>(kernels<T>().count_nonzero(cotangent, size)) / static_cast<double>(size);
-  return sparse_cost(geometry_, density, accumulate) < 1;
+  return sparse_cost(geometry_, density, accumulate) < other;
+}
+
+template <class T>
+void ConvWeightGradient<T>::transformed(const T* image, const T* cotangent, bool accumulate,
+                                        T* weight_gradient) const {
+  const ConvGeometry& g = geometry_;
+  const simd::KernelTable<T>& table = kernels<T>();
+  const Frame frame = gradient_frame<T>(g);
+  const std::size_t tiles = winograd_tiles(g.out_h, g.out_w);
+  for (std::size_t first = 0; first < g.c_out; first += table.panel_columns) {
+    const std::size_t width = std::min(table.panel_columns, g.c_out - first);
+    const std::size_t product = simd::winograd_component<T>(g.c_in, width);
+    for (std::size_t i = 0; i < g.c_in; ++i) product_rows_[i] = signed_offset(i * width);
+    simd::WinogradGrid grid{(g.out_w + 1) / 2, (g.out_h + 1) / 2, 0, 0};
+    for (; grid.first < tiles; grid.first += grid.count) {
+      grid.count = std::min(kGradientTiles, tiles - grid.first);
+      const std::size_t window = simd::winograd_component<T>(grid.count, g.c_in);
+      const std::size_t component = simd::winograd_component<T>(grid.count, width);
+      // The windows of the only block stay for all panels.
+      if (first == 0 || tiles > kGradientTiles) {
+        table.winograd_input({.grid = grid,
+                              .plane = image,
+                              .row = frame.padded_width() * g.c_in,
+                              .image = frame.size(),
+                              .channels = g.c_in,
+                              .out = windows_,
+                              .component = window});
+      }
+      table.winograd_cotangent({.grid = grid,
+                                .cotangent = cotangent + first,
+                                .out_h = g.out_h,
+                                .out_w = g.out_w,
+                                .pixel = g.c_out,
+                                .columns = width,
+                                .out = tile_cotangents_,
+                                .component = component});
+      for (std::size_t c = 0; c < kWinogradComponents; ++c) {
+        table.gather_product({.x = windows_ + c * window,
+                              .x_base = channels_,
+                              .x_offset = tiles_,
+                              .v = tile_cotangents_ + c * component,
+                              .v_stride = width,
+                              .out = products_ + c * product,
+                              .out_base = product_rows_,
+                              .rows = g.c_in,
+                              .depth = grid.count,
+                              .columns = width,
+                              .accumulate = grid.first > 0});
+      }
+    }
+    table.winograd_gradient({.products = products_,
+                             .component = product,
+                             .c_in = g.c_in,
+                             .columns = width,
+                             .gradient = weight_gradient + first,
+                             .c_out = g.c_out,
+                             .accumulate = accumulate});
+  }
 }
 
 template <class T>
@@ -600,12 +743,12 @@ void ConvWeightGradient<T>::operator()(const T* image, const T* cotangent, bool 
                                        T* weight_gradient, T* bias_gradient) const {
   const ConvGeometry& g = geometry_;
   if (padded_image_ != nullptr && weight_gradient != nullptr) {
-    frame_image(image_frame(g), image, scale_, padded_image_);
+    frame_image(gradient_frame<T>(g), image, scale_, padded_image_);
     image = padded_image_;
   }
   const bool zeros = weight_gradient != nullptr && sparse(cotangent, accumulate);
   if (zeros) {
-    const Frame frame = image_frame(g);
+    const Frame frame = gradient_frame<T>(g);
     kernels<T>().sparse_gradient({.image = image,
                                   .image_pixels = frame.padded_height() * frame.padded_width(),
                                   .c_in = g.c_in,
@@ -632,7 +775,9 @@ void ConvWeightGradient<T>::operator()(const T* image, const T* cotangent, bool 
                                  .depth = g.out_pixels(),
                                  .columns = g.c_out,
                                  .accumulate = accumulate};
-  if (weight_gradient != nullptr && !zeros) {
+  if (weight_gradient != nullptr && !zeros && windows_ != nullptr) {
+    transformed(image, cotangent, accumulate, weight_gradient);
+  } else if (weight_gradient != nullptr && !zeros) {
     // Some rows of the gradient at a time: a large one is written from front to back.
     const std::size_t most = std::max<std::size_t>(kGroupBytes / 4 / sizeof(T) / g.c_out, 96);
     for (std::size_t row = 0; row < g.patch(); row += most) {

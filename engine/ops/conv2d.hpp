@@ -22,6 +22,8 @@ class ConvWeightGradient {
  private:
   /// Whether skipping the zeros of this cotangent is worth its trouble.
   bool sparse(const T* cotangent, bool accumulate) const;
+  /// By Winograd's transforms; `image` framed.
+  void transformed(const T* image, const T* cotangent, bool accumulate, T* weight_gradient) const;
 
   ConvGeometry geometry_;
   T scale_;
@@ -37,6 +39,13 @@ class ConvWeightGradient {
   T* blocks_ = nullptr;
   T* values_ = nullptr;
   std::int32_t* value_offsets_ = nullptr;
+  // For Winograd's transforms; null where they cannot pay.
+  T* windows_ = nullptr;          ///< [components][tiles, c_in]
+  T* tile_cotangents_ = nullptr;  ///< [components][tiles, columns of a panel]
+  T* products_ = nullptr;         ///< [components][c_in, columns of a panel]
+  std::ptrdiff_t* tiles_ = nullptr;
+  std::ptrdiff_t* channels_ = nullptr;
+  std::ptrdiff_t* product_rows_ = nullptr;
 };
 
 }  // namespace gradgram::ops

@@ -90,16 +90,16 @@ struct WinogradInput {
   T* out;
   std::size_t component;  ///< winograd_component()
 };
-/// out[panel][component][depth, columns of the panel] = the transformed weights [3, 3, c_in, c_out] times
-/// scale: depth c_in and panels of KernelTable::panel_columns of the c_out columns, or `transposed`, of the
-/// transposed convolution, the kernel turned around: depth c_out and columns c_in. Components are
-/// winograd_component(depth, columns of the panel) apart, panels 16 of those.
+/// out[component][depth, columns] = `columns` columns from `first` on of the transformed weights [3, 3, c_in,
+/// c_out] times scale: depth c_in, columns c_out, or `transposed`, of the transposed convolution, the kernel
+/// turned around: depth c_out, columns c_in. Components are winograd_component(depth, columns) apart.
 template <class T>
 struct WinogradWeights {
   const T* weights;
   std::size_t c_in, c_out;
   bool transposed;
   T scale;
+  std::size_t first, columns;
   T* out;
 };
 /// Pixels of out [images, out_h, out_w, pixel], of `columns` columns: what the products [component][count,

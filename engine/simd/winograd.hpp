@@ -106,60 +106,44 @@ void winograd_input(const WinogradInput<T>& job) noexcept {
 template <class T>
 void winograd_weights(const WinogradWeights<T>& job) noexcept {
   constexpr std::size_t kLane = kLanes<T>;
-  constexpr std::size_t kWidth = kPanelVectors * kLane;
   const Batch<T> scale = broadcast(job.scale);
   const std::size_t taps = job.c_in * job.c_out;
-  const auto transformed = [&](std::size_t i, std::size_t k, Batch<T> * u) __attribute__((always_inline)) {
-    Batch<T> g[9];
-    const T* const from = job.weights + i * job.c_out + k;
+  const std::size_t component = winograd_component<T>(job.transposed ? job.c_out : job.c_in, job.columns);
+  const auto transform = [&](const T* from, std::size_t step, T* to) __attribute__((always_inline)) {
+    Batch<T> g[9], u[16];
     Unroll<0, 9>::run([&](std::size_t t)
-                          __attribute__((always_inline)) { g[t] = scale * load(from + t * taps); });
+                          __attribute__((always_inline)) { g[t] = scale * load(from + t * step); });
     both_axes<T, 3, 4>(g, u, transform_weights<T>);
+    Unroll<0, 16>::run([&](std::size_t at)
+                           __attribute__((always_inline)) { store(to + at * component, u[at]); });
   };
-  const std::size_t columns = job.transposed ? job.c_in : job.c_out;
-  const std::size_t depth = job.transposed ? job.c_out : job.c_in;
-  T* panel = job.out;
-  for (std::size_t first = 0; first < columns; first += kWidth) {
-    const std::size_t width = columns - first < kWidth ? columns - first : kWidth;
-    const std::size_t component = winograd_component<T>(depth, width);
-    if (!job.transposed) {
-      for (std::size_t i = 0; i < depth; ++i) {
-        for (std::size_t k = 0; k < width; k += kLane) {
-          Batch<T> u[16];
-          transformed(i, first + k, u);
-          Unroll<0, 16>::run([&](std::size_t at) __attribute__((always_inline)) {
-            store(panel + at * component + i * width + k, u[at]);
-          });
-        }
-      }
-    } else {
-      for (std::size_t k = 0; k < depth; k += kLane) {
-        for (std::size_t i = 0; i < width; i += kLane) {
-          alignas(64) T squares[16 * kLane * kLane];
-          for (std::size_t r = 0; r < kLane; ++r) {
-            Batch<T> u[16];
-            transformed(first + i + r, k, u);
-            Unroll<0, 16>::run([&](std::size_t at) __attribute__((always_inline)) {
-              store(squares + (at * kLane + r) * kLane, u[at]);
-            });
-          }
-          for (std::size_t at = 0; at < 16; ++at) {
-            Batch<T> x[kLane];
-            Unroll<0, kLane>::run([&](std::size_t r) __attribute__((always_inline)) {
-              x[r] = load(static_cast<const T*>(squares) + (at * kLane + r) * kLane);
-            });
-            transpose<T, kLane>(x);
-            // A kernel turned around: the first and the last line of its transform change places.
-            const std::size_t row = at / 4 % 3 == 0 ? 3 - at / 4 : at / 4;
-            const std::size_t column = at % 4 % 3 == 0 ? 3 - at % 4 : at % 4;
-            T* const to = panel + (row * 4 + column) * component + k * width + i;
-            Unroll<0, kLane>::run([&](std::size_t r)
-                                      __attribute__((always_inline)) { store(to + r * width, x[r]); });
-          }
-        }
+  if (!job.transposed) {
+    for (std::size_t i = 0; i < job.c_in; ++i) {
+      for (std::size_t k = 0; k < job.columns; k += kLane) {
+        transform(job.weights + i * job.c_out + job.first + k, taps, job.out + i * job.columns + k);
       }
     }
-    panel += 16 * component;
+    return;
+  }
+  alignas(64) T squares[9 * kLane * kLane];  // [tap turned around][k][i]
+  for (std::size_t k = 0; k < job.c_out; k += kLane) {
+    for (std::size_t i = 0; i < job.columns; i += kLane) {
+      const T* const from = job.weights + (job.first + i) * job.c_out + k;
+      for (std::size_t t = 0; t < 9; ++t) {
+        Batch<T> x[kLane];
+        Unroll<0, kLane>::run([&](std::size_t r) __attribute__((always_inline)) {
+          x[r] = load(from + t * taps + r * job.c_out);
+        });
+        transpose<T, kLane>(x);
+        T* const to = squares + (8 - t) * kLane * kLane;
+        Unroll<0, kLane>::run([&](std::size_t r)
+                                  __attribute__((always_inline)) { store(to + r * kLane, x[r]); });
+      }
+      for (std::size_t r = 0; r < kLane; ++r) {
+        transform(static_cast<const T*>(squares) + r * kLane, kLane * kLane,
+                  job.out + (k + r) * job.columns + i);
+      }
+    }
   }
 }
 

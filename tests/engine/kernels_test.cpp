@@ -517,14 +517,6 @@ TYPED_TEST(Kernels, WinogradIsTheCorrelationExactlyOnIntegers) {
             [&](std::size_t x, std::size_t w, std::size_t y) { expected[y] += 2 * plane[x] * weights[w]; });
         for (T& value : expected) value = rectify ? std::max(value, T(0)) : value;
 
-        std::size_t room = 0;
-        for (std::size_t first = 0; first < c.c_out; first += wide) {
-          room += 16 * simd::winograd_component<T>(c.c_in, std::min(wide, c.c_out - first));
-        }
-        Guarded<T> transformed(room, 1);
-        table.winograd_weights({given.data(), transposed ? c.c_out : c.c_in, transposed ? c.c_in : c.c_out,
-                                transposed, T(2), transformed.data()});
-        ASSERT_TRUE(transformed.intact());
         // In two parts.
         for (std::size_t first = 0, count = 0; first < c.tiles(); first += count) {
           count = first == 0 ? (c.tiles() + 2) / 3 : c.tiles() - first;
@@ -534,18 +526,22 @@ TYPED_TEST(Kernels, WinogradIsTheCorrelationExactlyOnIntegers) {
           table.winograd_input({grid, plane.data(), c.plane_w() * c.c_in, c.plane_h() * c.plane_w() * c.c_in,
                                 c.c_in, windows.data(), window});
           ASSERT_TRUE(windows.intact());
-          const T* panel = transformed.data();
           for (std::size_t column = 0; column < c.c_out; column += wide) {
             const std::size_t width = std::min(wide, c.c_out - column);
             const std::size_t component = simd::winograd_component<T>(count, width);
             const std::size_t weight = simd::winograd_component<T>(c.c_in, width);
+            Guarded<T> transformed(16 * weight, 1);
+            table.winograd_weights({given.data(), transposed ? c.c_out : c.c_in,
+                                    transposed ? c.c_in : c.c_out, transposed, T(2), column, width,
+                                    transformed.data()});
+            ASSERT_TRUE(transformed.intact());
             Guarded<T> products(16 * component, 1);
             for (std::size_t at = 0; at < 16; ++at) {
               for (std::size_t t = 0; t < count; ++t) {
                 for (std::size_t k = 0; k < width; ++k) {
                   T sum = 0;
                   for (std::size_t i = 0; i < c.c_in; ++i) {
-                    sum += windows[at * window + t * c.c_in + i] * panel[at * weight + i * width + k];
+                    sum += windows[at * window + t * c.c_in + i] * transformed[at * weight + i * width + k];
                   }
                   products[at * component + t * width + k] = sum;
                 }
@@ -554,7 +550,6 @@ TYPED_TEST(Kernels, WinogradIsTheCorrelationExactlyOnIntegers) {
             table.winograd_output({grid, products.data(), component, width, out.data() + column, c.out_h,
                                    c.out_w, c.c_out, accumulate, starts ? start.data() + column : nullptr,
                                    T(3), rectify});
-            panel += 16 * weight;
           }
         }
         ASSERT_TRUE(out.intact());

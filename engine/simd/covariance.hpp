@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace gradgram::simd {
 
@@ -42,49 +43,77 @@ struct CovarianceSeries {
   std::size_t stride = 0;
 };
 
-/// One layer of a run of rows of a plane: pairs (p, p + offset) of pixels of two images for one offset, as a
-/// list of cells, `stride` a row, in which neighbours are neighbours. Where a row of either image begins or
-/// ends there are frame cells, and above and below the run `frame_rows` frame rows, of whose pixels one lies
-/// outside and is zero; there its root, both inverses and `live` are zero. Pointers point at the first cell
-/// of the run; frame rows stand before and behind it.
+/// Where a cell of a line of planes stands, in elements.
+struct PlaneCell {
+  /// In the sums of a line, of 2 registers: radius_cells + cell, and 2 radius_cells more behind the turn at
+  /// cells - cell_offset.
+  std::uint32_t entry = 0;
+  std::uint32_t partner = 0;  ///< in a line of the right image
+};
+
+/// Pairs of pixels of two images for a few offsets, or of equal pixels of one image and a few, through one
+/// layer. A register is a cell: one pixel of the left image (line and cell) and as many right ones as there
+/// are lanes. From one cell, and one line, to the next both pixels of every pair move by one, so that windows
+/// are sums of whole registers:
+///     planes: lane j holds the right pixel at line (line + line_offset + j) mod lines, cell (cell +
+///     cell_offset) mod cells. Where a line or cell of the right image has gone around, its neighbour before
+///     is outside; of a pair with one pixel outside delta is half the other's variance, and theta is 0.
+///
+///     equal pixels: lane j is another right image. `outside` is null and offsets are 0.
+///
+/// Units are registers of T below, elements elsewhere.
 ///
 /// Deltas and tangents are held times a factor U that the caller chose, roots times sqrt(U / 2):
 ///     left_root = l, left_inverse = 1 / l, right_root = 2 r, right_inverse = 1 / (2 r), 0 where the root is.
-/// The layer sums each window of 2 radius + 1 cells and rows, times `factor`, and applies the nonlinearity,
-/// divided by its scale. In place; frame cells and rows get their values as well, theta 0.
-///
-/// Readable, and holding finite numbers: everything up to 2 radius_rows rows and six registers past the run,
-/// `*_sums` also radius_columns cells before it.
+/// The layer sums each window of 2 radius + 1 cells and lines, and applies the nonlinearity, divided by its
+/// scale. In place.
 template <class T>
 struct PlaneRun {
-  std::size_t rows = 0, stride = 0, frame_rows = 0;
-  std::size_t radius_rows = 0, radius_columns = 0;
-  T* delta = nullptr;
-  T* theta = nullptr;
-  /// The tangents before this layer are zero. `theta` holds what delta would be, were one image negated: what
+  std::size_t lines = 0, cells = 0;
+  std::size_t radius_lines = 0, radius_cells = 0;
+  /// [radius_lines + lines + 2 radius_lines][cells][2 registers: delta, theta], at line 0. The lines outside
+  /// are set here. Beyond them, and three cells beyond the end of each line, it is readable and means
+  /// nothing.
+  T* state = nullptr;
+  std::size_t pitch = 0;  ///< from line to line, with room for one more cell
+  /// Scratch: [radius_lines + 1][cells + 4 radius_cells + 2][2 registers] and radius_cells more.
+  T* sums = nullptr;
+  /// Of each cell, and three more: their entry is cells + 4 radius_cells, and their partner exists.
+  const PlaneCell* places = nullptr;
+  /// [lines][masks][lanes]: 1 where the right line moved by -radius, .., -1, 1, .., radius is outside, else
+  /// 0.
+  const T* outside = nullptr;
+  std::size_t masks = 0;
+  const unsigned char* seams = nullptr;  ///< [lines]: whether any of its masks is not zero; null as `outside`
+  std::size_t line_offset = 0, cell_offset = 0;
+  /// The tangents before this layer are zero. theta holds what delta would be, were one image negated: what
   /// cosines near -1 follow from, of which delta keeps half of the digits.
   bool first = false;
-  T* delta_sums = nullptr;  ///< scratch
-  T* theta_sums = nullptr;
-  const T* left_root = nullptr;
+  const T* left_root = nullptr;  ///< [lines][cells], three more readable, and so all of the left
   const T* left_inverse = nullptr;
+  const T* left_square = nullptr;  ///< of the layer before: delta beside a zero; zero in radius_lines around
+  const T* left_window = nullptr;  ///< sums of squares over the window of lines
   const T* right_root = nullptr;
   const T* right_inverse = nullptr;
-  const T* live = nullptr;  ///< 1, or 0 in frame cells; the same in every row
-  T factor = 1;
-  T bias = 0;           ///< of the first layer: the variance it adds, times U
-  T ratio = 0;          ///< turn / scale of arc_cosine
-  bool obtuse = false;  ///< whether cosines below zero may occur
-  double* sums =
-      nullptr;  ///< the last layer: adds the sums of delta and theta over live cells, writes nothing
+  const T* right_square = nullptr;
+  const T* right_window = nullptr;
+  std::size_t right_line = 0, right_cell = 0;  ///< from line to line and from cell to cell
+  T factor = 1;                                ///< multiplies what came in
+  T bias = 0;                                  ///< of the first layer: the variance it adds, times U
+  T ratio = 0;                                 ///< turn / scale of arc_cosine
+  bool obtuse = false;                         ///< whether cosines below zero may occur
 };
 
-/// Two runs of columns of every row of an image, one behind the other: [first, first + first_columns) and
-/// [second, second + second_columns). Columns outside the image are zeros.
-struct PlaneLayout {
-  std::size_t height = 0, width = 0;
-  std::ptrdiff_t first = 0, second = 0;
-  std::size_t first_columns = 0, second_columns = 0;
+/// Where planes are summed over windows of both images: element (window of the left pixel, window of the
+/// right pixel's cell, right pixel's line), the last with room for the lanes that go around.
+template <class T>
+struct PlaneWindows {
+  T* delta = nullptr;
+  T* theta = nullptr;
+  const std::uint32_t* cells = nullptr;  ///< of each cell: its window, and that of its partner
+  const T* live = nullptr;               ///< [lanes]: 1, or 0 for offsets that another lane holds
+  std::size_t window_lines = 1;
+  std::size_t pitch = 0;  ///< between windows of the left line
 };
 
 /// The kernels of one instruction set and precision. Callers validate. In place: delta and theta become those
@@ -92,6 +121,7 @@ struct PlaneLayout {
 template <class T>
 struct CovarianceTable {
   const char* isa;
+  std::size_t lanes;  ///< of a register
   /// delta *= weight; theta = theta_weight * theta + covariance_weight * covariance after, where left_moment
   /// and right_moment hold the variances after.
   void (*affine)(const CovarianceBlock<T>&, T weight, T theta_weight, T covariance_weight) noexcept;
@@ -119,13 +149,13 @@ struct CovarianceTable {
   void (*squared_differences)(const T* left, const T* right, std::size_t stride, std::size_t channels,
                               T scale, T* out, std::size_t n) noexcept;
   void (*plane_layer)(const PlaneRun<T>&) noexcept;
-  /// differences[i] = sum_c (left[c * left_stride + i] - right[c * right_stride + i])^2, and sums[i] the same
-  /// of the sums of both; i < cells rounded up.
-  void (*plane_input)(const T* left, std::size_t left_stride, const T* right, std::size_t right_stride,
-                      std::size_t channels, T* differences, T* sums, std::size_t cells) noexcept;
-  /// out = scale * the columns of `layout`, rows packed; writes up to a register further. `line` has room for
-  /// the width, three registers and the columns outside.
-  void (*plane_layout)(const T* image, T scale, const PlaneLayout& layout, T* line, T* out) noexcept;
+  /// The state before the first layer: delta = sum_c (left[c] - right[c])^2, theta the same of the sums of
+  /// both. Channels are laid out as the roots, `left_stride` and `right_stride` from one to the next.
+  void (*plane_input)(const PlaneRun<T>&, const T* left, std::size_t left_stride, const T* right,
+                      std::size_t right_stride, std::size_t channels) noexcept;
+  /// Adds to deltas[j] and thetas[j] the sums over all cells of lane j.
+  void (*plane_sums)(const PlaneRun<T>&, double* deltas, double* thetas) noexcept;
+  void (*plane_windows)(const PlaneRun<T>&, const PlaneWindows<T>&) noexcept;
 };
 
 }  // namespace gradgram::simd

@@ -298,6 +298,7 @@ void covariance_squared_differences(const T* left, const T* right, std::size_t s
 template <class T>
 constexpr CovarianceTable<T> make_covariance_table(const char* isa) {
   return {isa,
+          kLanes<T>,
           covariance_affine<T>,
           covariance_arc_cosine<T>,
           covariance_erf<T>,
@@ -312,7 +313,8 @@ constexpr CovarianceTable<T> make_covariance_table(const char* isa) {
           covariance_squared_differences<T>,
           plane_layer<T>,
           plane_input<T>,
-          plane_layout<T>};
+          plane_sums<T>,
+          plane_windows<T>};
 }
 
 }  // namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE

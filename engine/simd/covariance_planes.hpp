@@ -1,12 +1,11 @@
 #pragma once
 
 #include <cstddef>
-#include <cstring>
 
 #include "engine/simd/covariance.hpp"
 #include "engine/simd/vector.hpp"
 
-/// The arc-cosine recursion on planes of equal offset.
+/// The arc-cosine recursion on registers of pairs of pixels: see PlaneRun.
 namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE {
 
 /// acos(1 - u) / sqrt(u (2 - u)) on [0, 1], of least largest relative error: 4.3e-7 and 6.5e-15. (kArcCosine
@@ -33,31 +32,22 @@ inline constexpr std::size_t kPlaneUnroll = 2;
 /// Stands for a radius that is known only when it runs.
 inline constexpr std::size_t kAnyRadius = ~std::size_t{0};
 
-/// sum of at[k * step], |k| <= radius.
-template <std::size_t Radius, class T>
-GRADGRAM_INLINE Batch<T> window(const T* at, std::ptrdiff_t step, std::ptrdiff_t radius) {
-  if constexpr (Radius == 0) {
-    return load(at);
-  } else if constexpr (Radius == 1) {
-    return load(at) + (load(at - step) + load(at + step));
-  } else {
-    Batch<T> sum = load(at - radius * step);
-    for (std::ptrdiff_t k = 1 - radius; k <= radius; ++k) sum += load(at + k * step);
-    return sum;
-  }
-}
-
-/// sqrt(z) for z > 1e-35, within 1e-7 relative. The estimate and a Newton step take a third of the time of
-/// the instruction.
+/// kPlaneRoot sqrt(z) for z > 1e-35, within 1e-7 relative in f32. The estimate and a Newton step are half as
+/// many instructions' time as the root.
+#if defined(__AVX512F__)
+template <class T>
+inline constexpr T kPlaneRoot = sizeof(T) == 4 ? 2 : 1;
+#else
+template <class T>
+inline constexpr T kPlaneRoot = 1;
+#endif
 template <class T>
 GRADGRAM_INLINE Batch<T> plane_root(const Batch<T>& z) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {
     const Batch<T> y = _mm512_rsqrt14_ps(z);
     const Batch<T> root = z * y;
-    const Batch<T> half = y * T(0.5);
-    const Batch<T> error = z - root * root;
-    return multiply_add(error, half, root);
+    return root * Batch<T>(_mm512_fnmadd_ps(root, y, broadcast(T(3))));
   }
 #endif
   return xsimd::sqrt(z);
@@ -67,203 +57,392 @@ GRADGRAM_INLINE Batch<T> plane_root(const Batch<T>& z) {
 template <class T>
 inline constexpr T kLeastVersine = sizeof(T) == 4 ? T(1e-30) : T(1e-300);
 
-/// The sums down the columns run `ahead` cells before the nonlinearity, in the same loop: one waits for
-/// memory, the other for arithmetic. As far ahead as windows reach, so that the results may be written
-/// over what the sums have read.
-template <class T, std::size_t Radius, bool Obtuse, bool First, bool Last>
-void plane_cells(const PlaneRun<T>& run) noexcept {
-  constexpr std::size_t kTerms = sizeof(kPlaneArcCosine<T>) / sizeof(T);
-  const auto rows_reach = static_cast<std::ptrdiff_t>(run.radius_rows);
-  const auto reach = static_cast<std::ptrdiff_t>(run.radius_columns);
-  const auto stride = static_cast<std::ptrdiff_t>(run.stride);
-  T* const delta = run.delta;
-  T* const theta = run.theta;
-  T* const delta_sums = run.delta_sums;
-  T* const theta_sums = run.theta_sums;
-  const T* const left_root = run.left_root;
-  const T* const left_inverse = run.left_inverse;
-  const T* const right_root = run.right_root;
-  const T* const right_inverse = run.right_inverse;
-  const T* const lives = run.live;
+/// a + (drop ? 0 : b).
+template <class T>
+GRADGRAM_INLINE Batch<T> add_unless(const Mask<T>& drop, const Batch<T>& a, const Batch<T>& b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_mask_add_ps(a, static_cast<__mmask16>(~static_cast<__mmask16>(drop)), a, b);
+  } else {
+    return _mm512_mask_add_pd(a, static_cast<__mmask8>(~static_cast<__mmask8>(drop)), a, b);
+  }
+#else
+  return a + xsimd::select(drop, broadcast(T(0)), b);
+#endif
+}
+
+/// Sums over the window of lines around a cell: `state` is its own, `square` the left image's there,
+/// `outside` the masks of its line.
+template <std::size_t Radius, bool First, bool Seam, class T>
+GRADGRAM_INLINE void sum_lines(const T* state, std::ptrdiff_t pitch, std::ptrdiff_t radius, const T* square,
+                               std::ptrdiff_t cells, const T* outside, T* sums) {
+  Batch<T> delta = load(state);
+  Batch<T> theta = load(state + kLanes<T>);
+  const auto add = [&](std::ptrdiff_t k, std::ptrdiff_t which) __attribute__((always_inline)) {
+    const Batch<T> more_delta = load(state + k * pitch);
+    const Batch<T> more_theta = load(state + (k * pitch + static_cast<std::ptrdiff_t>(kLanes<T>)));
+    if constexpr (Seam) {
+      const Mask<T> drop = load(outside + which * static_cast<std::ptrdiff_t>(kLanes<T>)) > broadcast(T(0.5));
+      const Batch<T> alone = broadcast(square[k * cells]);
+      delta += xsimd::select(drop, alone, more_delta);
+      if constexpr (First) {
+        theta += xsimd::select(drop, alone, more_theta);
+      } else {
+        theta = add_unless(drop, theta, more_theta);
+      }
+    } else {
+      delta += more_delta;
+      theta += more_theta;
+    }
+  };
+  if constexpr (Radius == 1) {
+    add(-1, 0);
+    add(1, 1);
+  } else {
+    for (std::ptrdiff_t k = -radius; k <= radius; ++k) {
+      if (k != 0) add(k, k < 0 ? k + radius : k + radius - 1);
+    }
+  }
+  store(sums, delta);
+  store(sums + kLanes<T>, theta);
+}
+
+/// Sum over the window of cells around `at`.
+template <std::size_t Radius, class T>
+GRADGRAM_INLINE Batch<T> sum_cells(const T* at, std::ptrdiff_t radius) {
+  constexpr std::ptrdiff_t kPair = 2 * kLanes<T>;
+  if constexpr (Radius == 1) {
+    return load(at) + (load(at - kPair) + load(at + kPair));
+  } else {
+    Batch<T> sum = load(at - radius * kPair);
+    for (std::ptrdiff_t k = 1 - radius; k <= radius; ++k) sum += load(at + k * kPair);
+    return sum;
+  }
+}
+
+/// What does not change along a layer.
+template <class T>
+struct PlaneConstants {
+  static constexpr std::size_t kTerms = sizeof(kPlaneArcCosine<T>) / sizeof(T);
+  T weights[kTerms];
+  T ratio, straight, twice_bias;
+};
+
+/// One line through the layer, its sums over lines given; makes those of a later one on the way, before the
+/// states that they need are overwritten: one waits for memory, the other for arithmetic. Half of a pair of
+/// cells' arithmetic is done beside the other half of the pair before.
+template <class T, std::size_t Radius, bool Obtuse, bool First, bool Seam>
+GRADGRAM_INLINE void plane_line(const PlaneRun<T>& run, const PlaneConstants<T>& constants, std::size_t line,
+                                std::size_t partner_line, T* sums, T* later_sums) {
+  constexpr std::size_t kTerms = PlaneConstants<T>::kTerms;
+  constexpr std::size_t kPair = 2 * kLanes<T>;
   Batch<T> weights[kTerms];
   Unroll<0, kTerms>::run([&](std::size_t k) __attribute__((always_inline)) {
-    weights[k] = broadcast(kPlaneArcCosine<T>[k] * run.ratio);
+    weights[k] = broadcast(constants.weights[k]);
   });
-  const Batch<T> ratio = broadcast(run.ratio);
-  const Batch<T> twice_bias = broadcast(T(2) * run.bias);
+  const Batch<T> ratio = broadcast(constants.ratio);
   const Batch<T> least = broadcast(kLeastVersine<T>);
-  Batch<T> delta_sum = broadcast(T(0));
-  Batch<T> theta_sum = broadcast(T(0));
-  const auto down = [&](std::size_t i) __attribute__((always_inline)) {
-    store(delta_sums + i, window<Radius>(delta + i, stride, rows_reach));
-    if constexpr (!First || Obtuse) store(theta_sums + i, window<Radius>(theta + i, stride, rows_reach));
+  // Copies: what is stored might be `run`.
+  const std::size_t cells = run.cells;
+  const auto pitch = static_cast<std::ptrdiff_t>(run.pitch);
+  const auto radius_lines = static_cast<std::ptrdiff_t>(run.radius_lines);
+  const auto radius_cells = static_cast<std::ptrdiff_t>(run.radius_cells);
+  T* const state = run.state + line * run.pitch;
+  const std::size_t later = line + run.radius_lines;
+  const std::ptrdiff_t ahead = radius_lines * pitch;
+  const T* const left = run.left_root + line * cells;
+  const std::ptrdiff_t left_inverse = run.left_inverse - run.left_root;
+  const T* const later_square = run.left_square + later * cells;
+  const T* const outside = Seam ? run.outside + later * run.masks * kLanes<T> : nullptr;
+  const T* const right = run.right_root + partner_line * run.right_line;
+  const std::ptrdiff_t right_inverse = run.right_inverse - run.right_root;
+  const std::ptrdiff_t later_line = later_sums - sums;
+  const PlaneCell* places = run.places;
+  const T* from = left;
+  T* here = state;
+  const T* square = later_square;
+  // Of the pair of cells under way, up to the argument of the root.
+  const T* at[kPlaneUnroll];
+  Batch<T> gap[kPlaneUnroll], covariance[kPlaneUnroll], delta[kPlaneUnroll], cosine[kPlaneUnroll];
+  Batch<T> argument[kPlaneUnroll], z[kPlaneUnroll], product[kPlaneUnroll];
+  const auto both = [&](const auto& body) __attribute__((always_inline)) {
+    Unroll<0, kPlaneUnroll>::run(body);
   };
-  const std::size_t cells = run.rows * run.stride;
-  const std::size_t widest = run.radius_rows * run.stride + run.radius_columns;
-  const std::size_t ahead = (widest + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-  for (std::size_t i = 0; i < ahead; i += kLanes<T>) down(i);
-  for (std::size_t begin = 0; begin < cells; begin += kPlaneUnroll * kLanes<T>) {
-    Batch<T> square[kPlaneUnroll], covariance[kPlaneUnroll], u[kPlaneUnroll], sine[kPlaneUnroll];
-    Batch<T> angle[kPlaneUnroll];
-    Unroll<0, kPlaneUnroll>::run([&](std::size_t k) __attribute__((always_inline)) {
-      const std::size_t i = begin + k * kLanes<T>;
-      down(i + ahead);
-      const Batch<T> left = load(left_root + i);
-      const Batch<T> right = load(right_root + i);
-      const Batch<T> gap = left - right * T(0.5);
-      square[k] = gap * gap;
-      covariance[k] = left * right;  // where the cosine is 1
-      const Batch<T> rest = window<Radius>(delta_sums + i, 1, reach) - square[k];
-      const Batch<T> product = load(left_inverse + i) * load(right_inverse + i);
-      u[k] = xsimd::max(Batch<T>(rest * product), least);
-      if constexpr (Obtuse) u[k] = xsimd::min(u[k], broadcast(T(2)));
-    });
-    // One less the absolute value of the cosine.
-    Batch<T> argument[kPlaneUnroll];
-    Unroll<0, kPlaneUnroll>::run([&](std::size_t k) __attribute__((always_inline)) {
-      argument[k] = u[k];
-      if constexpr (Obtuse && First) {
-        const std::size_t i = begin + k * kLanes<T>;
-        const Batch<T> rest = window<Radius>(theta_sums + i, 1, reach) + (twice_bias - square[k]);
-        const Batch<T> product = load(left_inverse + i) * load(right_inverse + i);
-        const Batch<T> opposite = xsimd::max(Batch<T>(rest * product), least);
-        argument[k] = xsimd::select(u[k] > broadcast(T(1)), opposite, u[k]);
-      } else if constexpr (Obtuse) {
-        argument[k] = xsimd::max(xsimd::min(u[k], Batch<T>(T(2) - u[k])), least);
-      }
-      sine[k] = plane_root<T>(multiply_add(argument[k], Batch<T>(T(1) - argument[k]), argument[k]));
+  const auto sum_later = [&](std::size_t k) __attribute__((always_inline)) {
+    T* const entry = sums + places[k].entry;
+    at[k] = entry;
+    sum_lines<Radius, First, Seam>(here + k * kPair + ahead, pitch, radius_lines, square + k,
+                                   static_cast<std::ptrdiff_t>(cells), outside, entry + later_line);
+  };
+  const auto read = [&](std::size_t k) __attribute__((always_inline)) {
+    const T* const partner = right + places[k].partner;
+    const Batch<T> a = broadcast(from[k]);
+    const Batch<T> b = load(partner);
+    delta[k] = sum_cells<Radius>(at[k], radius_cells);
+    gap[k] = multiply_add(b, broadcast(T(-0.5)), a);
+    covariance[k] = a * b;  // where the cosine is 1
+    product[k] =
+        broadcast(from[static_cast<std::ptrdiff_t>(k) + left_inverse]) * load(partner + right_inverse);
+  };
+  const auto find_cosine = [&](std::size_t k) __attribute__((always_inline)) {
+    const Batch<T> rest = delta[k] - gap[k] * gap[k];
+    Batch<T> u = xsimd::max(Batch<T>(rest * product[k]), least);
+    if constexpr (Obtuse) u = xsimd::min(u, broadcast(T(2)));
+    cosine[k] = T(1) - u;
+    argument[k] = u;  // one less the absolute value of the cosine
+    if constexpr (Obtuse && First) {
+      const Batch<T> other = sum_cells<Radius>(at[k] + kLanes<T>, radius_cells) +
+                             (broadcast(constants.twice_bias) - gap[k] * gap[k]);
+      const Batch<T> opposite = xsimd::max(Batch<T>(other * product[k]), least);
+      argument[k] = xsimd::select(u > broadcast(T(1)), opposite, u);
+    } else if constexpr (Obtuse) {
+      argument[k] = xsimd::max(xsimd::min(u, Batch<T>(T(2) - u)), least);
+    }
+    z[k] = multiply_add(argument[k], Batch<T>(T(1) - argument[k]), argument[k]);
+  };
+  both(sum_later);
+  both(read);
+  both(find_cosine);
+  for (std::size_t begin = 0; begin < cells; begin += kPlaneUnroll) {
+    // Of the pair that is finished.
+    Batch<T> u[kPlaneUnroll], root[kPlaneUnroll], angle[kPlaneUnroll], one[kPlaneUnroll],
+        both_roots[kPlaneUnroll];
+    Batch<T> before[kPlaneUnroll], apart[kPlaneUnroll];
+    const T* tangents[kPlaneUnroll];
+    T* const to = here;
+    both([&](std::size_t k) __attribute__((always_inline)) {
+      u[k] = argument[k];
+      root[k] = z[k];
+      both_roots[k] = covariance[k];
+      before[k] = delta[k];
+      one[k] = cosine[k];
+      apart[k] = gap[k];
+      tangents[k] = at[k] + kLanes<T>;
       angle[k] = weights[kTerms - 1];
     });
-    Unroll<1, kTerms>::run([&](std::size_t t) __attribute__((always_inline)) {
-      Unroll<0, kPlaneUnroll>::run([&](std::size_t k) __attribute__((always_inline)) {
-        angle[k] = multiply_add(angle[k], argument[k], weights[kTerms - 1 - t]);
+    places += kPlaneUnroll;
+    from += kPlaneUnroll;
+    square += kPlaneUnroll;
+    here += kPlaneUnroll * kPair;
+    const auto term = [&](std::size_t t) __attribute__((always_inline)) {
+      both([&](std::size_t k) __attribute__((always_inline)) {
+        angle[k] = multiply_add(angle[k], u[k], weights[kTerms - 1 - t]);
       });
-    });
-    Unroll<0, kPlaneUnroll>::run([&](std::size_t k) __attribute__((always_inline)) {
-      angle[k] = sine[k] * angle[k];  // times the ratio
+    };
+    both(sum_later);
+    both([&](std::size_t k) __attribute__((always_inline)) { root[k] = plane_root<T>(root[k]); });
+    Unroll<1, kTerms / 2>::run(term);
+    both(read);
+    Unroll<kTerms / 2, kTerms>::run(term);
+    both(find_cosine);
+    both([&](std::size_t k) __attribute__((always_inline)) {
+      Batch<T> tangent = both_roots[k] * one[k];
+      if constexpr (!First) tangent += sum_cells<Radius>(tangents[k], radius_cells);
       if constexpr (Obtuse) {
-        angle[k] =
-            xsimd::select(u[k] > broadcast(T(1)), T(3.14159265358979323846) * ratio - angle[k], angle[k]);
-      }
-    });
-    Unroll<0, kPlaneUnroll>::run([&](std::size_t k) __attribute__((always_inline)) {
-      const std::size_t i = begin + k * kLanes<T>;
-      const Batch<T> cosine = T(1) - u[k];
-      const Batch<T> turned = multiply_add(cosine, angle[k], u[k]) - ratio * sine[k];
-      const Batch<T> after = multiply_add(covariance[k], turned, square[k]);
-      const Batch<T> live = load(lives + i);
-      Batch<T> tangent = covariance[k] * cosine;
-      if constexpr (!First) tangent += window<Radius>(theta_sums + i, 1, reach);
-      tangent *= live - angle[k];
-      if constexpr (Last) {
-        delta_sum = multiply_add(live, after, delta_sum);
-        theta_sum += tangent;
+        const Batch<T> acute = root[k] * angle[k];  // times the ratio
+        const Mask<T> behind = one[k] < broadcast(T(0));
+        const Batch<T> whole = xsimd::select(behind, constants.straight - acute, acute);
+        const Batch<T> versine = xsimd::select(behind, T(1) - one[k], u[k]);  // 1 - cosine loses a small one
+        const Batch<T> turned = multiply_add(one[k], whole, versine) - ratio * root[k];
+        store(to + k * kPair, multiply_add(both_roots[k], turned, Batch<T>(apart[k] * apart[k])));
+        store(to + k * kPair + kLanes<T>, Batch<T>(tangent - tangent * whole));
       } else {
-        store(delta + i, after);
-        store(theta + i, tangent);
+        const Batch<T> turned = root[k] * (ratio - one[k] * angle[k]);
+        store(to + k * kPair, Batch<T>(before[k] - both_roots[k] * turned));
+        store(to + k * kPair + kLanes<T>, Batch<T>(tangent * (T(1) - root[k] * angle[k])));
       }
     });
   }
-  if constexpr (Last) {
-    alignas(64) T lanes[kLanes<T>];
-    delta_sum.store_aligned(lanes);
-    for (const T lane : lanes) run.sums[0] += static_cast<double>(lane);
-    theta_sum.store_aligned(lanes);
-    for (const T lane : lanes) run.sums[1] += static_cast<double>(lane);
-  } else {
-    const auto frames = [&](std::ptrdiff_t begin) {
-      for (std::ptrdiff_t i = begin; i < begin + static_cast<std::ptrdiff_t>(run.frame_rows) * stride;
-           i += kLanes<T>) {
-        const Batch<T> left = load(left_root + i);
-        const Batch<T> right = load(right_root + i) * T(0.5);
-        store(delta + i, multiply_add(left, left, Batch<T>(right * right)));
-        store(theta + i, broadcast(T(0)));
-      }
-    };
-    // Those above may run over into the first row: it is kept.
-    const Batch<T> first_delta = load(delta);
-    const Batch<T> first_theta = load(theta);
-    frames(-static_cast<std::ptrdiff_t>(run.frame_rows) * stride);
-    store(delta, first_delta);
-    store(theta, first_theta);
-    frames(static_cast<std::ptrdiff_t>(cells));
+}
+
+/// The cells beside both ends of a line's two runs, of which one pixel lies outside.
+template <class T>
+GRADGRAM_INLINE void plane_frame_cells(const PlaneRun<T>& run, std::size_t line, std::size_t partner_line,
+                                       T* sums) {
+  constexpr std::size_t kPair = 2 * kLanes<T>;
+  const std::size_t radius = run.radius_cells;
+  const std::size_t turn = run.cells - run.cell_offset;
+  const auto put = [&](std::size_t entry, const Batch<T>& value) {
+    store(sums + entry * kPair, value);
+    store(sums + entry * kPair + kLanes<T>, run.first ? value : broadcast(T(0)));
+  };
+  const T* const left_window = run.left_window + line * run.cells;
+  const auto left_alone = [&](std::size_t cell) { return broadcast(left_window[cell]); };
+  const T* const window = run.right_window + partner_line * run.right_line;
+  const auto right_alone = [&](std::size_t cell) { return load(window + cell * run.right_cell); };
+  const Batch<T> none = broadcast(T(0));
+  for (std::size_t i = 0; i < radius; ++i) {
+    const std::size_t offset = run.cell_offset;
+    const bool apart = run.outside != nullptr;
+    put(i, apart && offset + i >= radius ? right_alone(offset + i - radius) : none);
+    put(radius + turn + i, apart && i < offset ? left_alone(turn + i) : none);
+    put(2 * radius + turn + i, apart && turn + i >= radius ? left_alone(turn + i - radius) : none);
+    put(3 * radius + run.cells + i, apart && offset + i < run.cells ? right_alone(offset + i) : none);
+  }
+}
+
+/// The lines above the first and below the last one.
+template <class T>
+void plane_frame_lines(const PlaneRun<T>& run) noexcept {
+  constexpr std::size_t kPair = 2 * kLanes<T>;
+  const auto fill = [&](T* state, const T* square) {
+    for (std::size_t cell = 0; cell < run.cells; ++cell) {
+      const Batch<T> value =
+          run.outside != nullptr ? load(square + run.places[cell].partner) : broadcast(T(0));
+      store(state + cell * kPair, value);
+      store(state + cell * kPair + kLanes<T>, run.first ? value : broadcast(T(0)));
+    }
+  };
+  const T* const last = run.right_square + (run.lines - 1 + run.line_offset) % run.lines;
+  for (std::size_t k = 1; k <= run.radius_lines; ++k) {
+    fill(run.state - k * run.pitch, run.right_square + run.line_offset - k);
+    fill(run.state + (run.lines - 1 + k) * run.pitch, last + k);
   }
 }
 
 template <class T, std::size_t Radius, bool Obtuse, bool First>
-void plane_cells_of(const PlaneRun<T>& run) noexcept {
-  run.sums != nullptr ? plane_cells<T, Radius, Obtuse, First, true>(run)
-                      : plane_cells<T, Radius, Obtuse, First, false>(run);
+void plane_lines(const PlaneRun<T>& run) noexcept {
+  plane_frame_lines(run);
+  const std::size_t ahead = run.radius_lines;
+  const std::size_t slots = ahead + 1;
+  const std::size_t slot = (run.cells + 4 * run.radius_cells + 2) * 2 * kLanes<T>;
+  PlaneConstants<T> constants;
+  for (std::size_t k = 0; k < PlaneConstants<T>::kTerms; ++k) {
+    constants.weights[k] = kPlaneArcCosine<T>[k] * (run.ratio / kPlaneRoot<T>);
+  }
+  constants.ratio = run.ratio / kPlaneRoot<T>;
+  constants.straight = T(3.14159265358979323846) * run.ratio;
+  constants.twice_bias = T(2) * run.bias;
+  const auto has_seam = [&](std::size_t line) { return run.seams != nullptr && run.seams[line] != 0; };
+  for (std::size_t line = 0; line < ahead && line < run.lines; ++line) {
+    T* const sums = run.sums + line % slots * slot;
+    plane_frame_cells(run, line, (line + run.line_offset) % run.lines, sums);
+    const bool seam = has_seam(line);
+    for (std::size_t cell = 0; cell < run.cells; ++cell) {
+      const T* const state = run.state + line * run.pitch + cell * 2 * kLanes<T>;
+      const T* const square = run.left_square + line * run.cells + cell;
+      const T* const outside = seam ? run.outside + line * run.masks * kLanes<T> : nullptr;
+      const auto pitch = static_cast<std::ptrdiff_t>(run.pitch);
+      const auto radius = static_cast<std::ptrdiff_t>(run.radius_lines);
+      const auto cells = static_cast<std::ptrdiff_t>(run.cells);
+      T* const to = sums + run.places[cell].entry;
+      if (seam) {
+        sum_lines<Radius, First, true>(state, pitch, radius, square, cells, outside, to);
+      } else {
+        sum_lines<Radius, First, false>(state, pitch, radius, square, cells, outside, to);
+      }
+    }
+  }
+  std::size_t partner_line = run.line_offset;
+  std::size_t now = 0;
+  std::size_t then = ahead;
+  for (std::size_t line = 0; line < run.lines; ++line) {
+    T* const later = run.sums + then * slot;
+    T* const sums = run.sums + now * slot;
+    bool seam = false;
+    if (line + ahead < run.lines) {
+      const std::size_t later_partner = partner_line + ahead;
+      plane_frame_cells(run, line + ahead,
+                        later_partner < run.lines ? later_partner : later_partner % run.lines, later);
+      seam = has_seam(line + ahead);
+    }
+    if (seam) {
+      plane_line<T, Radius, Obtuse, First, true>(run, constants, line, partner_line, sums, later);
+    } else {
+      plane_line<T, Radius, Obtuse, First, false>(run, constants, line, partner_line, sums, later);
+    }
+    partner_line = partner_line + 1 == run.lines ? 0 : partner_line + 1;
+    now = now + 1 == slots ? 0 : now + 1;
+    then = then + 1 == slots ? 0 : then + 1;
+  }
 }
+
 template <class T, std::size_t Radius>
-void plane_cells_of(const PlaneRun<T>& run) noexcept {
+void plane_lines(const PlaneRun<T>& run) noexcept {
   if (run.first) {
-    plane_cells_of<T, Radius, true, true>(run);
+    plane_lines<T, Radius, true, true>(run);
   } else if (run.obtuse) {
-    plane_cells_of<T, Radius, true, false>(run);
+    plane_lines<T, Radius, true, false>(run);
   } else {
-    plane_cells_of<T, Radius, false, false>(run);
+    plane_lines<T, Radius, false, false>(run);
   }
 }
 
 template <class T>
 void plane_layer(const PlaneRun<T>& run) noexcept {
   if (run.factor != T(1)) {
-    const auto frames = static_cast<std::ptrdiff_t>(run.frame_rows * run.stride);
     const Batch<T> factor = broadcast(run.factor);
-    const std::ptrdiff_t end = static_cast<std::ptrdiff_t>(run.rows * run.stride) + frames;
-    for (std::ptrdiff_t i = -frames; i < end; i += kLanes<T>) {
-      store(run.delta + i, Batch<T>(factor * load(run.delta + i)));
-      store(run.theta + i, Batch<T>(factor * load(run.theta + i)));
+    for (std::size_t line = 0; line < run.lines; ++line) {
+      T* const state = run.state + line * run.pitch;
+      for (std::size_t i = 0; i < run.cells * 2 * kLanes<T>; i += kLanes<T>) {
+        store(state + i, Batch<T>(factor * load(state + i)));
+      }
     }
   }
-  if (run.radius_rows == 1 && run.radius_columns == 1) {
-    plane_cells_of<T, 1>(run);
+  if (run.radius_lines == 1 && run.radius_cells == 1) {
+    plane_lines<T, 1>(run);
   } else {
-    plane_cells_of<T, kAnyRadius>(run);
+    plane_lines<T, kAnyRadius>(run);
   }
 }
 
 template <class T>
-void plane_input(const T* left, std::size_t left_stride, const T* right, std::size_t right_stride,
-                 std::size_t channels, T* differences, T* sums, std::size_t cells) noexcept {
-  for (std::size_t i = 0; i < cells; i += kLanes<T>) {
-    Batch<T> difference = broadcast(T(0));
-    Batch<T> sum = broadcast(T(0));
-    for (std::size_t c = 0; c < channels; ++c) {
-      const Batch<T> a = load(left + c * left_stride + i);
-      const Batch<T> b = load(right + c * right_stride + i);
-      difference = multiply_add(Batch<T>(a - b), Batch<T>(a - b), difference);
-      sum = multiply_add(Batch<T>(a + b), Batch<T>(a + b), sum);
+void plane_input(const PlaneRun<T>& run, const T* left, std::size_t left_stride, const T* right,
+                 std::size_t right_stride, std::size_t channels) noexcept {
+  constexpr std::size_t kPair = 2 * kLanes<T>;
+  for (std::size_t line = 0; line < run.lines; ++line) {
+    const T* const partners = right + (line + run.line_offset) % run.lines * run.right_line;
+    for (std::size_t cell = 0; cell < run.cells; ++cell) {
+      Batch<T> difference = broadcast(T(0));
+      Batch<T> sum = broadcast(T(0));
+      for (std::size_t c = 0; c < channels; ++c) {
+        const Batch<T> a = broadcast(left[c * left_stride + line * run.cells + cell]);
+        const Batch<T> b = load(partners + c * right_stride + run.places[cell].partner);
+        difference = multiply_add(Batch<T>(a - b), Batch<T>(a - b), difference);
+        sum = multiply_add(Batch<T>(a + b), Batch<T>(a + b), sum);
+      }
+      store(run.state + line * run.pitch + cell * kPair, difference);
+      store(run.state + line * run.pitch + cell * kPair + kLanes<T>, sum);
     }
-    store(differences + i, difference);
-    store(sums + i, sum);
+  }
+}
+
+/// Lines in T, all of them in f64.
+template <class T>
+void plane_sums(const PlaneRun<T>& run, double* deltas, double* thetas) noexcept {
+  constexpr std::size_t kPair = 2 * kLanes<T>;
+  for (std::size_t line = 0; line < run.lines; ++line) {
+    Batch<T> delta = broadcast(T(0));
+    Batch<T> theta = broadcast(T(0));
+    for (std::size_t cell = 0; cell < run.cells; ++cell) {
+      const T* const at = run.state + line * run.pitch + cell * kPair;
+      delta += load(at);
+      theta += load(at + kLanes<T>);
+    }
+    alignas(64) T lanes[kPair];
+    delta.store_aligned(lanes);
+    theta.store_aligned(lanes + kLanes<T>);
+    for (std::size_t j = 0; j < kLanes<T>; ++j) {
+      deltas[j] += static_cast<double>(lanes[j]);
+      thetas[j] += static_cast<double>(lanes[kLanes<T> + j]);
+    }
   }
 }
 
 template <class T>
-void plane_layout(const T* image, T scale, const PlaneLayout& layout, T* line, T* out) noexcept {
-  // The line: columns before the image, the image, columns after it.
-  const std::ptrdiff_t begin = layout.first < layout.second ? layout.first : layout.second;
-  const auto before = static_cast<std::size_t>(begin < 0 ? -begin : 0);
-  const auto offset = static_cast<std::ptrdiff_t>(before);
-  const std::size_t reach =
-      layout.first_columns > layout.second_columns ? layout.first_columns : layout.second_columns;
-  const Batch<T> zero = broadcast(T(0));
-  for (std::size_t i = 0; i < before + layout.width + reach; i += kLanes<T>) store(line + i, zero);
-  for (std::size_t y = 0; y < layout.height; ++y) {
-    const T* const row = image + y * layout.width;
-    std::size_t x = 0;
-    for (; x + kLanes<T> <= layout.width; x += kLanes<T>) {
-      store(line + before + x, Batch<T>(scale * load(row + x)));
+void plane_windows(const PlaneRun<T>& run, const PlaneWindows<T>& windows) noexcept {
+  constexpr std::size_t kPair = 2 * kLanes<T>;
+  const Batch<T> live = load(windows.live);
+  for (std::size_t line = 0; line < run.lines; ++line) {
+    const std::size_t to = line / windows.window_lines * windows.pitch + (line + run.line_offset) % run.lines;
+    for (std::size_t cell = 0; cell < run.cells; ++cell) {
+      const T* const from = run.state + line * run.pitch + cell * kPair;
+      T* const delta = windows.delta + to + windows.cells[cell];
+      store(delta, multiply_add(live, load(from), load(delta)));
+      if (windows.theta == nullptr) continue;
+      T* const theta = windows.theta + to + windows.cells[cell];
+      store(theta, multiply_add(live, load(from + kLanes<T>), load(theta)));
     }
-    for (; x < layout.width; ++x) line[before + x] = scale * row[x];
-    const T* const first = line + (layout.first + offset);
-    const T* const second = line + (layout.second + offset);
-    for (x = 0; x < layout.first_columns; x += kLanes<T>) store(out + x, load(first + x));
-    out += layout.first_columns;
-    for (x = 0; x < layout.second_columns; x += kLanes<T>) store(out + x, load(second + x));
-    out += layout.second_columns;
   }
 }
 

@@ -222,10 +222,11 @@ class Builder {
     }
     if (has_planes(program_)) plan_ = plan_planes(program_, scales_);
     if (plan_ && plan_->diagonal) {
-      left_images_ = std::make_unique<PlaneImages<T>>(*plan_, *left_sides_, left_inputs_->rows(), workers_);
+      left_images_ =
+          std::make_unique<PlaneImages<T>>(*plan_, *left_sides_, left_inputs_->rows(), true, same_, workers_);
       if (!same_) {
-        right_images_ =
-            std::make_unique<PlaneImages<T>>(*plan_, *right_sides_, right_inputs_->rows(), workers_);
+        right_images_ = std::make_unique<PlaneImages<T>>(*plan_, *right_sides_, right_inputs_->rows(), false,
+                                                         true, workers_);
       }
     }
     for (std::size_t w = 0; w < workers_.count(); ++w) {
@@ -454,17 +455,21 @@ class Builder {
     const Step& head = program_.steps[plan_->head];
     const double delta_shift = std::ldexp(1.0, scales_.variance[head.in] - scales_.variance[head.out]);
     const double theta_shift = std::ldexp(1.0, scales_.theta[head.in] - scales_.theta[head.out]);
+    const std::size_t lanes = planes.lanes();
+    const T* lefts[kDiagonalRows];
+    for (std::size_t r = 0; r < tile.rows; ++r) lefts[r] = left_images_->left(tile.row + r);
+    std::vector<PlaneMeans> means(tile.rows * lanes);
     std::fill_n(state.delta(), state.size(), T(0));
-    for (std::size_t c = 0; c < tile.columns; ++c) {
-      const std::size_t column = tile.column + c;
-      if (same_ && column >= tile.row + tile.rows) break;
-      planes.set_right(rights.image(column));
+    for (std::size_t c = 0; c < tile.columns; c += lanes) {
+      if (same_ && tile.column + c >= tile.row + tile.rows) break;
+      planes.diagonals(lefts, tile.rows, rights.group((tile.column + c) / lanes), means.data());
       for (std::size_t r = 0; r < tile.rows; ++r) {
-        if (same_ && column > tile.row + r) continue;
-        const PlaneMeans means = planes.diagonal(left_images_->image(tile.row + r));
-        const std::size_t at = r * state.stride() + c;
-        state.delta()[at] = static_cast<T>(delta_shift * means.delta);
-        if (what_.ntk) state.theta()[at] = static_cast<T>(theta_shift * means.theta);
+        for (std::size_t lane = 0; lane < std::min(lanes, tile.columns - c); ++lane) {
+          const PlaneMeans& mean = means[r * lanes + lane];
+          const std::size_t at = r * state.stride() + c + lane;
+          state.delta()[at] = static_cast<T>(delta_shift * mean.delta);
+          if (what_.ntk) state.theta()[at] = static_cast<T>(theta_shift * mean.theta);
+        }
       }
     }
     propagator.run(place(tile.row, tile.column), plan_->head + 1, program_.steps.size());

@@ -102,223 +102,336 @@ PlanePlan plan_planes(const Program& program, const Scales& scales) {
 }
 
 template <class T>
-PlaneArrays<T>::PlaneArrays(const PlanePlan& plan)
-    // Frame rows, in whole registers, with room for what kernels touch.
-    : frame(padded<T>(2 * plan.radius_h * plan.stride() + plan.radius_w) + 6 * simd::kColumnPadding<T>),
-      stride(padded<T>(plan.cells()) + 2 * frame),
-      count(plan.channels + 2 * plan.layers.size()) {}
+PlaneArrays<T>::PlaneArrays(const PlanePlan& plan, std::size_t lanes_of)
+    : lines(plan.width),
+      cells(plan.height),
+      channels(plan.channels),
+      layers(plan.layers.size()),
+      radius(plan.radius_w),
+      lanes(lanes_of),
+      pixels(plan.width * plan.height),
+      margin(plan.radius_w * plan.height),
+      line(padded<T>(plan.width + lanes_of + 2 * plan.radius_w)) {}
 
 template <class T>
 std::size_t PlaneImages<T>::bytes(const PlanePlan& plan, std::size_t examples) {
-  return checked_multiply(examples, PlaneArrays<T>(plan).size() * sizeof(T),
+  const std::size_t lanes = covariance_kernels<T>().lanes;
+  return checked_multiply(2 * (examples + lanes), PlaneArrays<T>(plan, lanes).equal_size() * sizeof(T),
                           "infinite_kernel: bytes of planes");
 }
 
 template <class T>
-PlaneImages<T>::PlaneImages(const PlanePlan& plan, const Sides<T>& side, const T* rows,
+PlaneImages<T>::PlaneImages(const PlanePlan& plan, const Sides<T>& side, const T* rows, bool left, bool right,
                             const Workers& workers)
-    : arrays_(plan), data_(Shape{side.examples(), arrays_.count, arrays_.stride}) {
-  const std::size_t pixels = plan.height * plan.width;
-  workers.run(side.examples(), [&](std::size_t example, std::size_t) {
-    T* to = data_.data() + example * arrays_.size() + arrays_.frame;
-    const auto place = [&](double scale, const auto& at) {
+    : arrays_(plan, covariance_kernels<T>().lanes) {
+  const std::size_t pixels = arrays_.pixels;
+  const std::size_t lanes = arrays_.lanes;
+  const std::size_t examples = side.examples();
+  const std::size_t groups = (examples + lanes - 1) / lanes;
+  if (left) left_ = Tensor<T>(Shape{examples, arrays_.equal_size()});
+  if (right) groups_ = Tensor<T>(Shape{groups, arrays_.equal_layer(arrays_.layers), lanes});
+  workers.run(groups, [&](std::size_t group, std::size_t) {
+    const std::size_t first = group * lanes;
+    const std::size_t count = std::min(lanes, examples - first);
+    std::size_t array = 0;
+    // The right image's roots are doubled: see simd::PlaneRun.
+    const auto place = [&](double scale, double right_scale, const auto& at) {
       for (std::size_t p = 0; p < pixels; ++p) {
-        to[p / plan.width * plan.stride() + p % plan.width] = static_cast<T>(scale) * at(p);
+        const std::size_t cell = p % plan.width * plan.height + p / plan.width;
+        for (std::size_t j = 0; j < count; ++j) {
+          const T value = at(p, first + j);
+          if (left) {
+            left_.data()[(first + j) * arrays_.equal_size() + array * pixels + cell] =
+                static_cast<T>(scale) * value;
+          }
+          if (right) {
+            groups_.data()[((group * (arrays_.equal_layer(arrays_.layers) / pixels) + array) * pixels + p) *
+                               lanes +
+                           j] = static_cast<T>(right_scale) * value;
+          }
+        }
       }
-      to += arrays_.stride;
+      ++array;
     };
     for (std::size_t c = 0; c < plan.channels; ++c) {
-      place(plan.input_scale,
-            [&](std::size_t p) { return rows[(example * pixels + p) * plan.channels + c]; });
+      place(plan.input_scale, plan.input_scale, [&](std::size_t p, std::size_t example) {
+        return rows[(example * pixels + p) * plan.channels + c];
+      });
     }
     for (const PlaneLayer& layer : plan.layers) {
       const double scale = std::sqrt(layer.unit / 2);
-      place(scale, [&](std::size_t p) { return *side.factor(layer.nonlinear, p, example); });
-      place(1 / scale, [&](std::size_t p) { return *side.inverse(layer.nonlinear, p, example); });
+      place(scale, 2 * scale,
+            [&](std::size_t p, std::size_t example) { return *side.factor(layer.nonlinear, p, example); });
+      place(1 / scale, 1 / (2 * scale),
+            [&](std::size_t p, std::size_t example) { return *side.inverse(layer.nonlinear, p, example); });
     }
   });
 }
 
+namespace {
+
+/// Left images that pass a layer together, so that the right images' arrays are read once for all of them.
+constexpr std::size_t kPlaneBatch = 4;
+
+std::size_t window_count(const PlanePlan& plan) {
+  if (plan.window_h == 0) return 0;
+  return plan.height / plan.window_h * (plan.width / plan.window_w);
+}
+
+/// Elements of the sums over windows: [windows][windows of a column][a line and the lanes behind it].
+std::size_t window_elements(const PlanePlan& plan, std::size_t lanes) {
+  if (plan.window_h == 0) return 0;
+  return window_count(plan) * (plan.height / plan.window_h) * (plan.width + lanes);
+}
+
+}  // namespace
+
 template <class T>
 std::size_t PlaneWorker<T>::bytes(const PlanePlan& plan) {
-  const PlaneArrays<T> arrays(plan);
-  return (2 * arrays.size() + 6 * arrays.stride) * sizeof(T);
+  const std::size_t lanes = covariance_kernels<T>().lanes;
+  const PlaneArrays<T> arrays(plan, lanes);
+  std::size_t elements = arrays.state_size() * (plan.diagonal ? kPlaneBatch : 1);
+  elements += (plan.radius_w + 1) * (arrays.cells + 4 * plan.radius_h + 2) * 2 * lanes;
+  if (!plan.diagonal) {
+    elements += arrays.left_size() + arrays.right_layer(arrays.layers);
+    elements += (arrays.lines + lanes) * arrays.lines * 2 * plan.radius_w;
+    elements += 2 * window_elements(plan, lanes);
+  }
+  return elements * sizeof(T);
 }
 
 template <class T>
 PlaneWorker<T>::PlaneWorker(const PlanePlan& plan)
-    : plan_(plan),
-      kernels_(covariance_kernels<T>()),
-      arrays_(plan),
-      left_(Shape{plan.diagonal ? 0 : arrays_.count, arrays_.stride}),
-      right_(Shape{arrays_.count, arrays_.stride}),
-      live_(Shape{arrays_.stride}),
-      line_(Shape{4 * plan.stride() + 4 * simd::kColumnPadding<T>}),
-      delta_(Shape{arrays_.stride}),
-      theta_(Shape{arrays_.stride}),
-      delta_sums_(Shape{arrays_.stride}),
-      theta_sums_(Shape{arrays_.stride}) {
-  if (!plan.diagonal) return;
-  for (std::size_t y = 0; y < plan.height; ++y) {
-    std::fill_n(live_.data() + arrays_.frame + y * plan.stride(), plan.width, T(1));
+    : plan_(plan), kernels_(covariance_kernels<T>()), arrays_(plan, kernels_.lanes) {
+  const std::size_t lanes = kernels_.lanes;
+  const std::size_t lines = arrays_.lines;
+  state_ = Tensor<T>(Shape{plan.diagonal ? kPlaneBatch : 1, arrays_.state_size()});
+  sums_ = Tensor<T>(
+      Shape{((plan.radius_w + 1) * (arrays_.cells + 4 * plan.radius_h + 2) + plan.radius_h + 1) * 2 * lanes});
+  places_.resize(arrays_.cells + 3);
+  if (plan.diagonal) return;
+  left_ = Tensor<T>(Shape{arrays_.left_size()});
+  right_ = Tensor<T>(Shape{arrays_.right_layer(arrays_.layers)});
+  const std::size_t groups = (lines + lanes - 1) / lanes;
+  const std::size_t masks = 2 * plan.radius_w;
+  outside_ = Tensor<T>(Shape{groups * lines * masks * lanes + 1});
+  seams_.resize(groups * lines);
+  for (std::size_t group = 0; group < groups; ++group) {
+    for (std::size_t line = 0; line < lines; ++line) {
+      for (std::size_t m = 0; m < masks; ++m) {
+        const std::size_t moved = m < plan.radius_w ? m : m + 1;  // plus the radius
+        for (std::size_t j = 0; j < lanes; ++j) {
+          const std::size_t partner = (line + group * lanes + j) % lines + moved;
+          const bool outside = partner < plan.radius_w || partner >= lines + plan.radius_w;
+          outside_.data()[((group * lines + line) * masks + m) * lanes + j] = outside ? T(1) : T(0);
+          if (outside) seams_[group * lines + line] = 1;
+        }
+      }
+    }
+  }
+  if (plan.window_h > 0) {
+    live_ = Tensor<T>(Shape{groups, lanes});
+    for (std::size_t i = 0; i < lines; ++i) live_.data()[i] = T(1);
+    window_delta_ = Tensor<T>(Shape{window_elements(plan, lanes)});
+    window_theta_ = Tensor<T>(Shape{window_elements(plan, lanes)});
+    windows_.resize(arrays_.cells);
   }
 }
 
 template <class T>
-void PlaneWorker<T>::set_right(const T* image) {
-  // The right image's roots are doubled: see simd::PlaneRun.
-  for (std::size_t array = 0; array < arrays_.count; ++array) {
-    const T* const from = image + array * arrays_.stride;
-    T* const to = right_.data() + array * arrays_.stride;
-    T factor = 1;
-    if (array >= plan_.channels) factor = (array - plan_.channels) % 2 == 0 ? T(2) : T(0.5);
-    for (std::size_t i = 0; i < arrays_.stride; ++i) to[i] = factor * from[i];
-  }
-}
-
-template <class T>
-PlaneMeans PlaneWorker<T>::diagonal(const T* left) {
-  const FlushDenormals flush;
-  double sums[2] = {};
-  run_rows(left, right_.data(), 0, sums);
-  const auto pixels = static_cast<double>(plan_.height * plan_.width);
-  return {sums[0] * plan_.delta_out / pixels, sums[1] * plan_.theta_out / pixels};
-}
-
-/// Brings the arrays of an image into the order of the planes with horizontal offset dx.
-template <class T>
-void PlaneWorker<T>::lay_out(const Image& image, bool right, std::size_t dx) {
-  const auto offset = static_cast<std::ptrdiff_t>(dx);
-  const auto width = static_cast<std::ptrdiff_t>(plan_.width);
-  const auto radius = static_cast<std::ptrdiff_t>(plan_.radius_w);
-  simd::PlaneLayout layout;
-  layout.height = plan_.height;
-  layout.width = plan_.width;
-  layout.first = right ? offset - radius : -radius;
-  layout.second = right ? -radius : width - offset - radius;
-  layout.first_columns = plan_.width - dx + 2 * plan_.radius_w;
-  layout.second_columns = dx + 2 * plan_.radius_w;
-  T* to = (right ? right_ : left_).data() + arrays_.frame;
-  const auto place = [&](const T* from, double scale) {
-    kernels_.plane_layout(from, static_cast<T>(scale), layout, line_.data(), to);
-    // The last row runs over into the frame.
-    std::fill_n(to + plan_.cells(), simd::kColumnPadding<T>, T(0));
-    to += arrays_.stride;
-  };
-  for (std::size_t c = 0; c < plan_.channels; ++c)
-    place(image.channels + c * image.stride, plan_.input_scale);
-  for (const PlaneLayer& layer : plan_.layers) {
-    const double scale = std::sqrt(layer.unit / 2) * (right ? 2 : 1);
-    place(image.side->factor(layer.nonlinear, 0, image.index), scale);
-    place(image.side->inverse(layer.nonlinear, 0, image.index), 1 / scale);
-  }
-}
-
-template <class T>
-void PlaneWorker<T>::lay_out_live(std::size_t dx) {
-  T* const live = live_.data() + arrays_.frame;
-  const std::size_t stride = plan_.stride();
-  const std::size_t radius = plan_.radius_w;
-  std::fill_n(live, plan_.cells(), T(0));
-  for (std::size_t y = 0; y < plan_.height; ++y) {
-    T* const row = live + y * stride;
-    std::fill_n(row + radius, plan_.width - dx, T(1));
-    std::fill_n(row + plan_.width - dx + 3 * radius, dx, T(1));
-  }
-}
-
-template <class T>
-void PlaneWorker<T>::run_rows(const T* left, const T* right, std::ptrdiff_t down, double* sums) {
-  const std::size_t stride = plan_.stride();
-  const auto frame = static_cast<std::ptrdiff_t>(plan_.radius_h * stride);
-  const auto step = static_cast<std::ptrdiff_t>(stride);
-  left += static_cast<std::ptrdiff_t>(arrays_.frame) + (down < 0 ? -down * step : 0);
-  right += static_cast<std::ptrdiff_t>(arrays_.frame) + (down > 0 ? down * step : 0);
+simd::PlaneRun<T> PlaneWorker<T>::prepared() const {
   simd::PlaneRun<T> run;
-  run.rows = plan_.height - static_cast<std::size_t>(down < 0 ? -down : down);
-  run.stride = stride;
-  run.frame_rows = plan_.radius_h;
-  run.delta = delta_.data() + arrays_.frame;
-  run.theta = theta_.data() + arrays_.frame;
-  run.delta_sums = delta_sums_.data() + arrays_.frame;
-  run.theta_sums = theta_sums_.data() + arrays_.frame;
-  // Of the last register only cells before the end of the run count: behind them live must be zero.
-  run.live = live_.data() + arrays_.frame + (plan_.height - run.rows) * stride;
-  kernels_.plane_input(left - frame, arrays_.stride, right - frame, arrays_.stride, plan_.channels,
-                       run.delta - frame, run.theta - frame,
-                       run.rows * stride + 2 * static_cast<std::size_t>(frame));
+  run.lines = arrays_.lines;
+  run.cells = arrays_.cells;
+  run.pitch = arrays_.pitch() * arrays_.lanes;
+  run.places = places_.data();
+  run.bias = static_cast<T>(plan_.bias);
+  return run;
+}
+
+template <class T>
+void PlaneWorker<T>::set_layer(simd::PlaneRun<T>& run, std::size_t index) const {
+  const PlaneLayer& layer = plan_.layers[index];
+  run.radius_lines = layer.radius_w;
+  run.radius_cells = layer.radius_h;
+  run.first = index == 0;
+  run.factor = static_cast<T>(layer.factor);
+  run.ratio = static_cast<T>(layer.ratio);
+  run.obtuse = layer.obtuse;
+}
+
+/// Arrays [line][cell] of the left image.
+template <class T>
+void PlaneWorker<T>::lay_out_left(const Image& image) {
+  const std::size_t pixels = arrays_.pixels;
+  const std::size_t cells = arrays_.cells;
+  const std::size_t lines = arrays_.lines;
+  const auto place = [&](const T* from, double scale, T* to) {
+    const T factor = static_cast<T>(scale);
+    for (std::size_t line = 0; line < lines; ++line) {
+      for (std::size_t cell = 0; cell < cells; ++cell) {
+        to[line * cells + cell] = factor * from[cell * lines + line];
+      }
+    }
+  };
+  for (std::size_t c = 0; c < plan_.channels; ++c) {
+    place(image.channels + c * image.stride, plan_.input_scale, left_.data() + c * pixels);
+  }
   for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
     const PlaneLayer& layer = plan_.layers[l];
-    const std::size_t array = plan_.channels + 2 * l;
-    run.radius_rows = layer.radius_h;
-    run.radius_columns = layer.radius_w;
-    run.first = l == 0;
-    run.bias = static_cast<T>(plan_.bias);
-    run.left_root = left + array * arrays_.stride;
-    run.left_inverse = left + (array + 1) * arrays_.stride;
-    run.right_root = right + array * arrays_.stride;
-    run.right_inverse = right + (array + 1) * arrays_.stride;
-    run.factor = static_cast<T>(layer.factor);
-    run.ratio = static_cast<T>(layer.ratio);
-    run.obtuse = layer.obtuse;
-    run.sums = l + 1 == plan_.layers.size() ? sums : nullptr;
+    T* const root = left_.data() + arrays_.left_layer(l);
+    const double scale = std::sqrt(layer.unit / 2);
+    place(image.side->factor(layer.nonlinear, 0, image.index), scale, root);
+    place(image.side->inverse(layer.nonlinear, 0, image.index), 1 / scale, root + pixels);
+    T* const square = root + 2 * pixels + arrays_.margin;
+    T* const window = square + pixels + arrays_.margin;
+    if (l == 0) {
+      std::fill_n(square, pixels, T(0));
+      for (std::size_t i = 0; i < plan_.channels * pixels; ++i) {
+        square[i % pixels] += left_.data()[i] * left_.data()[i];
+      }
+    } else {
+      const T* const before = left_.data() + arrays_.left_layer(l - 1);
+      const T factor = static_cast<T>(layer.factor);
+      for (std::size_t i = 0; i < pixels; ++i) square[i] = factor * (before[i] * before[i]);
+    }
+    std::fill_n(window, pixels, T(0));
+    for (std::size_t k = 0; k <= 2 * layer.radius_w; ++k) {
+      // Lines outside are zeros.
+      const T* const from = square + k * cells - layer.radius_w * cells;
+      for (std::size_t i = 0; i < pixels; ++i) window[i] += from[i];
+    }
+  }
+}
+
+/// Arrays [cell][line] of the right image, in which lines go around.
+template <class T>
+void PlaneWorker<T>::lay_out_right(const Image& image) {
+  const std::size_t cells = arrays_.cells;
+  const std::size_t lines = arrays_.lines;
+  const std::size_t radius = arrays_.radius;
+  const std::size_t array = cells * arrays_.line;
+  const auto go_around = [&](T* line) {
+    for (std::size_t i = 0; i < radius; ++i) line[i] = line[i + lines];
+    for (std::size_t i = radius + lines; i < arrays_.line; ++i) line[i] = line[i - lines];
+  };
+  const auto place = [&](const T* from, double scale, T* to) {
+    const T factor = static_cast<T>(scale);
+    for (std::size_t cell = 0; cell < cells; ++cell) {
+      T* const line = to + cell * arrays_.line;
+      for (std::size_t i = 0; i < lines; ++i) line[radius + i] = factor * from[cell * lines + i];
+      go_around(line);
+    }
+  };
+  for (std::size_t c = 0; c < plan_.channels; ++c) {
+    place(image.channels + c * image.stride, plan_.input_scale, right_.data() + c * array);
+  }
+  for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
+    const PlaneLayer& layer = plan_.layers[l];
+    T* const root = right_.data() + arrays_.right_layer(l);
+    // Doubled: see simd::PlaneRun.
+    const double scale = 2 * std::sqrt(layer.unit / 2);
+    place(image.side->factor(layer.nonlinear, 0, image.index), scale, root);
+    place(image.side->inverse(layer.nonlinear, 0, image.index), 1 / scale, root + array);
+    T* const square = root + 2 * array;
+    T* const window = root + 3 * array;
+    if (l == 0) {
+      std::fill_n(square, array, T(0));
+      for (std::size_t c = 0; c < plan_.channels; ++c) {
+        const T* const channel = right_.data() + c * array;
+        for (std::size_t i = 0; i < array; ++i) square[i] += channel[i] * channel[i];
+      }
+    } else {
+      const T* const before = right_.data() + arrays_.right_layer(l - 1);
+      const T factor = static_cast<T>(layer.factor / 4);
+      for (std::size_t i = 0; i < array; ++i) square[i] = factor * (before[i] * before[i]);
+    }
+    for (std::size_t cell = 0; cell < cells; ++cell) {
+      const T* const from = square + cell * arrays_.line + radius;
+      T* const to = window + cell * arrays_.line;
+      for (std::size_t i = 0; i < lines; ++i) {
+        const std::size_t begin = i < layer.radius_w ? 0 : i - layer.radius_w;
+        const std::size_t end = std::min(lines, i + layer.radius_w + 1);
+        T sum = 0;
+        for (std::size_t k = begin; k < end; ++k) sum += from[k];
+        to[radius + i] = sum;
+      }
+      go_around(to);
+    }
+  }
+}
+
+template <class T>
+simd::PlaneRun<T> PlaneWorker<T>::run_planes(std::size_t across, std::size_t down) {
+  const std::size_t lanes = arrays_.lanes;
+  const std::size_t cells = arrays_.cells;
+  const std::size_t lines = arrays_.lines;
+  const std::size_t pixels = arrays_.pixels;
+  const std::size_t array = cells * arrays_.line;
+  const T* const right = right_.data() + arrays_.radius;
+  simd::PlaneRun<T> run = prepared();
+  run.state = state_.data() + plan_.radius_w * run.pitch;
+  run.sums = sums_.data();
+  run.line_offset = across;
+  run.cell_offset = down;
+  run.masks = 2 * plan_.radius_w;
+  run.seams = seams_.data() + across / lanes * lines;
+  run.right_line = 1;
+  run.right_cell = arrays_.line;
+  for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
+    set_layer(run, l);
+    for (std::size_t cell = 0; cell < places_.size(); ++cell) {
+      const std::size_t entry =
+          cell < cells ? cell + run.radius_cells + (cell + down < cells ? 0 : 2 * run.radius_cells)
+                       : cells + 4 * run.radius_cells;
+      places_[cell].entry = static_cast<std::uint32_t>(entry * 2 * lanes);
+      places_[cell].partner = static_cast<std::uint32_t>((cell + down) % cells * arrays_.line);
+    }
+    if (l == 0) {
+      kernels_.plane_input(run, left_.data(), pixels, right, array, plan_.channels);
+    }
+    run.outside =
+        outside_.data() + (across / lanes * lines * run.masks + (plan_.radius_w - run.radius_lines)) * lanes;
+    run.left_root = left_.data() + arrays_.left_layer(l);
+    run.left_inverse = run.left_root + pixels;
+    run.left_square = run.left_root + 2 * pixels + arrays_.margin;
+    run.left_window = run.left_square + pixels + arrays_.margin;
+    run.right_root = right + arrays_.right_layer(l);
+    run.right_inverse = run.right_root + array;
+    run.right_square = run.right_root + 2 * array;
+    run.right_window = run.right_root + 3 * array;
     kernels_.plane_layer(run);
   }
+  return run;
 }
 
 template <class T>
 void PlaneWorker<T>::run(const Image& left, const Image* rights, std::size_t count, const bool* same,
                          PlaneMeans* means) {
   const FlushDenormals flush;
-  const std::size_t height = plan_.height;
-  const std::size_t width = plan_.width;
-  std::fill_n(means, count, PlaneMeans{});
-  for (std::size_t dx = 0; dx < width; ++dx) {
-    const std::size_t mirrored_dx = (width - dx) % width;
-    const bool needed = std::any_of(same, same + count, [](bool s) { return !s; }) || dx <= mirrored_dx;
-    if (!needed) break;
-    lay_out(left, false, dx);
-    lay_out_live(dx);
-    for (std::size_t j = 0; j < count; ++j) {
-      if (same[j] && dx > mirrored_dx) continue;
-      lay_out(rights[j], true, dx);
-      for (std::size_t dy = 0; dy < height; ++dy) {
-        // Of an image with itself, the plane of an offset is that of the opposite offset, transposed.
-        const std::size_t mirrored_dy = (height - dy) % height;
-        const bool pair_of_planes = dx != mirrored_dx || dy != mirrored_dy;
-        if (same[j] && dx == mirrored_dx && dy > mirrored_dy) continue;
-        double sums[2] = {};
-        const auto down = static_cast<std::ptrdiff_t>(dy);
-        run_rows(left_.data(), right_.data(), down, sums);
-        if (dy > 0) run_rows(left_.data(), right_.data(), down - static_cast<std::ptrdiff_t>(height), sums);
-        const double weight = same[j] && pair_of_planes ? 2 : 1;
-        means[j].delta += weight * sums[0];
-        means[j].theta += weight * sums[1];
+  const std::size_t lanes = arrays_.lanes;
+  const std::size_t cells = arrays_.cells;
+  const std::size_t lines = arrays_.lines;
+  std::vector<double> sums(2 * lanes);
+  lay_out_left(left);
+  for (std::size_t j = 0; j < count; ++j) {
+    means[j] = {};
+    lay_out_right(rights[j]);
+    // Of an image with itself, the plane of an offset is that of the opposite offset, transposed.
+    for (std::size_t down = 0; down < (same[j] ? cells / 2 + 1 : cells); ++down) {
+      const double weight = same[j] && down > 0 && 2 * down != cells ? 2 : 1;
+      for (std::size_t across = 0; across < lines; across += lanes) {
+        std::fill(sums.begin(), sums.end(), 0.0);
+        kernels_.plane_sums(run_planes(across, down), sums.data(), sums.data() + lanes);
+        for (std::size_t lane = 0; lane < lanes && across + lane < lines; ++lane) {
+          means[j].delta += weight * sums[lane];
+          means[j].theta += weight * sums[lanes + lane];
+        }
       }
     }
-  }
-  const auto pixels = static_cast<double>(width * height);
-  for (std::size_t j = 0; j < count; ++j) {
-    means[j].delta *= plan_.delta_out / (pixels * pixels);
-    means[j].theta *= plan_.theta_out / (pixels * pixels);
-  }
-}
-
-template <class T>
-void PlaneWorker<T>::add_windows(const T* from, std::ptrdiff_t down, T* to, std::size_t stride) const {
-  const std::size_t across = plan_.width / plan_.window_w;
-  const std::size_t skipped = static_cast<std::size_t>(down < 0 ? -down : 0);
-  const std::size_t rows = plan_.height - static_cast<std::size_t>(down < 0 ? -down : down);
-  const std::uint32_t* const windows = windows_.data();
-  const std::size_t turn = turn_;
-  const std::size_t gap = 2 * plan_.radius_w;
-  for (std::size_t row = 0; row < rows; ++row) {
-    const std::size_t left_y = row + skipped;
-    const auto right_y = static_cast<std::size_t>(static_cast<std::ptrdiff_t>(left_y) + down);
-    T* const matrix = to + left_y / plan_.window_h * across * stride + right_y / plan_.window_h * across;
-    const T* const cells = from + row * plan_.stride() + plan_.radius_w;
-    for (std::size_t x = 0; x < turn; ++x) matrix[windows[x]] += cells[x];
-    for (std::size_t x = turn; x < plan_.width; ++x) matrix[windows[x]] += cells[x + gap];
+    const auto pairs = static_cast<double>(arrays_.pixels) * static_cast<double>(arrays_.pixels);
+    means[j].delta *= plan_.delta_out / pairs;
+    means[j].theta *= plan_.theta_out / pairs;
   }
 }
 
@@ -326,25 +439,93 @@ template <class T>
 void PlaneWorker<T>::run_windows(const Image& left, const Image& right, T* delta, T* theta,
                                  std::size_t stride) {
   const FlushDenormals flush;
-  const auto height = static_cast<std::ptrdiff_t>(plan_.height);
-  windows_.resize(plan_.width);
-  for (std::size_t dx = 0; dx < plan_.width; ++dx) {
-    turn_ = plan_.width - dx;
-    for (std::size_t x = 0; x < plan_.width; ++x) {
-      const std::size_t right_x = x < turn_ ? x + dx : x - turn_;
-      windows_[x] = static_cast<std::uint32_t>(x / plan_.window_w * stride + right_x / plan_.window_w);
+  const std::size_t lanes = arrays_.lanes;
+  const std::size_t cells = arrays_.cells;
+  const std::size_t lines = arrays_.lines;
+  const std::size_t across_windows = lines / plan_.window_w;
+  const std::size_t down_windows = cells / plan_.window_h;
+  const std::size_t line = lines + lanes;
+  std::fill_n(window_delta_.data(), window_delta_.size(), T(0));
+  if (theta != nullptr) std::fill_n(window_theta_.data(), window_theta_.size(), T(0));
+  lay_out_left(left);
+  lay_out_right(right);
+  for (std::size_t down = 0; down < cells; ++down) {
+    for (std::size_t cell = 0; cell < cells; ++cell) {
+      const std::size_t window = cell / plan_.window_h * across_windows;
+      const std::size_t partner = (cell + down) % cells / plan_.window_h;
+      windows_[cell] = static_cast<std::uint32_t>((window * down_windows + partner) * line);
     }
-    lay_out(left, false, dx);
-    lay_out(right, true, dx);
-    lay_out_live(dx);
-    for (std::ptrdiff_t down = 1 - height; down < height; ++down) {
-      run_rows(left_.data(), right_.data(), down, nullptr);
-      add_windows(delta_.data() + arrays_.frame, down, delta, stride);
-      if (theta != nullptr) add_windows(theta_.data() + arrays_.frame, down, theta, stride);
+    for (std::size_t across = 0; across < lines; across += lanes) {
+      const simd::PlaneRun<T> run = run_planes(across, down);
+      simd::PlaneWindows<T> windows;
+      windows.delta = window_delta_.data();
+      windows.theta = theta == nullptr ? nullptr : window_theta_.data();
+      windows.cells = windows_.data();
+      windows.live = live_.data() + across;
+      windows.window_lines = plan_.window_w;
+      windows.pitch = down_windows * line;
+      kernels_.plane_windows(run, windows);
+    }
+  }
+  const auto fold = [&](const Tensor<T>& sums, T* to) {
+    for (std::size_t window = 0; window < window_count(plan_); ++window) {
+      for (std::size_t partner = 0; partner < down_windows; ++partner) {
+        const T* const from = sums.data() + (window * down_windows + partner) * line;
+        T* const row = to + window * stride + partner * across_windows;
+        for (std::size_t x = 0; x < line; ++x) row[x % lines / plan_.window_w] += from[x];
+      }
+    }
+  };
+  fold(window_delta_, delta);
+  if (theta != nullptr) fold(window_theta_, theta);
+}
+
+template <class T>
+void PlaneWorker<T>::diagonals(const T* const* lefts, std::size_t count, const T* group, PlaneMeans* means) {
+  const FlushDenormals flush;
+  const std::size_t lanes = arrays_.lanes;
+  const std::size_t cells = arrays_.cells;
+  const std::size_t pixels = arrays_.pixels;
+  simd::PlaneRun<T> run = prepared();
+  run.sums = sums_.data();
+  run.right_line = lanes;
+  run.right_cell = arrays_.lines * lanes;
+  std::vector<double> sums(2 * lanes);
+  for (std::size_t begin = 0; begin < count; begin += kPlaneBatch) {
+    const std::size_t end = std::min(count, begin + kPlaneBatch);
+    for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
+      set_layer(run, l);
+      for (std::size_t cell = 0; cell < places_.size(); ++cell) {
+        const std::size_t entry = cell < cells ? cell + run.radius_cells : cells + 4 * run.radius_cells;
+        places_[cell].entry = static_cast<std::uint32_t>(entry * 2 * lanes);
+        places_[cell].partner = static_cast<std::uint32_t>(cell % cells * run.right_cell);
+      }
+      run.right_root = group + arrays_.equal_layer(l) * lanes;
+      run.right_inverse = run.right_root + pixels * lanes;
+      run.right_square = run.right_window = run.right_root;
+      for (std::size_t i = begin; i < end; ++i) {
+        run.state = state_.data() + (i - begin) * arrays_.state_size() + plan_.radius_w * run.pitch;
+        run.left_root = lefts[i] + arrays_.equal_layer(l);
+        run.left_inverse = run.left_root + pixels;
+        run.left_square = run.left_window = run.left_root;
+        if (l == 0) {
+          kernels_.plane_input(run, lefts[i], pixels, group, pixels * lanes, plan_.channels);
+        }
+        kernels_.plane_layer(run);
+        if (l + 1 < plan_.layers.size()) continue;
+        std::fill(sums.begin(), sums.end(), 0.0);
+        kernels_.plane_sums(run, sums.data(), sums.data() + lanes);
+        for (std::size_t lane = 0; lane < lanes; ++lane) {
+          means[i * lanes + lane] = {sums[lane] * plan_.delta_out / static_cast<double>(pixels),
+                                     sums[lanes + lane] * plan_.theta_out / static_cast<double>(pixels)};
+        }
+      }
     }
   }
 }
 
+template struct PlaneArrays<float>;
+template struct PlaneArrays<double>;
 template class PlaneImages<float>;
 template class PlaneImages<double>;
 template class PlaneWorker<float>;

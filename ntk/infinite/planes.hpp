@@ -37,11 +37,6 @@ struct PlanePlan {
   double input_scale = 1;                  ///< of the inputs as Sides hold them
   /// Factors that turn mean deltas and tangents of the last plane into those of the slot before the average.
   double delta_out = 1, theta_out = 1;
-
-  /// A row of cells: every column, and `radius_w` frame cells at both ends of both runs of columns; on the
-  /// diagonal both pixels of a frame cell lie outside, and rows share theirs.
-  std::size_t stride() const { return width + (diagonal ? 1 : 4) * radius_w; }
-  std::size_t cells() const { return height * stride(); }
 };
 
 /// Whether the program begins with stride-1 convolutions of odd size that keep the resolution, each followed
@@ -55,29 +50,49 @@ struct PlaneMeans {
   double delta = 0, theta = 0;
 };
 
-/// How the arrays of an image stand one after the other: its channels, then root and inverse of every layer,
-/// each with frames of zeros before and behind.
+/// How the arrays of an image stand one after the other. Lines of planes are columns of the image, cells its
+/// rows.
 template <class T>
 struct PlaneArrays {
-  explicit PlaneArrays(const PlanePlan& plan);
-  std::size_t frame = 0;   ///< elements before the first cell
-  std::size_t stride = 0;  ///< from one array to the next
-  std::size_t count = 0;
-  std::size_t size() const { return stride * count; }
+  PlaneArrays(const PlanePlan& plan, std::size_t lanes);
+  std::size_t lines = 0, cells = 0, channels = 0, layers = 0, radius = 0, lanes = 0;
+  std::size_t pixels = 0;
+  std::size_t margin = 0;  ///< elements of the lines outside the left image
+  std::size_t line = 0;    ///< of the right image: with lines outside and those that go around
+
+  /// Left: channels and then of each layer root, inverse, square, window; the square with lines outside.
+  std::size_t left_layer(std::size_t layer) const {
+    return channels * pixels + layer * (4 * pixels + 2 * margin);
+  }
+  std::size_t left_size() const { return left_layer(layers) + 4; }
+  /// Right: the same order, each array [cells][line].
+  std::size_t right_layer(std::size_t layer) const { return (channels + 4 * layer) * cells * line; }
+  /// Equal pixels: channels and then root and inverse of each layer.
+  std::size_t equal_layer(std::size_t layer) const { return (channels + 2 * layer) * pixels; }
+  std::size_t equal_size() const { return equal_layer(layers) + 4; }
+  /// From line to line of the state of a plane, in registers.
+  std::size_t pitch() const { return 2 * (cells + 1); }
+  std::size_t state_size() const { return ((lines + 3 * radius) * pitch() + 6) * lanes; }
 };
 
-/// The arrays of all images of one side in the order of the plane of offset zero; for diagonal plans.
+/// The arrays of all images of one side, for diagonal plans.
 template <class T>
 class PlaneImages {
  public:
-  /// rows: [example, pixel, channel] in the scale of the inputs.
-  PlaneImages(const PlanePlan& plan, const Sides<T>& side, const T* rows, const Workers& workers);
+  /// rows: [example, pixel, channel] in the scale of the inputs. As what images are to be read.
+  PlaneImages(const PlanePlan& plan, const Sides<T>& side, const T* rows, bool left, bool right,
+              const Workers& workers);
   static std::size_t bytes(const PlanePlan& plan, std::size_t examples);
-  const T* image(std::size_t example) const { return data_.data() + example * arrays_.size(); }
+  /// [arrays][lines][cells].
+  const T* left(std::size_t example) const { return left_.data() + example * arrays_.equal_size(); }
+  /// [arrays][cells][lines][lanes]: as many images as a register has lanes; zeros behind the last.
+  const T* group(std::size_t index) const {
+    return groups_.data() + index * arrays_.equal_layer(arrays_.layers) * arrays_.lanes;
+  }
 
  private:
   PlaneArrays<T> arrays_;
-  Tensor<T> data_;
+  Tensor<T> left_, groups_;
 };
 
 /// Scratch of one worker; not shared.
@@ -102,25 +117,28 @@ class PlaneWorker {
   /// window of each image, to be multiplied by `delta_out` and `theta_out`. `theta` may be null.
   void run_windows(const Image& left, const Image& right, T* delta, T* theta, std::size_t stride);
 
-  /// Diagonal plans: makes `image` the right one, then follows pairs with it.
-  void set_right(const T* image);
-  PlaneMeans diagonal(const T* left);
+  /// Diagonal plans: left images, of PlaneImages, against a group of right ones; means [count][lanes].
+  void diagonals(const T* const* lefts, std::size_t count, const T* group, PlaneMeans* means);
+  std::size_t lanes() const noexcept { return kernels_.lanes; }
 
  private:
-  void lay_out(const Image& image, bool right, std::size_t dx);
-  void lay_out_live(std::size_t dx);
-  /// Adds the sums over the pairs of row y of the left image and row y + down of the right one.
-  void run_rows(const T* left, const T* right, std::ptrdiff_t down, double* sums);
-  void add_windows(const T* from, std::ptrdiff_t down, T* to, std::size_t stride) const;
+  simd::PlaneRun<T> prepared() const;
+  void set_layer(simd::PlaneRun<T>& run, std::size_t layer) const;
+  void lay_out_left(const Image& image);
+  void lay_out_right(const Image& image);
+  /// All layers of the planes of right cells `down` and right lines `across` + lane; leaves their state.
+  simd::PlaneRun<T> run_planes(std::size_t across, std::size_t down);
 
   const PlanePlan& plan_;
   const simd::CovarianceTable<T>& kernels_;
   PlaneArrays<T> arrays_;
   Tensor<T> left_, right_;
-  Tensor<T> live_, line_, delta_, theta_, delta_sums_, theta_sums_;
-  std::vector<std::uint32_t>
-      windows_;           ///< of each column and its partner: the place in the matrix of windows
-  std::size_t turn_ = 0;  ///< the first column whose partner has gone around
+  Tensor<T> state_, sums_;
+  Tensor<T> outside_;                 ///< [groups of offsets][lines][2 radius][lanes]
+  std::vector<unsigned char> seams_;  ///< [groups of offsets][lines]
+  std::vector<simd::PlaneCell> places_;
+  std::vector<std::uint32_t> windows_;
+  Tensor<T> live_, window_delta_, window_theta_;
 };
 
 }  // namespace gradgram::ntk::infinite

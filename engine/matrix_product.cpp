@@ -1,7 +1,7 @@
 #include "engine/matrix_product.hpp"
 
 #include <algorithm>
-#include <cstring>
+#include <utility>
 
 #include "engine/arena.hpp"
 #include "engine/cpu.hpp"
@@ -9,28 +9,19 @@
 namespace gradgram {
 namespace {
 
-/// Rows and columns that are packed at once: with panels of kGramDepth both stay in the second-level cache.
+/// Rows that are packed at once: with panels of kGramDepth they stay in the second-level cache, beside a
+/// group of columns that meets all of them and the next group, which is packed meanwhile.
 constexpr std::size_t kRowBytes = 1536;
-constexpr std::size_t kColumnBytes = 960;
 
 template <class T>
 std::size_t padded(std::size_t count) {
   return (count + simd::kGramPadding<T> - 1) / simd::kGramPadding<T> * simd::kGramPadding<T>;
 }
 
-/// gram_pack of the transposed matrix: source[k * stride + i], i < rows.
-template <class T>
-void pack_columns(const T* source, std::size_t stride, std::size_t rows, std::size_t depth, std::size_t group,
-                  T* packed) {
-  for (std::size_t first = 0; first < rows; first += group) {
-    const std::size_t count = std::min(group, rows - first);
-    T* const target = packed + first * depth;
-    for (std::size_t k = 0; k < depth; ++k) {
-      std::memcpy(target + k * group, source + k * stride + first, count * sizeof(T));
-      std::fill(target + k * group + count, target + (k + 1) * group, T(0));
-    }
-  }
-}
+/// The products in turn: rows from i on, columns from j on, depth from k on. Columns change first.
+struct Place {
+  std::size_t i = 0, k = 0, j = 0;
+};
 
 }  // namespace
 
@@ -45,35 +36,52 @@ void multiply(bool transposed, std::size_t rows, std::size_t columns, std::size_
   const simd::KernelTable<T>& table = kernels<T>();
   const std::size_t group = table.vector_length * simd::kGramGroupVectors;
   const std::size_t most_rows = std::min(rows, kRowBytes / sizeof(T));
-  const std::size_t most_columns = std::min(columns, kColumnBytes / sizeof(T));
   const std::size_t panels = (depth + simd::kGramDepth<T> - 1) / simd::kGramDepth<T>;
-  const std::size_t panel = (depth + panels - 1) / panels;
+  // Whole cache lines, so that the pieces in which columns are packed begin where lines do.
+  constexpr std::size_t kLine = simd::kGramLine<T>;
+  const std::size_t panel = ((depth + panels - 1) / panels + kLine - 1) / kLine * kLine;
   Arena memory(kAlignment);
   T* const packed_rows = memory.tensor<T>({padded<T>(most_rows), panel}).data();
-  T* const packed_columns = memory.tensor<T>({padded<T>(most_columns), panel}).data();
-  for (std::size_t i = 0; i < rows; i += most_rows) {
-    const std::size_t row_count = std::min(most_rows, rows - i);
-    for (std::size_t k = 0; k < depth; k += panel) {
-      const std::size_t count = std::min(panel, depth - k);
-      table.gram_pack(a + i * lda + k, lda, row_count, count, packed_rows);
-      for (std::size_t j = 0; j < columns; j += most_columns) {
-        const std::size_t column_count = std::min(most_columns, columns - j);
-        if (transposed) {
-          table.gram_pack(b + j * ldb + k, ldb, column_count, count, packed_columns);
-        } else {
-          pack_columns(b + k * ldb + j, ldb, column_count, count, group, packed_columns);
-        }
-        table.panel_product({.rows = packed_rows,
-                             .columns = packed_columns,
-                             .depth = count,
-                             .row_count = row_count,
-                             .column_count = column_count,
-                             .out = c + i * ldc + j,
-                             .stride = ldc,
-                             .scale = scale,
-                             .accumulate = accumulate || k > 0});
-      }
-    }
+  T* packed_columns = memory.tensor<T>({group, panel}).data();
+  T* packed_next = memory.tensor<T>({group, panel}).data();
+
+  const auto after = [&](Place at) {
+    at.j += group;
+    if (at.j < columns) return at;
+    at.j = 0;
+    at.k += panel;
+    if (at.k < depth) return at;
+    return Place{.i = at.i + most_rows};
+  };
+  const auto packing = [&](const Place& at, T* packed) -> simd::PanelPacking<T> {
+    if (at.i >= rows) return {};
+    return {.source = transposed ? b + at.j * ldb + at.k : b + at.k * ldb + at.j,
+            .stride = ldb,
+            .transposed = transposed,
+            .columns = std::min(group, columns - at.j),
+            .depth = std::min(panel, depth - at.k),
+            .packed = packed};
+  };
+  simd::PanelProduct<T> no_rows{};
+  no_rows.next = packing({}, packed_columns);
+  table.panel_product(no_rows);
+  for (Place at; at.i < rows;) {
+    const std::size_t row_count = std::min(most_rows, rows - at.i);
+    const std::size_t count = std::min(panel, depth - at.k);
+    if (at.j == 0) table.gram_pack(a + at.i * lda + at.k, lda, row_count, count, packed_rows);
+    const Place next = after(at);
+    table.panel_product({.rows = packed_rows,
+                         .columns = packed_columns,
+                         .depth = count,
+                         .row_count = row_count,
+                         .column_count = std::min(group, columns - at.j),
+                         .out = c + at.i * ldc + at.j,
+                         .stride = ldc,
+                         .scale = scale,
+                         .accumulate = accumulate || at.k > 0,
+                         .next = packing(next, packed_next)});
+    std::swap(packed_columns, packed_next);
+    at = next;
   }
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <cstring>
 
 #include "engine/simd/kernels.hpp"
@@ -113,53 +114,75 @@ GRADGRAM_INLINE void add_wide(double* sum, const Batch<double>& value, bool accu
   store(sum, accumulate ? Batch<double>(load(sum) + value) : value);
 }
 
-/// The products of a tile. `ahead`: what to fetch meanwhile, a cache line for every kAheadSteps steps.
+/// Steps between two lines fetched ahead, and how many such runs before its end a tile fetches one of its
+/// rows of results: early enough to arrive, late enough not to be pushed out by the columns that pass.
 inline constexpr std::size_t kAheadSteps = 4;
-template <class T>
-GRADGRAM_INLINE void gram_sums(const T* row, const T* column, std::size_t depth, const T* ahead,
-                               Batch<T>* part) {
+inline constexpr std::size_t kWantedRuns = 2;
+
+/// The products of a tile, its columns Vectors registers wide. Meanwhile fetch(), called `fetches` times
+/// about evenly at most, fetches what comes next, wanted(r) the results of row r.
+template <class T, std::size_t Vectors, class Fetch, class Wanted>
+GRADGRAM_INLINE void gram_sums(const T* row, const T* column, std::size_t depth, std::size_t fetches,
+                               const Fetch& fetch, const Wanted& wanted, Batch<T>* part) {
   constexpr std::size_t kRows = kGramRows<T>;
-  Unroll<0, kRows * kGramVectors>::run([&](std::size_t at)
-                                           __attribute__((always_inline)) { part[at] = broadcast(T(0)); });
+  Unroll<0, kRows * Vectors>::run([&](std::size_t at)
+                                      __attribute__((always_inline)) { part[at] = broadcast(T(0)); });
   const auto step = [&]() __attribute__((always_inline)) {
-    Batch<T> columns[kGramVectors];
-    Unroll<0, kGramVectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
+    Batch<T> columns[Vectors];
+    Unroll<0, Vectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
       columns[vector] = load(column + vector * kLanes<T>);
     });
     Unroll<0, kRows>::run([&](std::size_t r) __attribute__((always_inline)) {
       const Batch<T> value = broadcast(row[r]);
-      Unroll<0, kGramVectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
-        const std::size_t at = r * kGramVectors + vector;
+      Unroll<0, Vectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
+        const std::size_t at = r * Vectors + vector;
         part[at] = multiply_add(value, columns[vector], part[at]);
       });
     });
     column += kGramGroup<T>;
     row += kGramGroup<T>;
   };
-  std::size_t k = 0;
-  for (; k + kAheadSteps <= depth; k += kAheadSteps) {
-    __builtin_prefetch(ahead, 0, 2);
-    ahead += kGramLine<T>;
-    Unroll<0, kAheadSteps>::run([&](std::size_t) __attribute__((always_inline)) { step(); });
+  const auto steps = [&](std::size_t runs) __attribute__((always_inline)) {
+    for (std::size_t run = 0; run < runs; ++run) {
+      Unroll<0, kAheadSteps>::run([&](std::size_t) __attribute__((always_inline)) { step(); });
+    }
+  };
+  const std::size_t runs = depth / kAheadSteps;
+  const std::size_t last = runs < kRows * kWantedRuns ? runs / kWantedRuns : kRows;
+  const std::size_t early = runs - last * kWantedRuns;
+  const std::size_t spacing = fetches < early ? early / fetches : 1;
+  if (fetches > early) fetches = early;
+  for (std::size_t at = 0; at < fetches; ++at) {
+    fetch();
+    steps(spacing);
   }
-  for (; k < depth; ++k) step();
+  steps(early - fetches * spacing);
+  for (std::size_t r = 0; r < last; ++r) {
+    wanted(r);
+    steps(kWantedRuns);
+  }
+  for (std::size_t k = runs * kAheadSteps; k < depth; ++k) step();
 }
 
-template <class T>
+template <class T, std::size_t Vectors>
 void gram_tile(const T* row, const T* column, std::size_t depth, double* sum, std::size_t stride,
                bool accumulate, const T* ahead) noexcept {
   constexpr std::size_t kRows = kGramRows<T>;
   constexpr std::size_t kLane = kLanes<T>;
-  Batch<T> part[kRows * kGramVectors];
-  // The sums are wanted only at the end; by then they have arrived.
-  Unroll<0, kRows>::run([&](std::size_t r) __attribute__((always_inline)) {
-    Unroll<0, kGramGroup<T> / 8>::run([&](std::size_t line) __attribute__((always_inline)) {
+  Batch<T> part[kRows * Vectors];
+  const auto fetch = [&]() __attribute__((always_inline)) {
+    __builtin_prefetch(ahead, 0, 2);
+    ahead += kGramLine<T>;
+  };
+  const auto wanted = [&](std::size_t r) __attribute__((always_inline)) {
+    Unroll<0, kWantedRuns>::run([&](std::size_t) __attribute__((always_inline)) { fetch(); });
+    Unroll<0, (Vectors * kLane + 7) / 8>::run([&](std::size_t line) __attribute__((always_inline)) {
       __builtin_prefetch(sum + r * stride + line * 8, 1);
     });
-  });
-  gram_sums<T>(row, column, depth, ahead, part);
-  Unroll<0, kRows * kGramVectors>::run([&](std::size_t at) __attribute__((always_inline)) {
-    add_wide(sum + at / kGramVectors * stride + at % kGramVectors * kLane, part[at], accumulate);
+  };
+  gram_sums<T, Vectors>(row, column, depth, depth, fetch, wanted, part);
+  Unroll<0, kRows * Vectors>::run([&](std::size_t at) __attribute__((always_inline)) {
+    add_wide(sum + at / Vectors * stride + at % Vectors * kLane, part[at], accumulate);
   });
 }
 
@@ -188,55 +211,133 @@ class GramAhead {
   std::size_t at_ = 0;
 };
 
+/// Row by row: a tile's rows stay in the first-level cache while the columns pass, which come from the
+/// second.
 template <class T>
 void gram_product(const GramProduct<T>& job) noexcept {
   constexpr std::size_t kGroup = kGramGroup<T>;
   constexpr std::size_t kRows = kGramRows<T>;
+  constexpr std::size_t kLane = kLanes<T>;
   GramAhead<T> ahead(job);
-  for (std::size_t column = 0; column < job.column_count; column += kGroup) {
-    const T* const columns = job.columns + column * job.depth;
-    // kRows divides kGroup: the tile that holds the diagonal's first entry begins at `column`.
-    for (std::size_t row = job.lower ? column : 0; row < job.row_count; row += kRows) {
-      const T* const rows = job.rows + row / kGroup * kGroup * job.depth + row % kGroup;
-      gram_tile<T>(rows, columns, job.depth, job.sum + row * job.sum_stride + column, job.sum_stride,
-                   job.accumulate, ahead.next(columns));
+  for (std::size_t row = 0; row < job.row_count; row += kRows) {
+    const T* const rows = job.rows + row / kGroup * kGroup * job.depth + row % kGroup;
+    // kRows divides kGroup: a tile on the diagonal lies in the last group of its columns.
+    const std::size_t end = job.lower ? row / kGroup * kGroup + kGroup : job.column_count;
+    for (std::size_t column = 0; column < end && column < job.column_count; column += kGroup) {
+      const T* const columns = job.columns + column * job.depth;
+      double* const sum = job.sum + row * job.sum_stride + column;
+      const T* const fetched = ahead.next(columns);
+      // Of a tile on the diagonal only the registers that reach down to it.
+      const std::size_t reach = job.lower ? row + kRows - column : kGroup;
+      const auto tile = reach <= kLane       ? gram_tile<T, 1>
+                        : reach <= 2 * kLane ? gram_tile<T, 2>
+                                             : gram_tile<T, kGramVectors>;
+      tile(rows, columns, job.depth, sum, job.sum_stride, job.accumulate, fetched);
     }
   }
 }
 
-/// `rows` and `columns` say how much of the tile is there.
+/// Packs the columns of the next product piece by piece, a tile's share at a time: squares of kLanes, in the
+/// order in which they follow each other in memory.
 template <class T>
-void panel_tile(const T* row, const T* column, const PanelProduct<T>& job, T* out, std::size_t rows,
-                std::size_t columns) noexcept {
-  constexpr std::size_t kRows = kGramRows<T>;
-  constexpr std::size_t kLane = kLanes<T>;
-  constexpr std::size_t kGroup = kGramGroup<T>;
-  Batch<T> part[kRows * kGramVectors];
-  const bool whole = rows >= kRows && columns >= kGroup;
-  alignas(64) T edge[kRows * kGroup] = {};
-  T* const target = whole ? out : edge;
-  const std::size_t stride = whole ? job.stride : kGroup;
-  if (whole) {
-    Unroll<0, kRows>::run([&](std::size_t r) __attribute__((always_inline)) {
-      Unroll<0, kGramVectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
-        __builtin_prefetch(out + r * stride + vector * kLane, 1);
-      });
-    });
-  } else {
-    rows = rows < kRows ? rows : kRows;
-    columns = columns < kGroup ? columns : kGroup;
-    for (std::size_t r = 0; job.accumulate && r < rows; ++r) {
-      std::memcpy(edge + r * kGroup, out + r * job.stride, columns * sizeof(T));
+class PanelAhead {
+ public:
+  static constexpr std::size_t kLane = kLanes<T>;
+
+  PanelAhead(const PanelPacking<T>& job, std::size_t tiles)
+      : job_(job),
+        steps_((job.depth + kLane - 1) / kLane),
+        pieces_(job.source == nullptr ? 0 : steps_ * kGramVectors),
+        share_(tiles == 0 ? pieces_ : (pieces_ + tiles - 1) / tiles) {}
+
+  /// Where the first row of piece `index` of the share after the next one ends, or `idle` when there is none.
+  const T* source(std::size_t index, const T* idle) const {
+    const std::size_t piece = at_ + share_ + index;
+    return piece < pieces_ ? begin(depth_of(piece), column_of(piece)) + (kLane - 1) : idle;
+  }
+  std::size_t stride() const { return job_.stride; }
+
+  void pack_share() {
+    for (std::size_t end = at_ + share_ < pieces_ ? at_ + share_ : pieces_; at_ < end; ++at_) {
+      const std::size_t k = depth_of(at_);
+      const std::size_t column = column_of(at_);
+      const std::size_t depth = job_.depth - k < kLane ? job_.depth - k : kLane;
+      const std::size_t there = column < job_.columns ? job_.columns - column : 0;
+      const std::size_t columns = there < kLane ? there : kLane;
+      T* const target = job_.packed + k * kGramGroup<T> + column;
+      if (job_.transposed) {
+        gram_pack_lanes(columns == 0 ? job_.source : begin(k, column), job_.stride, columns, depth, false,
+                        target);
+        continue;
+      }
+      for (std::size_t i = 0; i < depth; ++i) {
+        T* const to = target + i * kGramGroup<T>;
+        if (columns == kLane) {
+          store(to, load(begin(k + i, column)));
+        } else {
+          store(to, columns == 0 ? broadcast(T(0)) : load_first(begin(k + i, column), columns));
+        }
+      }
     }
   }
-  gram_sums<T>(row, column, job.depth, column, part);
+
+ private:
+  std::size_t depth_of(std::size_t piece) const {
+    return (job_.transposed ? piece % steps_ : piece / kGramVectors) * kLane;
+  }
+  std::size_t column_of(std::size_t piece) const {
+    return (job_.transposed ? piece / steps_ : piece % kGramVectors) * kLane;
+  }
+  const T* begin(std::size_t k, std::size_t column) const {
+    return job_.source + (job_.transposed ? column * job_.stride + k : k * job_.stride + column);
+  }
+
+  const PanelPacking<T>& job_;
+  std::size_t steps_, pieces_, share_;
+  std::size_t at_ = 0;
+};
+
+/// `rows` and `columns` say how much of the tile is there. `first` and `second`: two squares to fetch
+/// meanwhile, their rows `ahead_stride` apart.
+template <class T, std::size_t Vectors>
+void panel_tile(const T* row, const T* column, const PanelProduct<T>& job, T* out, std::size_t rows,
+                std::size_t columns, const T* first, const T* second, std::size_t ahead_stride) noexcept {
+  constexpr std::size_t kRows = kGramRows<T>;
+  constexpr std::size_t kLane = kLanes<T>;
+  constexpr std::size_t kWidth = Vectors * kLane;
+  Batch<T> part[kRows * Vectors];
+  const bool whole = rows >= kRows && columns >= kWidth;
+  alignas(64) T edge[kRows * kWidth] = {};
+  T* const target = whole ? out : edge;
+  const std::size_t stride = whole ? job.stride : kWidth;
+  if (!whole) {
+    rows = rows < kRows ? rows : kRows;
+    columns = columns < kWidth ? columns : kWidth;
+    for (std::size_t r = 0; job.accumulate && r < rows; ++r) {
+      std::memcpy(edge + r * kWidth, out + r * job.stride, columns * sizeof(T));
+    }
+  }
+  auto next = reinterpret_cast<std::uintptr_t>(first);
+  auto after = reinterpret_cast<std::uintptr_t>(second);
+  const auto fetch = [&]() __attribute__((always_inline)) {
+    __builtin_prefetch(reinterpret_cast<const void*>(next), 0, 2);
+    const std::uintptr_t done = next;
+    next = after;
+    after = done + ahead_stride * sizeof(T);
+  };
+  const auto wanted = [&](std::size_t r) __attribute__((always_inline)) {
+    Unroll<0, Vectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
+      __builtin_prefetch(target + r * stride + vector * kLane, 1);
+    });
+  };
+  gram_sums<T, Vectors>(row, column, job.depth, 2 * kLane, fetch, wanted, part);
   const Batch<T> scale = broadcast(job.scale);
-  Unroll<0, kRows * kGramVectors>::run([&](std::size_t at) __attribute__((always_inline)) {
-    T* const to = target + at / kGramVectors * stride + at % kGramVectors * kLane;
+  Unroll<0, kRows * Vectors>::run([&](std::size_t at) __attribute__((always_inline)) {
+    T* const to = target + at / Vectors * stride + at % Vectors * kLane;
     store(to, job.accumulate ? multiply_add(scale, part[at], load(to)) : Batch<T>(scale * part[at]));
   });
   for (std::size_t r = 0; !whole && r < rows; ++r) {
-    std::memcpy(out + r * job.stride, edge + r * kGroup, columns * sizeof(T));
+    std::memcpy(out + r * job.stride, edge + r * kWidth, columns * sizeof(T));
   }
 }
 
@@ -244,11 +345,21 @@ template <class T>
 void panel_product(const PanelProduct<T>& job) noexcept {
   constexpr std::size_t kGroup = kGramGroup<T>;
   constexpr std::size_t kRows = kGramRows<T>;
+  constexpr std::size_t kLane = kLanes<T>;
+  const std::size_t tiles = (job.column_count + kGroup - 1) / kGroup * ((job.row_count + kRows - 1) / kRows);
+  PanelAhead<T> ahead(job.next, tiles);
+  if (tiles == 0) ahead.pack_share();
   for (std::size_t column = 0; column < job.column_count; column += kGroup) {
+    const std::size_t columns = job.column_count - column;
+    const auto tile = columns <= kLane       ? panel_tile<T, 1>
+                      : columns <= 2 * kLane ? panel_tile<T, 2>
+                                             : panel_tile<T, kGramVectors>;
     for (std::size_t row = 0; row < job.row_count; row += kRows) {
-      panel_tile<T>(job.rows + row / kGroup * kGroup * job.depth + row % kGroup,
-                    job.columns + column * job.depth, job, job.out + row * job.stride + column,
-                    job.row_count - row, job.column_count - column);
+      const T* const passing = job.columns + column * job.depth;
+      tile(job.rows + row / kGroup * kGroup * job.depth + row % kGroup, passing, job,
+           job.out + row * job.stride + column, job.row_count - row, columns, ahead.source(0, passing),
+           ahead.source(1, passing), ahead.stride());
+      ahead.pack_share();
     }
   }
 }

@@ -242,6 +242,18 @@ struct GramPacking {
 template <class T>
 inline constexpr std::size_t kGramLine = 64 / sizeof(T);
 
+/// One group of columns (kGramGroupVectors registers of them) that is packed for a product, as gram_pack does
+/// it: column j at depth k is source[j * stride + k] when `transposed`, otherwise source[k * stride + j].
+template <class T>
+struct PanelPacking {
+  const T* source = nullptr;
+  std::size_t stride = 0;
+  bool transposed = false;
+  std::size_t columns = 0;  ///< at most a group
+  std::size_t depth = 0;
+  T* packed = nullptr;
+};
+
 /// out[i * stride + j] (+)= scale * sum_{k < depth} rows[i, k] * columns[j, k], in T. Both sides are packed
 /// by gram_pack. Writes no other entries; the same bits whatever stands beside one.
 template <class T>
@@ -254,6 +266,8 @@ struct PanelProduct {
   std::size_t stride;
   T scale;
   bool accumulate;  ///< add to `out` instead of overwriting it
+  /// Packed meanwhile, from memory that is fetched while products are computed.
+  PanelPacking<T> next = {};
 };
 
 /// The kernels of one instruction set and precision. Plain pointers, no allocation, no exceptions: callers

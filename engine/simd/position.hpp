@@ -61,12 +61,17 @@ void position_tile(const T* row, const T* column, std::size_t depth, T* out, std
   constexpr std::size_t kRows = kGramRows<T>;
   constexpr std::size_t kLane = kLanes<T>;
   Batch<T> part[kRows * kGramVectors];
-  Unroll<0, kRows>::run([&](std::size_t r) __attribute__((always_inline)) {
+  const auto fetch = [&]() __attribute__((always_inline)) {
+    __builtin_prefetch(ahead, 0, 2);
+    ahead += kGramLine<T>;
+  };
+  const auto wanted = [&](std::size_t r) __attribute__((always_inline)) {
+    Unroll<0, kWantedRuns>::run([&](std::size_t) __attribute__((always_inline)) { fetch(); });
     Unroll<0, kGramVectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
       __builtin_prefetch(out + r * stride + vector * kLane, 1);
     });
-  });
-  gram_sums<T>(row, column, depth, ahead, part);
+  };
+  gram_sums<T, kGramVectors>(row, column, depth, depth, fetch, wanted, part);
   Unroll<0, kRows * kGramVectors>::run([&](std::size_t at) __attribute__((always_inline)) {
     T* const target = out + at / kGramVectors * stride + at % kGramVectors * kLane;
     store(target, accumulate ? Batch<T>(load(target) + part[at]) : part[at]);

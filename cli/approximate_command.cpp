@@ -9,6 +9,7 @@
 
 #include "cli/commands.hpp"
 #include "cli/inputs.hpp"
+#include "cli/memory.hpp"
 #include "cli/progress.hpp"
 #include "cli/reduction.hpp"
 #include "cli/text.hpp"
@@ -33,7 +34,7 @@ void run(const Context& context) {
   const Workers workers(options.threads);
   const auto begin = std::chrono::steady_clock::now();
 
-  const datasets::Dataset data = open_data(options);
+  datasets::Dataset data = open_data(options);
   const models::Network<T> network =
       open_network<T>(options, data.example_shape(), outputs_for(options, data));
   ntk::KernelOptions reduction;
@@ -41,13 +42,10 @@ void run(const Context& context) {
   choose_reduction(options, network.outputs(), reduction, note);
   std::vector<std::int32_t> labels;
   if (reduction.reduce == ntk::Reduce::TrueClass) labels = labels_of(options.labels, data, "--labels");
-  const Tensor<T> x = data.template inputs_as<T>();
-  const std::size_t matrix = checked_multiply(checked_multiply(data.size(), data.size(), "--approximate"),
-                                              sizeof(T), "--approximate");
-  if (matrix >= memory) {
-    throw BudgetError(fmt::format("--memory: the budget is {}, the kernel alone takes {}",
-                                  budget_text(memory), bytes_text(matrix)));
-  }
+  const std::size_t n = data.size();
+  const Shape example_shape = data.example_shape();
+  ordered_json json = describe_run(options, workers.count(), memory);
+  const ordered_json told = describe(options, data);
   ProgressMeter meter(context.err, options.quiet);
   ntk::ProjectionOptions projection;
   projection.dimension = options.approximate;
@@ -55,7 +53,21 @@ void run(const Context& context) {
   projection.reduce = reduction.reduce;
   projection.output = reduction.output;
   projection.labels = labels;
-  projection.memory = memory - matrix;
+  MemoryAccount account("kernel --approximate", memory);
+  count_reading<T>(account, {&data});
+  if (n != 0) {
+    const ntk::ModuleProfile profile = ntk::profile_of_first<T>(network, data.inputs);
+    projection.memory =
+        account.phase("the projected gradients",
+                      ntk::projection_bytes<T>(network, profile, n, projection, workers.count()));
+    account.hold(input_bytes<T>(data));
+    account.hold(profile.weight_bytes);
+    account.hold(checked_multiply(checked_multiply(n, options.approximate, "--approximate"), sizeof(T),
+                                  "--approximate"));
+    account.phase("the kernel", ntk::approximate_kernel_bytes<T>(n, workers.count()));
+  }
+  account.check();
+  const Tensor<T> x = take_inputs<T>(data);
   projection.progress = meter.phase("projecting gradients");
   projection.stop = context.stop;
   const ntk::ProjectedGradients<T> projected =
@@ -65,7 +77,6 @@ void run(const Context& context) {
   write_npy<T>(out, kernel.view());
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 
-  ordered_json json = describe_run(options, workers.count(), memory);
   json["approximate"] = {{"label", projected.label()},
                          {"method", "CountSketch of per-example gradients"},
                          {"dimension", options.approximate},
@@ -74,10 +85,10 @@ void run(const Context& context) {
                          {"distortion_95", projected.distortion_95()},
                          {"rank_at_most", options.approximate}};
   json.update(describe(options, network));
-  json["data"] = describe(options, data);
+  json["data"] = told;
   json["reduction"] = projected.reduce;
-  json["n"] = data.size();
-  json["shape"] = std::vector<std::size_t>{data.size(), data.size()};
+  json["n"] = n;
+  json["shape"] = std::vector<std::size_t>{n, n};
   // Readers of the file take their error bars from here: the distortion, not the rounding.
   json["relative_entry_error"] = projected.standard_distortion();
   json["seconds"] = seconds;
@@ -98,7 +109,7 @@ void run(const Context& context) {
                    significant(projected.standard_distortion()), significant(projected.distortion_95()))},
       {"rank", fmt::format("at most {}: smaller eigenvalues and inverses say nothing of the kernel's",
                            grouped(options.approximate))},
-      {"data", data_text(data.size(), data.example_shape(), data.source)},
+      {"data", data_text(n, example_shape, data.source)},
       {"prepared", preparation_text(options)},
       {"parameters", grouped(network.parameters().size())},
       {"parameterization", parameterization_text(options)},

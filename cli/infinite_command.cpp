@@ -11,6 +11,7 @@
 
 #include "cli/commands.hpp"
 #include "cli/inputs.hpp"
+#include "cli/memory.hpp"
 #include "cli/progress.hpp"
 #include "cli/text.hpp"
 #include "engine/error.hpp"
@@ -45,7 +46,7 @@ void run(const Context& context) {
   const Workers workers(options.threads);
   const auto begin = std::chrono::steady_clock::now();
 
-  const datasets::Dataset data = open_data(options);
+  datasets::Dataset data = open_data(options);
   const models::Model model = open_model(options, data.example_shape(), outputs_for(options, data));
   const models::NetworkOptions variances = infinite_variances(options);
   ProgressMeter meter(context.err, options.quiet);
@@ -55,8 +56,6 @@ void run(const Context& context) {
   what.memory = memory;
   what.progress = meter.phase("kernel");
   what.stop = context.stop;
-  const Tensor<T> x = data.template inputs_as<T>();
-
   ordered_json json = describe_run(options, workers.count(), memory);
   json["model"] = model.to_text();
   json["input_shape"] = list(model.input());
@@ -66,27 +65,49 @@ void run(const Context& context) {
   json["weight_variance"] = options.weight_variance;
   json["bias_variance"] = options.bias_variance;
   json["data"] = describe(options, data);
-  json["n"] = data.size();
+  const std::size_t n = data.size();
+  const Shape example_shape = data.example_shape();
+  json["n"] = n;
   ntk::KernelDestination destination;
   destination.path = out;
   destination.packed = options.packed;
   destination.restart = options.restart;
   destination.verify_progress = meter.phase("verifying");
   ntk::KernelFile kernel;
-  std::size_t columns = data.size();
+  std::size_t columns = n;
+  datasets::Dataset versus;
+  ordered_json versus_json;
+  std::vector<const datasets::Dataset*> sets = {&data};
+  if (!options.versus.empty()) {
+    if (options.packed) {
+      throw ArgumentError("--packed: cannot be combined with --versus, whose block is not symmetric");
+    }
+    versus = open_versus(options, example_shape);
+    versus_json = describe_versus(options, versus);
+    columns = versus.size();
+    sets.push_back(&versus);
+  }
+  MemoryAccount account("kernel --infinite", memory);
+  count_reading<T>(account, sets);
+  for (const datasets::Dataset* set : sets) account.hold(input_bytes<T>(*set));
+  what.memory =
+      account.phase("the kernel", or_estimate([&] {
+                      return ntk::infinite_file_bytes<T>(
+                          model, variances, n, options.versus.empty() ? 0 : columns, what, workers.count());
+                    }));
+  account.check();
+  const Tensor<T> x = take_inputs<T>(data);
+  const Tensor<T> versus_x = take_inputs<T>(versus);
   if (options.versus.empty()) {
     kernel = or_estimate([&] {
       return ntk::infinite_kernel_to_file<T>(model, variances, x.view(), what, destination, workers);
     });
   } else {
-    const datasets::Dataset versus = open_versus(options, data.example_shape());
-    const Tensor<T> versus_x = versus.template inputs_as<T>();
     kernel = or_estimate([&] {
       return ntk::infinite_kernel_to_file<T>(model, variances, x.view(), versus_x.view(), what, destination,
                                              workers);
     });
-    columns = versus.size();
-    json["versus"] = describe_versus(options, versus);
+    json["versus"] = versus_json;
   }
   meter.close();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -110,7 +131,7 @@ void run(const Context& context) {
   fmt::print(context.out, "Infinite-width {} of {}\n", nngp ? "NNGP covariance" : "tangent kernel",
              model.to_text());
   std::vector<std::vector<std::string>> rows = {
-      {"data", data_text(data.size(), data.example_shape(), data.source)},
+      {"data", data_text(n, example_shape, data.source)},
       {"prepared", preparation_text(options)},
       {"parameterization", fmt::format("ntk, weight variance {}, bias variance {}", options.weight_variance,
                                        options.bias_variance)},

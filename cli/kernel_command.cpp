@@ -8,12 +8,13 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <ostream>
-#include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "cli/commands.hpp"
 #include "cli/explain.hpp"
 #include "cli/inputs.hpp"
+#include "cli/memory.hpp"
 #include "cli/progress.hpp"
 #include "cli/reduction.hpp"
 #include "cli/text.hpp"
@@ -30,9 +31,6 @@ namespace gradgram::cli {
 namespace {
 
 using nlohmann::ordered_json;
-
-/// Of what the program takes beside its budget (docs/planning.md), the part that reading may use.
-constexpr std::size_t kProgramBytes = std::size_t{128} << 20;
 
 template <class T>
 void write_in(const std::filesystem::path& path, const Tensor<double>& values) {
@@ -127,24 +125,40 @@ std::vector<std::string> parameter_names(const ParameterSet<T>& parameters) {
   return names;
 }
 
-/// The numbers of a data set in T; those in f64 are given back. Throws BudgetError when the two together,
-/// which reading takes, are beyond the budget.
+/// The command on paper. `versus` may be null.
 template <class T>
-Tensor<T> take_inputs(datasets::Dataset& data, std::size_t memory, const char* option) {
-  const std::size_t bytes = checked_multiply(data.inputs.size(), sizeof(double) + sizeof(T), "kernel: bytes");
-  if (bytes > memory && bytes - memory > kProgramBytes) {
-    throw BudgetError(fmt::format(
-        "{}: the memory budget ({} bytes) cannot hold the {} numbers while they are read; the least that "
-        "would do is {} bytes",
-        option, memory, data.inputs.size(), bytes - kProgramBytes));
+void count_memory(const Options& options, const models::Network<T>& network, const datasets::Dataset& data,
+                  const datasets::Dataset* versus, const ntk::KernelOptions& kernel_options,
+                  const Workers& workers, bool preview) {
+  MemoryAccount account("kernel", kernel_options.memory);
+  std::vector<const datasets::Dataset*> sets = {&data};
+  if (versus != nullptr) sets.push_back(versus);
+  count_reading<T>(account, sets);
+  const std::size_t n = data.size();
+  const std::size_t columns = versus == nullptr ? 0 : versus->size();
+  if (n == 0 || (versus != nullptr && columns == 0)) {
+    account.check();
+    return;
   }
-  if constexpr (std::is_same_v<T, double>) {
-    return std::exchange(data.inputs, Tensor<double>());
+  const ntk::ModuleProfile profile = ntk::profile_of_first<T>(network, data.inputs);
+  const auto diagonal = [&](const ntk::KernelOptions& what) {
+    account.phase("the diagonal", ntk::least_diagonal_bytes<T>(network, profile, n, what, workers.count()));
+  };
+  if (options.diagonal) {
+    diagonal(kernel_options);
   } else {
-    Tensor<T> inputs = data.inputs_as<T>();
-    data.inputs = Tensor<double>();
-    return inputs;
+    account.phase("the kernel", ntk::least_kernel_bytes<T>(network, profile, n, columns, kernel_options,
+                                                           workers.count(), !options.per_parameter));
   }
+  if (preview) diagonal(kernel_options);
+  if (kernel_options.reduce == ntk::Reduce::TrueClass) {
+    for (const datasets::Dataset* set : sets) account.hold(input_bytes<T>(*set));
+    account.hold(profile.weight_bytes);
+    for (const datasets::Dataset* set : sets) {
+      account.phase("the outputs", ntk::evaluation_bytes<T>(network, profile, set->size(), workers.count()));
+    }
+  }
+  account.check();
 }
 
 template <class T>
@@ -185,7 +199,14 @@ void run(const Context& context) {
   json["data"] = describe(options, data);
   const std::size_t n = data.size();
   const Shape example_shape = data.example_shape();
-  const Tensor<T> x = take_inputs<T>(data, memory, "--data");
+  datasets::Dataset versus;
+  if (!options.versus.empty()) {
+    versus = open_versus(options, example_shape);
+    json["versus"] = describe_versus(options, versus);
+  }
+  count_memory<T>(options, network, data, options.versus.empty() ? nullptr : &versus, kernel_options, workers,
+                  symmetric_file && !options.no_preview && !options.plan_only);
+  const Tensor<T> x = take_inputs<T>(data);
   json["reduction"] = ntk::reduce_name(kernel_options.reduce, kernel_options.output);
   json["diagonal"] = options.diagonal;
   json["n"] = n;
@@ -195,24 +216,22 @@ void run(const Context& context) {
   Tensor<T> versus_x;
   std::size_t columns = n;
   if (!options.versus.empty()) {
-    datasets::Dataset versus = open_versus(options, example_shape);
     if (kernel_options.reduce == ntk::Reduce::TrueClass) {
       versus_labels = labels_of(options.versus_labels, versus, "--versus-labels");
       kernel_options.versus_labels = versus_labels;
     }
     columns = versus.size();
-    json["versus"] = describe_versus(options, versus);
-    versus_x = take_inputs<T>(versus, memory, "--versus");
+    versus_x = take_inputs<T>(versus);
   }
   if (!options.diagonal) json["n_versus"] = columns;
   if (options.plan_only) {
     const TensorView<const T> other = versus_x.view();
-    const TensorView<const T>* const versus = options.versus.empty() ? nullptr : &other;
+    const TensorView<const T>* const beside = options.versus.empty() ? nullptr : &other;
     explainer.take(
         options.diagonal ? ntk::diagonal_plan<T>(network, x.view(), kernel_options, workers.count())
         : options.per_parameter
-            ? ntk::plan_for<T>(network, x.view(), versus, kernel_options, workers.count())
-            : ntk::kernel_file_plan<T>(network, x.view(), versus, kernel_options, workers.count()));
+            ? ntk::plan_for<T>(network, x.view(), beside, kernel_options, workers.count())
+            : ntk::kernel_file_plan<T>(network, x.view(), beside, kernel_options, workers.count()));
     explainer.describe(json);
     if (options.json) context.out << json.dump(2) << '\n';
     return;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -101,24 +102,19 @@ KernelFacts read_kernel_facts(const std::string& path, NpyType type) {
   return facts;
 }
 
-KernelInput read_kernel(const std::string& path, std::size_t memory) {
+KernelInput read_kernel(const std::string& path, const std::function<void(const KernelExtent&)>& before) {
   const NpyLayout layout = read_npy_layout(path);
   KernelInput input;
   input.facts = read_kernel_facts(path, layout.type);
   const std::size_t n = side_of(path, layout.shape, input.facts.packed);
-  // As it is stored, and in f64.
-  const std::size_t numbers = checked_multiply(n, n, "kernel");
-  const std::size_t stored = checked_multiply(input.facts.packed ? ntk::packed_size(n) : numbers,
-                                              layout.type == NpyType::F4 || layout.type == NpyType::I4 ? 4
-                                              : layout.type == NpyType::U1                             ? 1
-                                                                                                       : 8,
-                                              "kernel");
-  const std::size_t needed = checked_add(
-      checked_multiply(numbers, sizeof(double) * (input.facts.packed ? 2 : 1), "kernel"), stored, "kernel");
-  if (needed > memory) {
-    throw BudgetError(
-        fmt::format("{}: reading a kernel of {} examples in f64 takes {} bytes, the budget is {}", path, n,
-                    needed, memory));
+  const bool square = !input.facts.packed && layout.shape.size() == 2;
+  std::error_code error;
+  const std::uintmax_t file_bytes = std::filesystem::file_size(path, error);
+  const std::size_t wide = checked_multiply(checked_multiply(n, n, "kernel"), sizeof(double), "kernel");
+  // A file that is shorter than its shape says is refused when it is read.
+  if (!error && wide / 16 <= file_bytes) {
+    // The file, the numbers in f64, and once more where they are brought into shape.
+    before({n, checked_add(file_bytes, checked_multiply(wide, square ? 1 : 2, "kernel"), "kernel")});
   }
   const NpyArray array = read_npy(path);
   Tensor<double> values = input.facts.packed ? ntk::unpack(array) : array.to_tensor<double>();
@@ -126,10 +122,13 @@ KernelInput read_kernel(const std::string& path, std::size_t memory) {
   return input;
 }
 
+std::size_t kernel_side(const std::string& path, const Shape& shape, bool packed) {
+  return side_of(path, {shape.extents().begin(), shape.extents().end()}, packed);
+}
+
 template <class T>
-MappedKernel<T>::MappedKernel(const std::string& path, const ntk::MappedNpy& file, bool packed,
-                              std::size_t memory) {
-  const std::size_t n = side_of(path, {file.shape().extents().begin(), file.shape().extents().end()}, packed);
+MappedKernel<T>::MappedKernel(const std::string& path, const ntk::MappedNpy& file, bool packed) {
+  const std::size_t n = kernel_side(path, file.shape(), packed);
   TensorView<const T> stored;
   if constexpr (std::is_same_v<T, float>) {
     stored = file.f32();
@@ -139,12 +138,6 @@ MappedKernel<T>::MappedKernel(const std::string& path, const ntk::MappedNpy& fil
   if (!packed) {
     view_ = stored.reshaped(Shape{n, n});
     return;
-  }
-  const std::size_t needed = checked_multiply(checked_multiply(n, n, "kernel"), sizeof(T), "kernel");
-  if (needed > memory) {
-    throw BudgetError(
-        fmt::format("{}: a packed kernel of {} examples takes {} bytes unpacked, the budget is {}", path, n,
-                    needed, memory));
   }
   unpacked_ = ntk::unpack<T>(stored.reshaped(Shape{stored.size()}));
   view_ = unpacked_.view();

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <string>
 
 #include "engine/npy.hpp"
@@ -31,21 +32,28 @@ struct KernelInput {
   KernelFacts facts;
 };
 
-/// The symmetric kernel of an .npy file of shape [n, n] or [n, n, 1, 1]; or packed, [n (n + 1) / 2] or
-/// [n (n + 1) / 2, 1, 1], when the .json beside it says so. Throws IoError, FormatError, ShapeError, and
-/// BudgetError when it does not fit into `memory` bytes in f64.
-KernelInput read_kernel(const std::string& path, std::size_t memory);
+/// What is known of a kernel before it is read.
+struct KernelExtent {
+  std::size_t n = 0;
+  std::size_t reading_bytes = 0;  ///< memory that reading takes, its result counted
+};
 
-/// Such a kernel in its own precision, mapped (so that it may be larger than memory) unless it is packed.
+/// The symmetric kernel of an .npy file of shape [n, n] or [n, n, 1, 1]; or packed, [n (n + 1) / 2] or
+/// [n (n + 1) / 2, 1, 1], when the .json beside it says so. `before` is told of a file that is long enough
+/// for its shape before it is read, and may throw. Throws IoError, FormatError, ShapeError.
+KernelInput read_kernel(const std::string& path, const std::function<void(const KernelExtent&)>& before);
+
+/// n of a kernel of this shape. Throws ShapeError.
+std::size_t kernel_side(const std::string& path, const Shape& shape, bool packed);
+
+/// Such a kernel in its own precision, mapped (so that it may be larger than memory) unless it is packed:
+/// then it takes n^2 numbers of memory.
 template <class T>
 class MappedKernel {
  public:
-  /// `file` must outlive the object. Throws ShapeError, and BudgetError when a packed one does not fit into
-  /// `memory` bytes unpacked.
-  MappedKernel(const std::string& path, const ntk::MappedNpy& file, bool packed, std::size_t memory);
+  /// `file` must outlive the object. Throws ShapeError.
+  MappedKernel(const std::string& path, const ntk::MappedNpy& file, bool packed);
   TensorView<const T> view() const { return view_; }
-  /// What it takes of the memory.
-  std::size_t bytes() const { return unpacked_.size() * sizeof(T); }
 
  private:
   Tensor<T> unpacked_;

@@ -9,6 +9,7 @@
 
 #include "cli/commands.hpp"
 #include "cli/inputs.hpp"
+#include "cli/memory.hpp"
 #include "cli/progress.hpp"
 #include "cli/result_folder.hpp"
 #include "cli/spectrum_table.hpp"
@@ -83,7 +84,7 @@ void run(const Context& context) {
       }
     }
   }
-  study_options.memory = memory_budget(options);
+  const std::size_t memory = memory_budget(options);
   study_options.stop = context.stop;
   ProgressMeter meter(context.err, options.quiet);
   study_options.progress = [&](const std::string& phase, std::size_t done, std::size_t total) {
@@ -103,8 +104,13 @@ void run(const Context& context) {
   const bool rescaled = options.standardize != "none" || options.unit_norm;
   if (rescaled) unscaled = open_data_unscaled(options);
   models::Network<T> network = open_network<T>(options, data.example_shape(), study_outputs(options, data));
+  MemoryAccount account("learnability", memory);
+  account.hold(input_bytes<double>(unscaled));
+  study_options.memory =
+      account.phase("the study", ntk::least_learnability_bytes<T>(network, data, study_options, workers));
+  account.check();
   network.save_weights(folder.path() / "weights.npz");
-  ordered_json summary = describe_run(options, workers.count(), study_options.memory);
+  ordered_json summary = describe_run(options, workers.count(), memory);
   summary.update(describe(options, network));
   summary["data"] = describe(options, data);
 

@@ -14,6 +14,7 @@
 
 #include "cli/commands.hpp"
 #include "cli/inputs.hpp"
+#include "cli/memory.hpp"
 #include "cli/progress.hpp"
 #include "cli/reduction.hpp"
 #include "cli/result_folder.hpp"
@@ -183,8 +184,6 @@ void run(const Context& context) {
   const std::size_t examples = data.size();
   const Shape example = data.example_shape();
   const ordered_json told = describe(options, data);
-  const Tensor<T> x = data.template inputs_as<T>();
-  data.inputs = Tensor<double>();  // 8 bytes a number that nothing reads any more
 
   const std::size_t n = reduction.reduce == ntk::Reduce::Full
                             ? checked_multiply(examples, network.outputs(), "--reduce full")
@@ -202,17 +201,19 @@ void run(const Context& context) {
   if (wanted.density) vectors = std::max(vectors, kProbesAtOnce * (std::min(options.lanczos_steps, n) + 2));
   const std::size_t held =
       checked_multiply(checked_multiply(vectors, n, "--matrix-free"), sizeof(double), "--matrix-free");
-  if (held >= memory) {
-    throw BudgetError(fmt::format(
-        "--memory: the budget is {}, the vectors of Lanczos and of the probes alone take {}; fewer "
-        "--steps, --products or --top need less",
-        budget_text(memory), bytes_text(held)));
-  }
+  MemoryAccount account("spectrum --matrix-free", memory);
+  count_reading<T>(account, {&data});
+  account.hold(held);
   ntk::OperatorOptions what;
   what.reduce = reduction.reduce;
   what.output = reduction.output;
   what.labels = labels;
-  what.memory = memory - held;
+  what.memory =
+      account.phase("products beside the vectors (fewer --steps, --products or --top need less)",
+                    ntk::least_operator_bytes<T>(network, ntk::profile_of_first<T>(network, data.inputs),
+                                                 examples, workers.count()));
+  account.check();
+  const Tensor<T> x = take_inputs<T>(data);
   what.stop = context.stop;
   ntk::KernelOperator<T> kernel(network, x.view(), what, workers);
 

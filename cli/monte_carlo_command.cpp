@@ -9,6 +9,7 @@
 
 #include "cli/commands.hpp"
 #include "cli/inputs.hpp"
+#include "cli/memory.hpp"
 #include "cli/progress.hpp"
 #include "cli/reduction.hpp"
 #include "cli/text.hpp"
@@ -30,7 +31,7 @@ void run(const Context& context) {
   const std::size_t memory = memory_budget(options);
   const Workers workers(options.threads);
   const auto begin = std::chrono::steady_clock::now();
-  const datasets::Dataset data = open_data(options);
+  datasets::Dataset data = open_data(options);
   const models::Model model = open_model(options, data.example_shape(), outputs_for(options, data));
   const models::NetworkOptions drawn = network_options(options);
   ntk::KernelOptions reduction;
@@ -44,22 +45,38 @@ void run(const Context& context) {
   what.what = nngp ? ntk::Estimated::Covariance : ntk::Estimated::Tangent;
   what.reduce = reduction.reduce;
   what.output = reduction.output;
-  what.memory = memory;
   what.progress = meter.phase("samples");
   what.stop = context.stop;
-  const Tensor<T> x = data.template inputs_as<T>();
   ordered_json json = describe_run(options, workers.count(), memory);
+  const ordered_json told = describe(options, data);
+  const std::size_t n = data.size();
+  const Shape example_shape = data.example_shape();
   ntk::MonteCarloKernel kernel;
-  std::size_t columns = data.size();
+  std::size_t columns = n;
+  datasets::Dataset versus;
   ordered_json versus_json;
+  std::vector<const datasets::Dataset*> sets = {&data};
+  if (!options.versus.empty()) {
+    versus = open_versus(options, example_shape);
+    versus_json = describe_versus(options, versus);
+    columns = versus.size();
+    sets.push_back(&versus);
+  }
+  MemoryAccount account("kernel --monte-carlo", memory);
+  count_reading<T>(account, sets);
+  if (n != 0 && columns != 0) {
+    what.memory =
+        account.phase("the sums and one sample",
+                      ntk::monte_carlo_bytes<T>(models::Network<T>(model, drawn), data.inputs, n,
+                                                options.versus.empty() ? 0 : columns, what, workers));
+  }
+  account.check();
+  const Tensor<T> x = take_inputs<T>(data);
+  const Tensor<T> versus_x = take_inputs<T>(versus);
   if (options.versus.empty()) {
     kernel = ntk::monte_carlo_kernel<T>(model, drawn, x.view(), what, workers);
   } else {
-    const datasets::Dataset versus = open_versus(options, data.example_shape());
-    const Tensor<T> versus_x = versus.template inputs_as<T>();
     kernel = ntk::monte_carlo_kernel<T>(model, drawn, x.view(), versus_x.view(), what, workers);
-    columns = versus.size();
-    versus_json = describe_versus(options, versus);
   }
   meter.close();
   const std::filesystem::path error_file = beside(out, ".error.npy");
@@ -79,10 +96,10 @@ void run(const Context& context) {
   json["parameterization"] = options.parameterization;
   json["weight_variance"] = options.weight_variance;
   json["bias_variance"] = options.bias_variance;
-  json["data"] = describe(options, data);
+  json["data"] = told;
   if (!versus_json.is_null()) json["versus"] = versus_json;
   if (!nngp) json["reduction"] = ntk::reduce_name(what.reduce, what.output);
-  json["n"] = data.size();
+  json["n"] = n;
   json["n_versus"] = columns;
   // Of the samples' arithmetic, beside the standard error.
   json["relative_entry_error"] = ntk::entry_error<T>(models::Network<T>(model, drawn));
@@ -101,7 +118,7 @@ void run(const Context& context) {
       {"estimate", fmt::format("mean of {} networks of these widths", grouped(kernel.samples))},
       {"standard error", fmt::format("{} of the kernel (Frobenius), at most {} of its largest entry",
                                      percent(kernel.relative_error), percent(kernel.largest_error))},
-      {"data", data_text(data.size(), data.example_shape(), data.source)},
+      {"data", data_text(n, example_shape, data.source)},
       {"prepared", preparation_text(options)},
       {"parameterization", parameterization_text(options)},
       {"precision", options.dtype + " samples, f64 means"},

@@ -16,6 +16,7 @@
 #include "cli/commands.hpp"
 #include "cli/inputs.hpp"
 #include "cli/kernel_input.hpp"
+#include "cli/memory.hpp"
 #include "cli/progress.hpp"
 #include "cli/reduction.hpp"
 #include "cli/split.hpp"
@@ -25,6 +26,7 @@
 #include "ntk/infinite/infinite.hpp"
 #include "ntk/kernel.hpp"
 #include "ntk/matrix_operator.hpp"
+#include "ntk/planned_kernel.hpp"
 #include "ntk/precision.hpp"
 #include "ntk/predict.hpp"
 #include "ntk/spectrum.hpp"
@@ -45,8 +47,35 @@ struct Problem {
   bool classes = false;                    ///< y holds classes, as -1/+1 or one column each
   bool posterior = false;                  ///< a Gaussian process: its variance is that of the posterior
   double entry_error = 0;
-  std::size_t held_bytes = 0;  ///< of kernels and data
+  std::size_t memory = 0;  ///< that solving may take beside all of this
 };
+
+std::size_t bytes_of(std::size_t a, std::size_t b, std::size_t each) {
+  return checked_multiply(checked_multiply(a, b, "predict"), each, "predict");
+}
+
+/// Solving on paper: n examples, m test points, equations or eigenpairs. Returns what it may take.
+std::size_t count_solving(MemoryAccount& account, std::size_t n, std::size_t m, std::size_t columns,
+                          bool equations, bool variance, std::size_t workers) {
+  const std::size_t square = bytes_of(n, n, sizeof(double));
+  const std::size_t cross = bytes_of(m, n, sizeof(double));
+  // Answers, targets and residuals, again and again.
+  const std::size_t answers = bytes_of(n + m, columns + 1, 6 * sizeof(double));
+  account.hold(answers);
+  if (!equations) {
+    account.hold(square);
+    account.hold(cross);
+    const std::size_t memory = account.phase("all eigenpairs", ntk::spectrum_bytes(n, {}));
+    account.phase("predictions from eigenpairs", square + (variance ? 3 * cross : 0));
+    return memory;
+  }
+  // Vectors of Lanczos, and the rows of the kernel that are multiplied at once.
+  account.phase("the largest eigenvalue", bytes_of(n, 64 + workers * ntk::kProductRows, sizeof(double)));
+  if (variance) return account.phase("a factor and the variances", square + 2 * cross);
+  const std::size_t memory = account.phase("the equations", ntk::least_regression_bytes(n, columns, workers));
+  account.phase("the predictions", bytes_of(n, workers * ntk::kProductRows, sizeof(double)));
+  return memory;
+}
 
 struct Score {
   double accuracy = 0;
@@ -155,6 +184,11 @@ Asked what_is_asked(const Options& options, std::size_t n, std::size_t columns) 
   return asked;
 }
 
+/// Whether one set of equations answers; otherwise all eigenpairs do.
+bool by_one_system(const Asked& asked, bool variance, bool posterior) {
+  return asked.learning.time == ntk::kForever && (!variance || posterior);
+}
+
 struct Answer {
   Tensor<double> train, test;
   Tensor<double> variance;  ///< [m], one for all outputs; empty unless asked for
@@ -162,10 +196,6 @@ struct Answer {
   std::string solver;
   std::optional<double> residual;
 };
-
-std::size_t left_of(std::size_t memory, std::size_t held) {
-  return memory > held ? memory - held : 1;
-}
 
 template <class T>
 Tensor<double> widened(TensorView<const T> values) {
@@ -176,14 +206,13 @@ Tensor<double> widened(TensorView<const T> values) {
 
 /// All eigenpairs: any time, and the variance of ensembles.
 template <class T>
-Answer by_eigenpairs(const Problem<T>& problem, const Asked& asked, bool variance, std::size_t memory) {
+Answer by_eigenpairs(const Problem<T>& problem, const Asked& asked, bool variance) {
   Answer answer;
   const Tensor<double> kernel = widened(problem.kernel);
   const Tensor<double> cross = widened(problem.cross);
   ntk::SpectrumOptions spectrum_options;
   spectrum_options.entry_error = problem.entry_error;
-  spectrum_options.memory =
-      left_of(memory, problem.held_bytes + (kernel.size() + cross.size()) * sizeof(double));
+  spectrum_options.memory = problem.memory;
   const ntk::Spectrum pairs = ntk::spectrum(kernel, spectrum_options);
   answer.largest_eigenvalue = std::max(0.0, pairs.values.front());
   answer.solver =
@@ -201,22 +230,14 @@ Answer by_eigenpairs(const Problem<T>& problem, const Asked& asked, bool varianc
 
 /// One set of equations: kernel regression, the posterior of a Gaussian process.
 template <class T>
-Answer by_equations(const Problem<T>& problem, const Asked& asked, bool variance, std::size_t memory,
-                    const Workers& workers, const Progress& progress, std::stop_token stop) {
+Answer by_equations(const Problem<T>& problem, const Asked& asked, bool variance, const Workers& workers,
+                    const Progress& progress, std::stop_token stop) {
   Answer answer;
   {
     ntk::MatrixOperator<T> products(problem.kernel, workers, problem.entry_error);
     answer.largest_eigenvalue = std::max(0.0, ntk::largest_eigenvalue(products));
   }
-  const std::size_t n = problem.kernel.shape()[0];
   if (variance) {
-    const std::size_t needed = checked_multiply(
-        checked_multiply(n, n + 2 * problem.cross.shape()[0], "predict"), sizeof(double), "predict");
-    if (needed > left_of(memory, problem.held_bytes)) {
-      throw BudgetError(
-          fmt::format("--variance: needs {} bytes beside the kernels, of the budget of {} {} are left",
-                      needed, memory, left_of(memory, problem.held_bytes)));
-    }
     ntk::CholeskyOptions cholesky;
     cholesky.shift = asked.learning.ridge;
     cholesky.progress = progress;
@@ -239,7 +260,7 @@ Answer by_equations(const Problem<T>& problem, const Asked& asked, bool variance
   for (std::size_t i = 0; i < problem.initial.size(); ++i) missing.data()[i] -= problem.initial.data()[i];
   ntk::RegressionOptions regression_options;
   regression_options.ridge = asked.learning.ridge;
-  regression_options.memory = left_of(memory, problem.held_bytes);
+  regression_options.memory = problem.memory;
   regression_options.progress = progress;
   regression_options.stop = stop;
   const ntk::Regression solved =
@@ -272,10 +293,10 @@ void finish(const Context& context, const Problem<T>& problem, std::vector<std::
   const std::size_t columns = problem.y.shape()[1];
   const Asked asked = what_is_asked(options, n, columns);
   const bool forever = asked.learning.time == ntk::kForever;
-  const bool equations = forever && (!options.variance || problem.posterior);
-  const Answer answer = equations ? by_equations(problem, asked, options.variance, memory, workers,
+  const bool equations = by_one_system(asked, options.variance, problem.posterior);
+  const Answer answer = equations ? by_equations(problem, asked, options.variance, workers,
                                                  meter.phase("solving"), context.stop)
-                                  : by_eigenpairs(problem, asked, options.variance, memory);
+                                  : by_eigenpairs(problem, asked, options.variance);
   meter.close();
 
   // The rates, in both usual measures.
@@ -390,10 +411,11 @@ void run_model(const Context& context) {
   const std::size_t memory = memory_budget(options);
   const Workers workers(options.threads);
   const auto begin = std::chrono::steady_clock::now();
-  const Split split = open_split(options);
+  Split split = open_split(options);
   const std::size_t outputs = outputs_for(options, split.train);
-  const Tensor<T> x = split.train.template inputs_as<T>();
-  const Tensor<T> x_test = split.test.template inputs_as<T>();
+  const std::size_t n = split.train.size();
+  const std::size_t m = split.test.size();
+  const Shape example_shape = split.train.example_shape();
   if (!split.train.labels.empty() && outputs != split.train.classes() &&
       !(outputs == 1 && split.train.classes() == 2)) {
     throw ArgumentError(fmt::format("--outputs: {} do not fit {} classes", outputs, split.train.classes()));
@@ -404,57 +426,85 @@ void run_model(const Context& context) {
   problem.y = targets_of(split.train, outputs);
   problem.y_test = targets_of(split.test, outputs);
   // Told before the work: what it would come to after it.
-  what_is_asked(options, split.train.size(), problem.y.shape()[1]);
-  problem.held_bytes = (split.train.inputs.size() + split.test.inputs.size()) * (sizeof(double) + sizeof(T));
+  const Asked asked = what_is_asked(options, n, problem.y.shape()[1]);
   ProgressMeter meter(context.err, options.quiet);
   ordered_json json = describe_run(options, workers.count(), memory);
+  const ordered_json told = describe(options, split.train);
+  const ordered_json told_test = describe_part(split.test);
+  MemoryAccount account("predict", memory);
+  count_reading<T>(account, {&split.train, &split.test});
+  const std::size_t square = bytes_of(n, n, sizeof(T));
+  const std::size_t rectangle = bytes_of(m, n, sizeof(T));
   std::vector<std::vector<std::string>> rows;
   std::string title;
   Tensor<T> kernel;
   Tensor<T> cross;
   std::size_t per_example = 1;
   if (options.infinite) {
-    const models::Model model = open_model(options, split.train.example_shape(), outputs);
+    const models::Model model = open_model(options, example_shape, outputs);
     const models::NetworkOptions variances = infinite_variances(options);
     const bool both = options.variance && !nngp;
     ntk::InfiniteOptions what;
     what.nngp = nngp || both;
     what.ntk = !nngp;
     what.stop = context.stop;
-    what.memory = left_of(memory, problem.held_bytes);
+    constexpr std::size_t kFew = 64;  ///< test points of whose covariance the diagonal is taken
+    ntk::InfiniteOptions alone = what;
+    alone.nngp = true;
+    alone.ntk = false;
+    account.hold(input_bytes<T>(split.train));
+    account.hold(input_bytes<T>(split.test));
+    const std::size_t kernel_room = account.phase(
+        "the kernel", ntk::infinite_kernel_bytes<T>(model, variances, n, 0, what, workers.count()));
+    account.hold(square * (both ? 2 : 1));
+    const std::size_t cross_room = account.phase(
+        "the test kernel", ntk::infinite_kernel_bytes<T>(model, variances, m, n, what, workers.count()));
+    account.hold(rectangle * (both ? 2 : 1));
+    if (options.variance) {
+      alone.memory = account.phase(
+          "the variances",
+          ntk::infinite_kernel_bytes<T>(model, variances, std::min(m, kFew), 0, alone, workers.count()));
+      account.hold(bytes_of(n + m, n, sizeof(double)));
+      if (both) {
+        account.phase("the covariances in f64", 0);
+        account.release(square + rectangle);
+      }
+    }
+    account.release(input_bytes<T>(split.train) + input_bytes<T>(split.test));
+    problem.memory =
+        count_solving(account, n, m, problem.y.shape()[1], by_one_system(asked, options.variance, nngp),
+                      options.variance, workers.count());
+    account.check();
+    const Tensor<T> x = take_inputs<T>(split.train);
+    const Tensor<T> x_test = take_inputs<T>(split.test);
+    what.memory = kernel_room;
     what.progress = meter.phase("kernel");
-    ntk::InfiniteKernels<T> square = ntk::infinite_kernel<T>(model, variances, x.view(), what, workers);
-    problem.held_bytes += (square.nngp.size() + square.ntk.size()) * sizeof(T);
-    what.memory = left_of(memory, problem.held_bytes);
+    ntk::InfiniteKernels<T> square_kernels =
+        ntk::infinite_kernel<T>(model, variances, x.view(), what, workers);
+    what.memory = cross_room;
     what.progress = meter.phase("test kernel");
     ntk::InfiniteKernels<T> beside =
         ntk::infinite_kernel<T>(model, variances, x_test.view(), x.view(), what, workers);
-    problem.held_bytes += (beside.nngp.size() + beside.ntk.size()) * sizeof(T);
     if (options.variance) {
       // The diagonal of the test points' own covariance, from blocks of a few.
-      problem.prior = Tensor<double>(Shape{split.test.size()});
-      what.nngp = true;
-      what.ntk = false;
-      what.progress = {};
-      constexpr std::size_t kFew = 64;
-      for (std::size_t i = 0; i < split.test.size(); i += kFew) {
-        const std::size_t end = std::min(split.test.size(), i + kFew);
+      problem.prior = Tensor<double>(Shape{m});
+      for (std::size_t i = 0; i < m; i += kFew) {
+        const std::size_t end = std::min(m, i + kFew);
         const Tensor<T> block = std::move(
-            ntk::infinite_kernel<T>(model, variances, x_test.view().slice(i, end), what, workers).nngp);
+            ntk::infinite_kernel<T>(model, variances, x_test.view().slice(i, end), alone, workers).nngp);
         for (std::size_t j = i; j < end; ++j) problem.prior(j) = static_cast<double>(block(j - i, j - i));
       }
     }
     if (both) {
-      problem.nngp = widened<T>(square.nngp);
+      problem.nngp = widened<T>(square_kernels.nngp);
       problem.nngp_cross = widened<T>(beside.nngp);
     }
-    kernel = std::move(nngp ? square.nngp : square.ntk);
+    kernel = std::move(nngp ? square_kernels.nngp : square_kernels.ntk);
     cross = std::move(nngp ? beside.nngp : beside.ntk);
     if (options.variance && nngp) {
       problem.nngp = widened<T>(kernel.view());
       problem.nngp_cross = widened<T>(cross.view());
     }
-    problem.held_bytes += (problem.nngp.size() + problem.nngp_cross.size()) * sizeof(double);
     problem.posterior = nngp;
     problem.entry_error = std::is_same_v<T, float> ? 1e-6 : 1e-12;
     json["model"] = model.to_text();
@@ -468,7 +518,7 @@ void run_model(const Context& context) {
     rows.push_back({"parameterization", fmt::format("ntk, weight variance {:g}, bias variance {:g}",
                                                     options.weight_variance, options.bias_variance)});
   } else {
-    const models::Network<T> network = open_network<T>(options, split.train.example_shape(), outputs);
+    const models::Network<T> network = open_network<T>(options, example_shape, outputs);
     if (network.outputs() != problem.y.shape()[1]) {
       throw ArgumentError(fmt::format("--model: {} outputs do not fit targets of {} columns",
                                       network.outputs(), problem.y.shape()[1]));
@@ -484,14 +534,45 @@ void run_model(const Context& context) {
                       options.reduce));
     }
     kernel_options.stop = context.stop;
-    kernel_options.memory = left_of(memory, problem.held_bytes);
+    const bool full = kernel_options.reduce == ntk::Reduce::Full;
+    per_example = full ? network.outputs() : 1;
+    const std::size_t blocks = per_example * per_example;
+    const ntk::ModuleProfile profile = ntk::profile_of_first<T>(network, split.train.inputs);
+    const auto least = [&](std::size_t rows, std::size_t columns) {
+      return ntk::least_kernel_bytes<T>(network, profile, rows, columns, kernel_options, workers.count());
+    };
+    // A kernel's budget pays for its own inputs and for the weights.
+    account.hold(input_bytes<T>(split.test));
+    const std::size_t kernel_room = account.phase("the kernel", least(n, 0));
+    account.release(input_bytes<T>(split.test));
+    account.hold(checked_multiply(square, blocks, "predict"));
+    const std::size_t cross_room = account.phase("the test kernel", least(m, n));
+    account.hold(checked_multiply(rectangle, blocks, "predict"));
+    account.hold(input_bytes<T>(split.train) + input_bytes<T>(split.test) + profile.weight_bytes);
+    for (const std::size_t count : {n, m}) {
+      account.phase("the outputs", ntk::evaluation_bytes<T>(network, profile, count, workers.count()) +
+                                       bytes_of(count, outputs, sizeof(double)));
+    }
+    account.hold(bytes_of(n + m, outputs, sizeof(double)));
+    if (full) {
+      for (const std::size_t rows : {n, m}) {
+        account.phase("the outputs' kernels as one",
+                      checked_multiply(bytes_of(rows, n, sizeof(double) + sizeof(T)), blocks, "predict"));
+      }
+    }
+    account.release(input_bytes<T>(split.train) + input_bytes<T>(split.test) + profile.weight_bytes);
+    problem.memory =
+        count_solving(account, n * per_example, m * per_example, full ? 1 : problem.y.shape()[1],
+                      by_one_system(asked, options.variance, false), options.variance, workers.count());
+    account.check();
+    const Tensor<T> x = take_inputs<T>(split.train);
+    const Tensor<T> x_test = take_inputs<T>(split.test);
+    kernel_options.memory = kernel_room;
     kernel_options.progress = meter.phase("kernel");
     kernel = std::move(ntk::kernel<T>(network, x.view(), kernel_options, workers).values);
-    problem.held_bytes += kernel.size() * sizeof(T);
-    kernel_options.memory = left_of(memory, problem.held_bytes);
+    kernel_options.memory = cross_room;
     kernel_options.progress = meter.phase("test kernel");
     cross = std::move(ntk::kernel<T>(network, x_test.view(), x.view(), kernel_options, workers).values);
-    problem.held_bytes += cross.size() * sizeof(T);
     problem.initial = widened<T>(evaluate<T>(network, x.view(), workers));
     problem.initial_test = widened<T>(evaluate<T>(network, x_test.view(), workers));
     if (kernel.shape().rank() == 4) {
@@ -504,7 +585,6 @@ void run_model(const Context& context) {
       };
       kernel = joined(kernel);
       cross = joined(cross);
-      per_example = network.outputs();
       const auto column = [](Tensor<double>& values) {
         values = Tensor<double>(Shape{values.size(), 1}, values.span());
       };
@@ -525,14 +605,12 @@ void run_model(const Context& context) {
   }
   problem.kernel = kernel.view();
   problem.cross = cross.view();
-  json["data"] = describe(options, split.train);
-  json["test"] = describe_part(split.test);
+  json["data"] = told;
+  json["test"] = told_test;
   json["test"]["from"] = split.test_words;
-  rows.insert(rows.begin(),
-              {{"learns from", fmt::format("{} examples {} of {}", grouped(split.train.size()),
-                                           extents(split.train.example_shape()), split.train.source)},
-               {"judged by", fmt::format("{} examples, {}", grouped(split.test.size()), split.test_words)},
-               {"prepared", preparation_text(options)}});
+  rows.insert(rows.begin(), {{"learns from", data_text(n, example_shape, split.train.source)},
+                             {"judged by", fmt::format("{} examples, {}", grouped(m), split.test_words)},
+                             {"prepared", preparation_text(options)}});
   rows.push_back({"precision", options.dtype + " kernels, f64 equations"});
   finish<T>(context, problem, std::move(rows), std::move(json), title, workers, meter, begin, per_example);
 }
@@ -580,11 +658,8 @@ void run_files(const Context& context, const KernelFacts& facts, const ntk::Mapp
   const std::size_t memory = memory_budget(options);
   const Workers workers(options.threads);
   const auto begin = std::chrono::steady_clock::now();
-  const MappedKernel<T> kernel(options.predict_kernel, kernel_file, facts.packed, memory);
   Problem<T> problem;
-  problem.kernel = kernel.view();
-  problem.held_bytes = kernel.bytes();
-  const std::size_t n = kernel.view().shape()[0];
+  const std::size_t n = kernel_side(options.predict_kernel, kernel_file.shape(), facts.packed);
   const Shape& cross = cross_file.shape();
   const bool with_blocks = cross.rank() == 4 && cross[2] == 1 && cross[3] == 1;
   if ((cross.rank() != 2 && !with_blocks) || cross[1] != n) {
@@ -605,7 +680,16 @@ void run_files(const Context& context, const KernelFacts& facts, const ntk::Mapp
       throw ArgumentError("--test-targets: must be of the kind and columns of --targets");
     }
   }
-  what_is_asked(options, n, problem.y.shape()[1]);
+  const Asked asked = what_is_asked(options, n, problem.y.shape()[1]);
+  // Mapped files are the system's cache and no memory of the process; a packed kernel is unpacked.
+  MemoryAccount account("predict", memory);
+  if (facts.packed) account.hold(bytes_of(n, n, sizeof(T)));
+  problem.memory =
+      count_solving(account, n, cross[0], problem.y.shape()[1], by_one_system(asked, options.variance, false),
+                    options.variance, workers.count());
+  account.check();
+  const MappedKernel<T> kernel(options.predict_kernel, kernel_file, facts.packed);
+  problem.kernel = kernel.view();
   problem.entry_error = facts.entry_error;
   ProgressMeter meter(context.err, options.quiet);
   ordered_json json = describe_run(options, workers.count(), memory);

@@ -18,6 +18,7 @@
 #include "cli/text.hpp"
 #include "engine/error.hpp"
 #include "engine/file.hpp"
+#include "engine/memory_account.hpp"
 #include "engine/npy.hpp"
 #include "ntk/spectrum.hpp"
 
@@ -106,24 +107,36 @@ void run_spectrum(const Context& context) {
     }
     require_writable(csv);
   }
-  const std::size_t memory = memory_budget(options);
-  const KernelInput input = read_kernel(options.kernel_file, memory);
-  const KernelFacts& facts = input.facts;
-  const Tensor<double>& kernel = input.values;
-  const std::size_t n = kernel.shape()[0];
   std::string label_kind;
   Tensor<double> y;
-  if (!options.labels.empty()) y = label_targets(options.labels, n, label_kind);
-  if (options.top > n) {
-    throw ArgumentError(fmt::format("--top: {} must be at most the size of the kernel, {}", options.top, n));
-  }
-
   ntk::SpectrumOptions spectrum_options;
   spectrum_options.top = options.top;
   spectrum_options.vectors = !options.labels.empty() || options.top > 0;
+  const auto take_labels = [&](std::size_t n) {
+    if (options.top > n) {
+      throw ArgumentError(
+          fmt::format("--top: {} must be at most the size of the kernel, {}", options.top, n));
+    }
+    if (!options.labels.empty() && y.size() == 0) y = label_targets(options.labels, n, label_kind);
+  };
+  const KernelInput input = read_kernel(options.kernel_file, [&](const KernelExtent& extent) {
+    take_labels(extent.n);
+    MemoryAccount account("spectrum", memory_budget(options));
+    account.hold(y.size() * sizeof(double));
+    account.phase("the kernel while it is read", extent.reading_bytes);
+    account.hold(checked_multiply(extent.n * extent.n, sizeof(double), "spectrum"));
+    spectrum_options.memory =
+        account.phase("the eigenvalues", ntk::spectrum_bytes(extent.n, spectrum_options));
+    // The centred alignment takes a copy of the labels.
+    account.phase("the alignment", 2 * y.size() * sizeof(double));
+    account.check();
+  });
+  const KernelFacts& facts = input.facts;
+  const Tensor<double>& kernel = input.values;
+  const std::size_t n = kernel.shape()[0];
+  take_labels(n);
   spectrum_options.entry_error = facts.entry_error;
   spectrum_options.relative_perturbation = facts.standard_error;
-  spectrum_options.memory = memory - std::min(memory - 1, kernel.size() * sizeof(double));
   const ntk::Spectrum spectrum = ntk::spectrum(kernel.view(), spectrum_options);
   const bool whole = spectrum.values.size() == n;
   std::vector<double> energy;

@@ -5,9 +5,19 @@
 #include <string>
 #include <vector>
 
+#include "engine/evaluation.hpp"
 #include "engine/parallel.hpp"
 
 namespace gradgram {
+
+template <class T>
+std::size_t evaluation_block(const Module<T>& module) {
+  // Few images at a time, so that their activations stay in the caches; rows enough for a matrix product
+  // otherwise.
+  return module.input_shape().rank() == 3 ? 4 : 32;
+}
+template std::size_t evaluation_block(const Module<float>&);
+template std::size_t evaluation_block(const Module<double>&);
 
 template <class T>
 Tensor<T> evaluate(const Module<T>& module, TensorView<const T> inputs, const Workers& workers) {
@@ -16,9 +26,7 @@ Tensor<T> evaluate(const Module<T>& module, TensorView<const T> inputs, const Wo
                      module.input_shape().to_string());
   }
   const std::size_t n = inputs.shape()[0];
-  // Few images at a time, so that their activations stay in the caches; rows enough for a matrix product
-  // otherwise.
-  const std::size_t block_size = module.input_shape().rank() == 3 ? 4 : 32;
+  const std::size_t block_size = evaluation_block(module);
   const std::size_t outputs = module.outputs();
   const std::size_t blocks = (n + block_size - 1) / block_size;
   Tensor<T> result(Shape{n, outputs});

@@ -53,6 +53,17 @@ struct Range {
   std::size_t end;
 };
 
+std::size_t block_of(const Shape& input) {
+  return input.rank() == 3 ? kBlockOfImages : kBlockOfVectors;
+}
+
+/// How many gradients are summed apart.
+std::size_t group_count(std::size_t parameter_bytes, std::size_t batch, std::size_t block) {
+  return std::min(
+      (batch + block - 1) / block,
+      std::clamp(kGradientBytes / std::max<std::size_t>(1, parameter_bytes), kMinGradients, kMaxGradients));
+}
+
 }  // namespace
 
 template <class T>
@@ -94,12 +105,9 @@ struct Trainer<T>::State {
     require(n > 0, "the number of examples (0) must be positive");
     check_targets();
     batch = options.batch == 0 ? n : std::min(options.batch, n);
-    block = input.rank() == 3 ? kBlockOfImages : kBlockOfVectors;
-
+    block = block_of(input);
     const ParameterSet<T>& parameters = module.parameters();
-    const std::size_t bytes = std::max<std::size_t>(1, parameters.size() * sizeof(T));
-    groups = std::min((batch + block - 1) / block,
-                      std::clamp(kGradientBytes / bytes, kMinGradients, kMaxGradients));
+    groups = group_count(parameters.size() * sizeof(T), batch, block);
     for (std::size_t group = 0; group < groups; ++group) gradients.push_back(parameters.zeros());
     if (options.optimizer != Optimizer::Sgd) first = parameters.zeros();
     if (options.optimizer == Optimizer::Adam) second = parameters.zeros();
@@ -321,6 +329,18 @@ double Trainer<T>::epoch(std::stop_token stop) {
   }
   ++state.done;
   return sum / static_cast<double>(state.n);
+}
+
+template <class T>
+std::size_t Trainer<T>::held_bytes(const Module<T>& module, std::size_t examples,
+                                   const TrainingOptions& options) {
+  const std::size_t bytes = module.parameters().size() * sizeof(T);
+  const std::size_t batch = options.batch == 0 ? examples : std::min(options.batch, examples);
+  const std::size_t moments = options.optimizer == Optimizer::Sgd    ? 0
+                              : options.optimizer == Optimizer::Adam ? 2
+                                                                     : 1;
+  return checked_multiply(group_count(bytes, batch, block_of(module.input_shape())) + moments, bytes,
+                          "training");
 }
 
 template <class T>

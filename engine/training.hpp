@@ -59,6 +59,10 @@ class Trainer {
   double epoch(std::stop_token stop = {});
   /// Epochs done.
   std::size_t epochs() const noexcept;
+  /// What a trainer holds of the parameters' size: gradients and moments. Its tapes, one a worker, hold a few
+  /// examples (evaluation_block()) each.
+  static std::size_t held_bytes(const Module<T>& module, std::size_t examples,
+                                const TrainingOptions& options);
 
  private:
   struct State;

@@ -355,12 +355,14 @@ void choose_ways(const ModuleProfile& profile, const PlanRequest& request, std::
   }
 }
 
-Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request) {
+namespace {
+
+/// The smallest blocks; when even those are beyond `memory`, other ways may still fit.
+Plan smallest_plan(const ModuleProfile& profile, const PlanRequest& request, std::size_t memory) {
   std::vector<PlannedUse> uses = profile.uses;
   choose_ways(profile, request, uses);
   Plan best = least_plan(profile, request, uses);
-  // When even the smallest blocks are too large, other ways may still fit.
-  while (best.total_bytes() > request.memory) {
+  while (best.total_bytes() > memory) {
     const std::size_t before = best.total_bytes();
     each_change(profile, request, best.uses, [&](const std::vector<PlannedUse>& changed) {
       Plan plan = least_plan(profile, request, changed);
@@ -368,6 +370,17 @@ Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request) {
     });
     if (best.total_bytes() == before) break;
   }
+  return best;
+}
+
+}  // namespace
+
+std::size_t least_kernel_bytes(const ModuleProfile& profile, const PlanRequest& request) {
+  return smallest_plan(profile, request, 0).total_bytes();
+}
+
+Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request) {
+  Plan best = smallest_plan(profile, request, request.memory);
   best = plan_blocks(profile, request, best.uses);
   if (best.resident >= request.rows) return best;
   // Not everything fits: ways that hold less repeat fewer passes.

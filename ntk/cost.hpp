@@ -20,6 +20,10 @@ std::vector<bool> shared_uses(const std::vector<PlannedUse>& uses, std::size_t p
 /// weight, or one that cannot be contracted so (naming those that can).
 void choose_ways(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse>& uses);
 
+/// The least budget with which plan_kernel() does not throw BudgetError, whatever `request.memory` is.
+/// Throws ArgumentError as plan_kernel() does.
+std::size_t least_kernel_bytes(const ModuleProfile& profile, const PlanRequest& request);
+
 /// One way of one use, for the whole kernel; seconds of one worker.
 struct WayCost {
   Way way = Way::Materialize;

@@ -27,19 +27,31 @@ void check_finite(const double* values, std::size_t count, std::size_t example) 
   }
 }
 
+PlanRequest diagonal_request(std::size_t outputs, std::size_t examples, const KernelOptions& options,
+                             std::size_t workers) {
+  PlanRequest request;
+  request.rows = request.columns = examples;
+  request.seeds = seed_count(options.reduce, outputs);
+  request.full = options.reduce == Reduce::Full;
+  request.workers = workers;
+  request.memory = options.memory == 0 ? cpu_info().memory_bytes / 2 : options.memory;
+  if (options.rates != nullptr) request.rates = *options.rates;
+  return request;
+}
+
 }  // namespace
 
 template <class T>
 Plan diagonal_plan(const Module<T>& module, TensorView<const T> x, const KernelOptions& options,
                    std::size_t workers) {
-  PlanRequest request;
-  request.rows = request.columns = x.shape()[0];
-  request.seeds = seed_count(options.reduce, module.outputs());
-  request.full = options.reduce == Reduce::Full;
-  request.workers = workers;
-  request.memory = options.memory == 0 ? cpu_info().memory_bytes / 2 : options.memory;
-  if (options.rates != nullptr) request.rates = *options.rates;
-  return plan_diagonal(profile<T>(module, x.slice(0, 1)), request);
+  return plan_diagonal(profile<T>(module, x.slice(0, 1)),
+                       diagonal_request(module.outputs(), x.shape()[0], options, workers));
+}
+
+template <class T>
+std::size_t least_diagonal_bytes(const Module<T>& module, const ModuleProfile& profile, std::size_t examples,
+                                 const KernelOptions& options, std::size_t workers) {
+  return least_diagonal_bytes(profile, diagonal_request(module.outputs(), examples, options, workers));
 }
 
 template <class T>
@@ -131,6 +143,10 @@ Tensor<double> diagonal(const Module<T>& module, TensorView<const T> x, const Ke
   return result;
 }
 
+template std::size_t least_diagonal_bytes(const Module<float>&, const ModuleProfile&, std::size_t,
+                                          const KernelOptions&, std::size_t);
+template std::size_t least_diagonal_bytes(const Module<double>&, const ModuleProfile&, std::size_t,
+                                          const KernelOptions&, std::size_t);
 template Plan diagonal_plan(const Module<float>&, TensorView<const float>, const KernelOptions&, std::size_t);
 template Plan diagonal_plan(const Module<double>&, TensorView<const double>, const KernelOptions&,
                             std::size_t);

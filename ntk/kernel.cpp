@@ -8,6 +8,7 @@
 #include "engine/bf16.hpp"
 #include "engine/cpu.hpp"
 #include "ntk/contract.hpp"
+#include "ntk/cost.hpp"
 #include "ntk/factors.hpp"
 #include "ntk/passes.hpp"
 #include "ntk/plan.hpp"
@@ -318,9 +319,12 @@ std::string reduce_name(Reduce reduce, std::size_t output) {
   throw ArgumentError("reduce_name: unknown reduction " + std::to_string(static_cast<int>(reduce)));
 }
 
+namespace {
+
+/// columns = 0: symmetric.
 template <class T>
-Plan plan_for(const Module<T>& module, TensorView<const T> x, const TensorView<const T>* versus,
-              const KernelOptions& options, std::size_t workers, bool result_in_file) {
+PlanRequest kernel_request(std::size_t outputs, std::size_t rows, std::size_t columns,
+                           const KernelOptions& options, std::size_t workers, bool result_in_file) {
   if (options.bf16 && sizeof(T) != sizeof(float)) throw ArgumentError("kernel: bf16 must be off in f64");
   if (options.bf16 && bf16_kernels() == nullptr) {
     throw ArgumentError("kernel: bf16 needs a processor with AVX512_BF16, which " + cpu_info().name +
@@ -328,10 +332,10 @@ Plan plan_for(const Module<T>& module, TensorView<const T> x, const TensorView<c
   }
   PlanRequest request;
   request.bf16 = options.bf16;
-  request.rows = x.shape()[0];
-  request.symmetric = versus == nullptr;
-  request.columns = versus == nullptr ? request.rows : versus->shape()[0];
-  request.seeds = seed_count(options.reduce, module.outputs());
+  request.rows = rows;
+  request.symmetric = columns == 0;
+  request.columns = columns == 0 ? rows : columns;
+  request.seeds = seed_count(options.reduce, outputs);
   request.full = options.reduce == Reduce::Full;
   request.per_parameter = options.per_parameter;
   request.result_in_file = result_in_file;
@@ -339,7 +343,26 @@ Plan plan_for(const Module<T>& module, TensorView<const T> x, const TensorView<c
   request.workers = workers;
   request.ways = options.ways;
   if (options.rates != nullptr) request.rates = *options.rates;
-  return plan_kernel(profile<T>(module, x.slice(0, 1)), request);
+  return request;
+}
+
+}  // namespace
+
+template <class T>
+Plan plan_for(const Module<T>& module, TensorView<const T> x, const TensorView<const T>* versus,
+              const KernelOptions& options, std::size_t workers, bool result_in_file) {
+  return plan_kernel(
+      profile<T>(module, x.slice(0, 1)),
+      kernel_request<T>(module.outputs(), x.shape()[0], versus == nullptr ? 0 : versus->shape()[0], options,
+                        workers, result_in_file));
+}
+
+template <class T>
+std::size_t least_kernel_bytes(const Module<T>& module, const ModuleProfile& profile, std::size_t rows,
+                               std::size_t columns, const KernelOptions& options, std::size_t workers,
+                               bool result_in_file) {
+  return least_kernel_bytes(
+      profile, kernel_request<T>(module.outputs(), rows, columns, options, workers, result_in_file));
 }
 
 template <class T>
@@ -392,6 +415,8 @@ KernelMatrix<T> kernel(const Module<T>& module, TensorView<const T> x, TensorVie
 #define GRADGRAM_INSTANTIATE(T)                                                                              \
   template Plan plan_for(const Module<T>&, TensorView<const T>, const TensorView<const T>*,                  \
                          const KernelOptions&, std::size_t, bool);                                           \
+  template std::size_t least_kernel_bytes(const Module<T>&, const ModuleProfile&, std::size_t, std::size_t,  \
+                                          const KernelOptions&, std::size_t, bool);                          \
   template void planned_tiles(const Module<T>&, TensorView<const T>, const TensorView<const T>*,             \
                               const KernelOptions&, const Plan&, const Workers&, TileStore&);                \
   template KernelMatrix<T> planned_kernel(const Module<T>&, TensorView<const T>, const TensorView<const T>*, \

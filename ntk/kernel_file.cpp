@@ -242,6 +242,7 @@ template <class T>
 Plan kernel_file_plan(const Module<T>& module, TensorView<const T> x, const TensorView<const T>* versus,
                       const KernelOptions& options, std::size_t workers) {
   Plan plan = plan_for<T>(module, x, versus, options, workers, true);
+  while (plan.tile > 1 && !fit_blocks(plan, true)) plan.tile /= 2;
   follow_grid(plan, plan.tile);
   return plan;
 }

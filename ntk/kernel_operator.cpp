@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/cpu.hpp"
+#include "engine/memory_account.hpp"
 #include "engine/sinks.hpp"
 #include "ntk/passes.hpp"
 #include "ntk/plan.hpp"
@@ -41,7 +42,31 @@ struct Range {
   std::size_t end;
 };
 
+template <class T>
+std::size_t block_of(const Module<T>& module) {
+  return module.input_shape().rank() == 3 ? kBlockOfImages : kBlockOfVectors;
+}
+
+/// A tangent pass holds all tangents at once where a reverse pass may reuse some: half as much again.
+std::size_t tape_of(const ModuleProfile& profile, std::size_t examples) {
+  return multiply(profile.tape_of(examples), 3) / 2;
+}
+
 }  // namespace
+
+template <class T>
+std::size_t least_operator_bytes(const Module<T>& module, const ModuleProfile& profile, std::size_t examples,
+                                 std::size_t workers) {
+  const std::size_t tape = tape_of(profile, std::min(block_of(module), examples));
+  // Weights, and their gradient in T and in f64.
+  const std::size_t weights = 2 * profile.weight_bytes + multiply(module.parameters().size(), sizeof(double));
+  return multiply(examples, profile.input_bytes) + weights + multiply(workers, tape + kBlasBytes);
+}
+
+template std::size_t least_operator_bytes(const Module<float>&, const ModuleProfile&, std::size_t,
+                                          std::size_t);
+template std::size_t least_operator_bytes(const Module<double>&, const ModuleProfile&, std::size_t,
+                                          std::size_t);
 
 template <class T>
 struct KernelOperator<T>::State {
@@ -98,7 +123,7 @@ struct KernelOperator<T>::State {
         workers(workers_),
         n(x_.shape().rank() == 0 ? 0 : x_.shape()[0]),
         outputs(module_.outputs()),
-        block(module_.input_shape().rank() == 3 ? kBlockOfImages : kBlockOfVectors) {
+        block(block_of(module_)) {
     check_inputs("kernel operator", "x", x.shape(), module.input_shape());
     KernelOptions reduction;
     reduction.reduce = options.reduce;
@@ -121,18 +146,15 @@ struct KernelOperator<T>::State {
 
   void plan() {
     const ModuleProfile module_profile = profile<T>(module, x.slice(0, 1));
-    // A tangent pass holds all tangents at once where a reverse pass may reuse some: half as much again.
-    const std::size_t tape = multiply(module_profile.tape_bytes, std::min(block, n)) * 3 / 2;
-    const std::size_t gradient = multiply(module_profile.weight_bytes, 1);
+    const std::size_t tape = tape_of(module_profile, std::min(block, n));
+    const std::size_t gradient = module_profile.weight_bytes;
     const std::size_t total = multiply(module.parameters().size(), sizeof(double));
-    const std::size_t fixed = multiply(x.size(), sizeof(T)) + module_profile.weight_bytes +
-                              multiply(workers.count(), tape + kBlasBytes);
     const std::size_t memory = options.memory == 0 ? cpu_info().memory_bytes / 2 : options.memory;
-    const std::size_t least = fixed + gradient + total;
-    if (least > memory) {
-      throw BudgetError("kernel operator: the budget is " + std::to_string(memory) +
-                        " bytes, the least that would do is " + std::to_string(least));
-    }
+    const std::size_t least = least_operator_bytes(module, module_profile, n, workers.count());
+    const std::size_t fixed = least - gradient - total;
+    MemoryAccount account("kernel operator", memory);
+    account.phase("products", least);
+    account.check();
     // A panel for each thread first, then several vectors at once, both within half of what is left.
     const std::size_t room = gradient + total + (memory - least) / 2;
     const std::size_t panels = ceiling(blocks(), panel_blocks);

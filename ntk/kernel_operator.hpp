@@ -10,6 +10,7 @@
 #include "engine/parallel.hpp"
 #include "engine/tensor.hpp"
 #include "ntk/kernel.hpp"
+#include "ntk/plan.hpp"
 
 /// The kernel as a map, K v, without the matrix: what Lanczos and random probes need (docs/matrix-free.md).
 namespace gradgram::ntk {
@@ -39,6 +40,11 @@ struct OperatorOptions {
   bool keep_passes = false;
   std::stop_token stop = {};
 };
+
+/// The least OperatorOptions::memory that a KernelOperator of so many examples does with.
+template <class T>
+std::size_t least_operator_bytes(const Module<T>& module, const ModuleProfile& profile, std::size_t examples,
+                                 std::size_t workers);
 
 /// K v = J (J^T v) of a module on x [n, ...]: one reverse pass that sums over the examples, one tangent pass.
 ///

@@ -10,8 +10,11 @@
 #include <utility>
 
 #include "engine/error.hpp"
+#include "engine/evaluation.hpp"
+#include "engine/memory_account.hpp"
 #include "ntk/dynamics.hpp"
 #include "ntk/kernel.hpp"
+#include "ntk/planned_kernel.hpp"
 #include "ntk/precision.hpp"
 #include "ntk/statistics.hpp"
 
@@ -379,14 +382,63 @@ void check(const models::Network<T>& network, const datasets::Dataset& data,
           fmt::format("learnability: score epoch {} lies beyond the last, {}", epoch, training.epochs));
     }
   }
-  // The kernel and, beside it, the eigenvectors with LAPACK's workspace, all in f64.
-  const std::size_t needed =
-      checked_multiply(checked_multiply(n, n, "learnability"), 4 * sizeof(double), "learnability");
-  if (options.memory != 0 && needed > options.memory) {
-    throw BudgetError(fmt::format(
-        "learnability: {} examples need {} bytes for the kernel and its spectrum, the budget is {}", n,
-        needed, options.memory));
+}
+
+/// What kernels and diagonals may take.
+struct Rooms {
+  std::size_t kernel = 0, diagonal = 0;
+};
+
+/// The study on paper, phase by phase.
+template <class T>
+Rooms count_memory(const models::Network<T>& network, const datasets::Dataset& data,
+                   const LearnabilityOptions& options, const Workers& workers, MemoryAccount& account) {
+  const auto bytes = [](std::size_t a, std::size_t b) { return checked_multiply(a, b, "learnability"); };
+  const std::size_t n = data.size();
+  const std::size_t outputs = bytes(n, network.outputs());
+  const std::size_t epochs = options.training.epochs + 1;
+  const std::size_t square = bytes(n, n);
+  const ModuleProfile module_profile = profile_of_first<T>(network, data.inputs);
+  const std::size_t threads = workers.count();
+  const std::size_t evaluation = evaluation_bytes<T>(network, module_profile, n, threads);
+  // What kernel() and diagonal() count themselves.
+  const std::size_t inputs = bytes(n, module_profile.input_bytes) + module_profile.weight_bytes;
+  const auto phase = [&](const char* name, std::size_t least) {
+    return account.phase(name, least - inputs) + inputs;
+  };
+  Rooms rooms;
+  account.hold(bytes(data.inputs.size(), sizeof(double)));
+  account.hold(inputs);
+  // Targets twice, outputs, whether right and what is lost of every example after every epoch, scores.
+  account.hold(bytes(outputs, 2 * sizeof(double) + 2 * sizeof(T)));
+  account.hold(bytes(bytes(n, epochs), 2 * sizeof(double)));
+  account.hold(bytes(n, (16 + 2 * options.score_epochs.size()) * sizeof(double)));
+  account.phase("the outputs", evaluation);
+  rooms.kernel =
+      phase("the kernel", least_kernel_bytes<T>(network, module_profile, n, 0, KernelOptions{}, threads));
+  account.hold(bytes(square, sizeof(double)));
+  account.phase("the kernel in f64", bytes(square, sizeof(T)));
+  account.phase("the kernel's spectrum", spectrum_bytes(n, {}));
+  account.hold(bytes(square, sizeof(double)));
+  account.hold(bytes(outputs, epochs * sizeof(double)));
+  account.phase("the linearized dynamics",
+                bytes(outputs, 6 * sizeof(double)) + bytes(bytes(n, epochs), 2 * sizeof(double)));
+  KernelOptions diagonals;
+  rooms.diagonal =
+      phase("the diagonal", least_diagonal_bytes<T>(network, module_profile, n, diagonals, threads));
+  if (network.outputs() > 1) {
+    diagonals.reduce = Reduce::TrueClass;
+    phase("the diagonal", least_diagonal_bytes<T>(network, module_profile, n, diagonals, threads));
   }
+  account.hold(Trainer<T>::held_bytes(network, n, options.training));
+  // Tapes of the trainer stay beside those of others; a loss is recorded as well.
+  const std::size_t block = std::min(n, evaluation_block(network));
+  account.hold(bytes(threads, module_profile.tape_of(block) + bytes(block, 4 * module_profile.input_bytes)));
+  account.phase("the training", evaluation);
+  rooms.diagonal = std::min(
+      rooms.diagonal, phase("the diagonal after training",
+                            least_diagonal_bytes<T>(network, module_profile, n, KernelOptions{}, threads)));
+  return rooms;
 }
 
 /// One run, in the order of its phases.
@@ -394,10 +446,11 @@ template <class T>
 class Study {
  public:
   Study(models::Network<T>& network, const datasets::Dataset& data, const LearnabilityOptions& options,
-        const Workers& workers)
+        const Rooms& rooms, const Workers& workers)
       : network_(network),
         data_(data),
         options_(options),
+        rooms_(rooms),
         workers_(workers),
         n_(data.size()),
         outputs_(network.outputs()),
@@ -456,17 +509,17 @@ class Study {
     history_.record(0, initial_.data());
   }
 
-  KernelOptions kernel_options() const {
+  KernelOptions kernel_options(std::size_t memory) const {
     KernelOptions result;
     result.reduce = Reduce::TraceMean;
-    result.memory = options_.memory;
+    result.memory = memory;
     result.stop = options_.stop;
     return result;
   }
 
   void read_kernel() {
     announce("kernel", 0, 1);
-    KernelOptions kernel_options = this->kernel_options();
+    KernelOptions kernel_options = this->kernel_options(rooms_.kernel);
     if (options_.progress) {
       kernel_options.progress = [this](std::size_t done, std::size_t total) {
         options_.progress("kernel", done, total);
@@ -593,7 +646,7 @@ class Study {
             result_.leverage_ridge),
         false, 0, leverage(result_.spectrum, result_.leverage_ridge));
     if (outputs_ > 1) {
-      KernelOptions options = kernel_options();
+      KernelOptions options = kernel_options(rooms_.diagonal);
       options.reduce = Reduce::TrueClass;
       options.labels = data_.labels;
       const Tensor<double> values = diagonal<T>(network_, inputs_, options, workers_);
@@ -657,7 +710,7 @@ class Study {
       record_gap(epoch, outputs.data());
       const bool scored = score_epochs.contains(epoch);
       if (scored || epoch == epochs_) {
-        const Tensor<double> now = diagonal<T>(network_, inputs_, kernel_options(), workers_);
+        const Tensor<double> now = diagonal<T>(network_, inputs_, kernel_options(rooms_.diagonal), workers_);
         if (scored) add_diagonal(Values(now.span().begin(), now.span().end()), epoch);
         if (epoch == epochs_) record_drift(now);
       }
@@ -823,6 +876,7 @@ class Study {
   models::Network<T>& network_;
   const datasets::Dataset& data_;
   const LearnabilityOptions& options_;
+  const Rooms rooms_;
   const Workers& workers_;
   std::size_t n_, outputs_, epochs_;
   Tensor<T> inputs_;
@@ -874,10 +928,30 @@ std::vector<Group> group_by(std::span<const double> values) {
 }
 
 template <class T>
+std::size_t least_learnability_bytes(const models::Network<T>& network, const datasets::Dataset& data,
+                                     const LearnabilityOptions& options, const Workers& workers) {
+  check(network, data, options);
+  MemoryAccount account("learnability", 0);
+  count_memory(network, data, options, workers, account);
+  return account.least();
+}
+
+template std::size_t least_learnability_bytes(const models::Network<float>&, const datasets::Dataset&,
+                                              const LearnabilityOptions&, const Workers&);
+template std::size_t least_learnability_bytes(const models::Network<double>&, const datasets::Dataset&,
+                                              const LearnabilityOptions&, const Workers&);
+
+template <class T>
 Learnability learnability(models::Network<T>& network, const datasets::Dataset& data,
                           const LearnabilityOptions& options, const Workers& workers) {
   check(network, data, options);
-  return Study<T>(network, data, options, workers).run();
+  Rooms rooms;
+  if (options.memory != 0) {
+    MemoryAccount account("learnability", options.memory);
+    rooms = count_memory(network, data, options, workers, account);
+    account.check();
+  }
+  return Study<T>(network, data, options, rooms, workers).run();
 }
 
 template Learnability learnability(models::Network<float>&, const datasets::Dataset&,

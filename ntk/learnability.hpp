@@ -89,7 +89,8 @@ struct Verdict {
 struct LearnabilityOptions {
   TrainingOptions training;
   std::vector<std::size_t> score_epochs;  ///< besides 0, epochs after which k_ii is taken
-  std::size_t memory = 0;  ///< bytes for kernel and spectrum; 0 = the kernel's default, spectrum unlimited
+  /// Bytes that everything may take, data and weights included; 0 = the kernel's default, all else unlimited.
+  std::size_t memory = 0;
   /// Phases in order: `kernel`, `spectrum`, `linearized dynamics`, `training` (epochs), `statistics`.
   std::function<void(const std::string& phase, std::size_t done, std::size_t total)> progress;
   std::stop_token stop;
@@ -128,6 +129,11 @@ struct Learnability {
   double diagonal_drift = 0;       ///< ||diag K_end - diag K_0|| / ||diag K_0||
   std::vector<std::string> notes;  ///< what a reader must know: caveats of this run
 };
+
+/// The least LearnabilityOptions::memory that learnability() does with. Throws as it does for arguments.
+template <class T>
+std::size_t least_learnability_bytes(const models::Network<T>& network, const datasets::Dataset& data,
+                                     const LearnabilityOptions& options, const Workers& workers);
 
 /// Runs the study: kernel and scores at initialization, training with the state of every example after every
 /// epoch, scores at chosen epochs, the exact linearized dynamics, groups and correlations. `network` ends

@@ -21,8 +21,6 @@
 namespace gradgram::ntk {
 namespace {
 
-constexpr std::size_t kPanel = 64;
-
 std::string reason() {
   return std::generic_category().message(errno);
 }
@@ -119,14 +117,14 @@ void MatrixOperator<T>::apply(TensorView<const double> vectors, TensorView<doubl
   }
   const std::size_t m = vectors.shape()[0];
   std::vector<std::vector<double>> scratch(workers_.count());
-  workers_.run((n + kPanel - 1) / kPanel, [&](std::size_t piece, std::size_t worker) {
-    const std::size_t begin = piece * kPanel;
-    const std::size_t rows = std::min(kPanel, n - begin);
+  workers_.run((n + kProductRows - 1) / kProductRows, [&](std::size_t piece, std::size_t worker) {
+    const std::size_t begin = piece * kProductRows;
+    const std::size_t rows = std::min(kProductRows, n - begin);
     const double* panel = nullptr;
     if constexpr (std::is_same_v<T, double>) {
       panel = matrix_.data() + begin * n;
     } else {
-      scratch[worker].resize(kPanel * n);
+      scratch[worker].resize(kProductRows * n);
       std::copy_n(matrix_.data() + begin * n, rows * n, scratch[worker].begin());
       panel = scratch[worker].data();
     }

@@ -35,6 +35,9 @@ class MappedNpy {
   std::unique_ptr<Mapping> mapping_;
 };
 
+/// Rows of a matrix that a worker holds in f64 for its products.
+inline constexpr std::size_t kProductRows = 64;
+
 /// Products with a symmetric matrix [n, n] in memory (or mapped), of which every entry is read once per call
 /// whatever the number of vectors. Products and sums in f64; row panels of at most 64 rows are converted, so
 /// that nothing of size n^2 is held. The same bits for any number of workers.

@@ -8,7 +8,9 @@
 
 #include "engine/cpu.hpp"
 #include "engine/error.hpp"
+#include "engine/memory_account.hpp"
 #include "engine/random.hpp"
+#include "ntk/planned_kernel.hpp"
 
 namespace gradgram::ntk {
 namespace {
@@ -38,6 +40,39 @@ Tensor<T> covariance(const models::Network<T>& network, TensorView<const T> x,
   return result;
 }
 
+std::size_t multiply(std::size_t a, std::size_t b) {
+  return checked_multiply(a, b, "monte_carlo_kernel");
+}
+
+/// Mean and deviation; columns = 0: of x with itself.
+std::size_t sum_bytes(std::size_t outputs, std::size_t rows, std::size_t columns,
+                      const MonteCarloOptions& what) {
+  const bool full = what.what == Estimated::Tangent && what.reduce == Reduce::Full;
+  const std::size_t entries =
+      multiply(multiply(rows, columns == 0 ? rows : columns), full ? outputs * outputs : 1);
+  return multiply(entries, 2 * sizeof(double));
+}
+
+/// The least that one sample does with.
+template <class T>
+std::size_t sample_bytes(const models::Network<T>& network, const ModuleProfile& module_profile,
+                         std::size_t rows, std::size_t columns, const MonteCarloOptions& what,
+                         const Workers& workers) {
+  if (what.what == Estimated::Tangent) {
+    KernelOptions options;
+    options.reduce = what.reduce;
+    options.output = what.output;
+    return least_kernel_bytes<T>(network, module_profile, rows, columns, options, workers.count());
+  }
+  const std::size_t others = columns == 0 ? rows : columns;
+  const std::size_t inputs = multiply(rows + columns, module_profile.input_bytes);
+  // Outputs of both sides, and the covariance.
+  const std::size_t outputs = evaluation_bytes<T>(network, module_profile, rows, workers.count()) +
+                              evaluation_bytes<T>(network, module_profile, others, workers.count());
+  return checked_add(inputs + module_profile.weight_bytes,
+                     outputs + multiply(multiply(rows, others), sizeof(T)), "monte_carlo_kernel");
+}
+
 template <class T>
 MonteCarloKernel estimate(const models::Model& model, const models::NetworkOptions& options,
                           TensorView<const T> x, const TensorView<const T>* versus,
@@ -53,26 +88,21 @@ MonteCarloKernel estimate(const models::Model& model, const models::NetworkOptio
   if (x.shape().rank() == 0 || (versus != nullptr && versus->shape().rank() == 0)) {
     throw ShapeError("monte_carlo_kernel: x and versus must be [n, ...]");
   }
-  const std::size_t entries =
-      checked_multiply(checked_multiply(x.shape()[0], versus == nullptr ? x.shape()[0] : versus->shape()[0],
-                                        "monte_carlo_kernel"),
-                       what.what == Estimated::Tangent && what.reduce == Reduce::Full
-                           ? checked_multiply(model.outputs(), model.outputs(), "monte_carlo_kernel")
-                           : 1,
-                       "monte_carlo_kernel");
-  const std::size_t memory = what.memory != 0 ? what.memory : cpu_info().memory_bytes / 2;
-  const std::size_t sums = checked_multiply(entries, 2 * sizeof(double), "monte_carlo_kernel");
-  const std::size_t least = sums + checked_multiply(entries, sizeof(T), "monte_carlo_kernel");
-  if (memory <= least) {
-    throw BudgetError(fmt::format(
-        "monte_carlo_kernel: the mean, its deviation and one sample take {} bytes, the budget is {}", least,
-        memory));
-  }
   KernelOptions kernel_options;
   kernel_options.reduce = what.reduce;
   kernel_options.output = what.output;
-  kernel_options.memory = memory - sums;
   kernel_options.stop = what.stop;
+  MemoryAccount account("monte_carlo_kernel", what.memory != 0 ? what.memory : cpu_info().memory_bytes / 2);
+  const std::size_t rows = x.shape()[0];
+  const std::size_t columns = versus == nullptr ? 0 : versus->shape()[0];
+  account.hold(sum_bytes(model.outputs(), rows, columns, what));
+  if (rows != 0 && (versus == nullptr || columns != 0) && x.shape().inner() == model.input()) {
+    const models::Network<T> network(model, options);
+    kernel_options.memory = account.phase(
+        "one sample beside the sums",
+        sample_bytes<T>(network, profile<T>(network, x.slice(0, 1)), rows, columns, what, workers));
+  }
+  account.check();
 
   MonteCarloKernel result;
   result.samples = what.samples;
@@ -131,6 +161,20 @@ MonteCarloKernel estimate(const models::Model& model, const models::NetworkOptio
 std::uint64_t monte_carlo_seed(std::uint64_t seed, std::size_t sample) {
   return Random(seed, kSeedStream + sample).bits64();
 }
+
+template <class T>
+std::size_t monte_carlo_bytes(const models::Network<T>& network, TensorView<const double> inputs,
+                              std::size_t rows, std::size_t columns, const MonteCarloOptions& what,
+                              const Workers& workers) {
+  return checked_add(
+      sum_bytes(network.outputs(), rows, columns, what),
+      sample_bytes<T>(network, profile_of_first<T>(network, inputs), rows, columns, what, workers),
+      "monte_carlo_kernel");
+}
+template std::size_t monte_carlo_bytes(const models::Network<float>&, TensorView<const double>, std::size_t,
+                                       std::size_t, const MonteCarloOptions&, const Workers&);
+template std::size_t monte_carlo_bytes(const models::Network<double>&, TensorView<const double>, std::size_t,
+                                       std::size_t, const MonteCarloOptions&, const Workers&);
 
 template <class T>
 MonteCarloKernel monte_carlo_kernel(const models::Model& model, const models::NetworkOptions& options,

@@ -44,11 +44,18 @@ struct MonteCarloKernel {
 /// The seed that sample i draws its weights with: network(i) of the estimate is models::Network with it.
 std::uint64_t monte_carlo_seed(std::uint64_t seed, std::size_t sample);
 
+/// The least MonteCarloOptions::memory that monte_carlo_kernel() does with, of `rows` examples and `columns`
+/// others or, for 0, with themselves. `network`: one of the model's; `inputs` [n, ...], n > 0.
+template <class T>
+std::size_t monte_carlo_bytes(const models::Network<T>& network, TensorView<const double> inputs,
+                              std::size_t rows, std::size_t columns, const MonteCarloOptions& what,
+                              const Workers& workers);
+
 /// Mean of the kernels of `samples` networks with fresh weights (parameterization and variances of `options`;
 /// the seed there is not read), each computed in T, mean and deviation by Welford's recurrence in f64. One
 /// sample after the other, each on all workers: the same bits for any number of them. Costs `samples`
-/// kernels. Throws what kernel() throws, ArgumentError below two samples, BudgetError when the sums leave
-/// nothing.
+/// kernels. Throws what kernel() throws, ArgumentError below two samples, BudgetError with the least
+/// that would do, before the first sample.
 template <class T>
 MonteCarloKernel monte_carlo_kernel(const models::Model& model, const models::NetworkOptions& options,
                                     TensorView<const T> x, const MonteCarloOptions& what,

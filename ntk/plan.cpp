@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "engine/error.hpp"
+#include "engine/evaluation.hpp"
 #include "engine/ops.hpp"
 #include "engine/simd/bf16.hpp"
 #include "engine/sinks.hpp"
@@ -19,8 +20,7 @@ constexpr double kLayoutCost = 90;
 constexpr double kLayoutPart = 1.0 / 16;
 /// The rows for which a dense layer packs its weights once (engine/matrix_product.hpp).
 constexpr std::size_t kMaxTapeBlock = 384;
-/// The part of the budget that the tapes of all workers may take before blocks are shrunk for want of memory:
-/// a tape's bytes are counted per example, though some of them (weights laid out for a convolution) are not.
+/// The part of the budget that the tapes of all workers may take before blocks are shrunk for want of memory.
 constexpr std::size_t kTapePart = 16;
 /// Rows on a side of a tile at the most: the packed panels of both sides, those of the next product, which
 /// are fetched meanwhile, and the sums stay in the second-level cache.
@@ -51,11 +51,12 @@ class ProfileSink final : public Sink<T> {
     planned.d_in = use.geometry.patch();
     planned.d_out = use.geometry.c_out;
     note(planned, use);
-    const auto weight = scratch.tensor<T>({use.geometry.weights()});
-    const auto bias = scratch.tensor<T>({use.geometry.c_out});
+    // The gradient itself stands among the factors.
+    gradient_.resize(std::max(gradient_.size(), use.geometry.weights() + use.geometry.c_out));
     ops::conv_weight_gradient(use.geometry, use.inputs.data(), use.cotangents.data(), use.weight_scale,
-                              use.bias_scale, false, weight.data(),
-                              use.bias == kNoParameter ? nullptr : bias.data(), scratch);
+                              use.bias_scale, false, gradient_.data(),
+                              use.bias == kNoParameter ? nullptr : gradient_.data() + use.geometry.weights(),
+                              scratch);
   }
 
  private:
@@ -69,6 +70,7 @@ class ProfileSink final : public Sink<T> {
   }
 
   std::vector<PlannedUse>& uses_;
+  std::vector<T> gradient_;
 };
 
 std::size_t multiply(std::size_t a, std::size_t b) {
@@ -157,27 +159,61 @@ ModuleProfile profile(const Module<T>& module, TensorView<const T> example) {
   result.input_bytes = multiply(example.size(), sizeof(T));
   result.weight_bytes = multiply(parameters.size(), sizeof(T));
 
-  // With chunks as small as the requests the arena's capacity bounds what is in use at any time.
-  Arena arena(kAlignment);
-  {
-    ProfileSink<T> sink(result.uses);
-    const auto seed = arena.tensor<T>({1, result.outputs});
+  const auto pass = [&](std::size_t examples, std::vector<PlannedUse>& uses) {
+    // With chunks as small as the requests the arena's capacity bounds what is in use at any time.
+    Arena arena(kAlignment);
+    ProfileSink<T> sink(uses);
+    const auto inputs = arena.tensor<T>(example.shape().inner().with_outer(examples));
+    for (std::size_t e = 0; e < examples; ++e) {
+      std::copy_n(example.data(), example.size(), inputs.data() + e * example.size());
+    }
+    const auto seed = arena.tensor<T>({examples, result.outputs});
     std::fill_n(seed.data(), seed.size(), T(1));
     Tape<T> tape(arena);
-    const Var output = module.forward(tape, tape.input(example));
-    if (!(tape.shape(output) == Shape{1, result.outputs})) {
-      throw ShapeError("kernel: the module's output " + tape.shape(output).to_string() +
-                       " for one example must be [1, " + std::to_string(result.outputs) + "]");
+    const Var output = module.forward(tape, tape.input(inputs));
+    if (!(tape.shape(output) == Shape{examples, result.outputs})) {
+      throw ShapeError("kernel: the module's output " + tape.shape(output).to_string() + " for " +
+                       (examples == 1 ? "one example" : std::to_string(examples) + " examples") +
+                       " must be [" + std::to_string(examples) + ", " + std::to_string(result.outputs) + "]");
     }
     tape.reverse(output, seed, sink);
-  }
-  result.tape_bytes = arena.capacity();
+    return arena.capacity();
+  };
+  // What a second example adds, and what was there without it: offsets of windows, a gradient on its way.
+  const std::size_t one = pass(1, result.uses);
+  std::vector<PlannedUse> again;
+  const std::size_t two = pass(2, again);
+  result.tape_bytes = two > one ? two - one : one;
+  result.tape_fixed_bytes = one > result.tape_bytes ? one - result.tape_bytes : 0;
   number_uses(result.uses, parameters.count());
   return result;
 }
 
 template ModuleProfile profile(const Module<float>&, TensorView<const float>);
 template ModuleProfile profile(const Module<double>&, TensorView<const double>);
+
+template <class T>
+ModuleProfile profile_of_first(const Module<T>& module, TensorView<const double> inputs) {
+  const TensorView<const double> first = inputs.slice(0, 1);
+  Tensor<T> example(first.shape());
+  std::transform(first.data(), first.data() + first.size(), example.data(),
+                 [](double value) { return static_cast<T>(value); });
+  return profile<T>(module, example);
+}
+
+template ModuleProfile profile_of_first(const Module<float>&, TensorView<const double>);
+template ModuleProfile profile_of_first(const Module<double>&, TensorView<const double>);
+
+template <class T>
+std::size_t evaluation_bytes(const Module<T>& module, const ModuleProfile& profile, std::size_t examples,
+                             std::size_t workers) {
+  const std::size_t block = std::min(examples, evaluation_block(module));
+  return checked_add(multiply(multiply(examples, profile.outputs), sizeof(T)),
+                     multiply(workers, profile.tape_of(block)), "kernel: bytes");
+}
+
+template std::size_t evaluation_bytes(const Module<float>&, const ModuleProfile&, std::size_t, std::size_t);
+template std::size_t evaluation_bytes(const Module<double>&, const ModuleProfile&, std::size_t, std::size_t);
 
 ConvGeometry PlannedUse::position_geometry() const {
   return convolution ? geometry : positions_geometry(positions, d_in, d_out);
@@ -240,8 +276,8 @@ std::size_t Plan::factor_bytes(std::size_t examples) const {
 }
 
 std::size_t Plan::arena_bytes() const {
-  const std::size_t passes = checked_add(multiply(tape_block, tape_bytes), scratch_bytes(), "kernel: bytes");
-  return std::max(passes, tile_bytes());
+  const std::size_t tape = checked_add(tape_fixed_bytes, multiply(tape_block, tape_bytes), "kernel: bytes");
+  return std::max(checked_add(tape, scratch_bytes(), "kernel: bytes"), tile_bytes());
 }
 
 std::size_t Plan::kept_bytes() const {
@@ -296,8 +332,9 @@ std::size_t tape_block(const Plan& plan) {
     weights += size;
   }
   const double wanted = kLayoutCost / kLayoutPart * weights / std::max(products, 1.0);
+  const std::size_t part = plan.request.memory / kTapePart / plan.request.workers;
   const std::size_t room =
-      plan.request.memory / kTapePart / plan.request.workers / std::max<std::size_t>(plan.tape_bytes, 1);
+      (part - std::min(part, plan.tape_fixed_bytes)) / std::max<std::size_t>(plan.tape_bytes, 1);
   const auto block =
       std::min(static_cast<std::size_t>(std::min(wanted, static_cast<double>(kMaxTapeBlock))), room);
   const std::size_t most = std::max(plan.request.rows, plan.request.symmetric ? 0 : plan.request.columns);
@@ -313,6 +350,7 @@ Plan layout(const ModuleProfile& profile, const PlanRequest& request, std::vecto
   plan.parameter_sizes = profile.parameter_sizes;
   plan.element_bytes = profile.element_bytes;
   plan.tape_bytes = profile.tape_bytes;
+  plan.tape_fixed_bytes = profile.tape_fixed_bytes;
 
   plan.columns.assign(profile.parameter_sizes.size(), kNoParameter);
   const std::size_t line = kAlignment / plan.element_bytes;
@@ -473,7 +511,10 @@ bool fit_blocks(Plan& plan, bool whole_tiles) {
   return true;
 }
 
-Plan plan_diagonal(const ModuleProfile& profile, const PlanRequest& request) {
+namespace {
+
+/// With the tape block of free memory.
+Plan diagonal_layout(const ModuleProfile& profile, const PlanRequest& request) {
   // An example meets itself alone: the position Gram way would fill a block of them for nothing.
   PlanRequest alone = request;
   alone.ways.clear();
@@ -497,12 +538,34 @@ Plan plan_diagonal(const ModuleProfile& profile, const PlanRequest& request) {
           std::max(pairs, plan.element_bytes == sizeof(float) ? SquaredNormSink<float>::scratch_bytes(g)
                                                               : SquaredNormSink<double>::scratch_bytes(g));
     }
-    plan.tape_bytes += padded_stride(profile.weight_bytes, 1) + pairs;
+    const bool shared = std::any_of(plan.uses.begin(), plan.uses.end(), [](const PlannedUse& use) {
+      return !use.weight_first || (use.bias != kNoParameter && !use.bias_first);
+    });
+    if (shared) plan.tape_bytes += padded_stride(profile.weight_bytes, 1);
+    plan.tape_fixed_bytes += padded_stride(profile.weight_bytes, 1) + pairs;
   }
-  for (plan.tape_block = plan.tape_block;; plan.tape_block /= 2) {
-    plan.resident = request.full ? multiply(request.workers, plan.tape_block) : 0;
+  return plan;
+}
+
+void take_block(Plan& plan, std::size_t block) {
+  plan.tape_block = block;
+  plan.resident = plan.request.full ? multiply(plan.request.workers, block) : 0;
+}
+
+}  // namespace
+
+std::size_t least_diagonal_bytes(const ModuleProfile& profile, const PlanRequest& request) {
+  Plan plan = diagonal_layout(profile, request);
+  take_block(plan, 1);
+  return plan.total_bytes();
+}
+
+Plan plan_diagonal(const ModuleProfile& profile, const PlanRequest& request) {
+  Plan plan = diagonal_layout(profile, request);
+  for (std::size_t block = plan.tape_block;; block /= 2) {
+    take_block(plan, block);
     if (plan.total_bytes() <= request.memory) return plan;
-    if (plan.tape_block == 1) throw too_small("diagonal", plan);
+    if (block == 1) throw too_small("diagonal", plan);
   }
 }
 

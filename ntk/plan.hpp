@@ -48,12 +48,22 @@ struct ModuleProfile {
   std::size_t element_bytes = 0;  ///< of T
   std::size_t input_bytes = 0;    ///< one example
   std::size_t weight_bytes = 0;
-  std::size_t tape_bytes = 0;  ///< arena that one example's passes take
+  /// Arena that the passes of a block take: for each example, and whatever their number.
+  std::size_t tape_bytes = 0, tape_fixed_bytes = 0;
+
+  std::size_t tape_of(std::size_t examples) const { return tape_fixed_bytes + examples * tape_bytes; }
 };
 
 /// Throws ShapeError when `example` [1, ...] is not an input of the module or its output is not [1, O].
 template <class T>
 ModuleProfile profile(const Module<T>& module, TensorView<const T> example);
+/// Of the first of the inputs [n, ...], n > 0, given in f64.
+template <class T>
+ModuleProfile profile_of_first(const Module<T>& module, TensorView<const double> inputs);
+/// What evaluate() takes beside inputs and weights: outputs and tapes.
+template <class T>
+std::size_t evaluation_bytes(const Module<T>& module, const ModuleProfile& profile, std::size_t examples,
+                             std::size_t workers);
 
 struct PlanRequest {
   std::size_t rows = 0;     ///< examples of x
@@ -105,7 +115,7 @@ struct Plan {
   /// Packed factors: one row of the inputs of outer uses, one row (of rows_per_example()) of the others, and
   /// what stays as it is of one example.
   std::size_t packed_input_bytes = 0, packed_row_bytes = 0, plain_bytes = 0;
-  std::size_t tape_bytes = 0;  ///< tape of one example
+  std::size_t tape_bytes = 0, tape_fixed_bytes = 0;  ///< tape of one example, and of all in a block
   /// Arena of one worker: tape or tile, whichever is larger.
   std::size_t arena_bytes() const;
   /// The tile's part of it.
@@ -151,6 +161,8 @@ bool fit_blocks(Plan& plan, bool whole_tiles);
 /// The same for the diagonal of a symmetric request: `resident` is the examples whose factors all workers
 /// together hold (none unless the seeds stay apart), a tile is one example.
 Plan plan_diagonal(const ModuleProfile& profile, const PlanRequest& request);
+/// The least budget with which it does not throw.
+std::size_t least_diagonal_bytes(const ModuleProfile& profile, const PlanRequest& request);
 
 /// Rows or columns of a tile, padded for gram_product.
 std::size_t gram_padded(std::size_t count, std::size_t element_bytes);

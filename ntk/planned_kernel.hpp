@@ -14,6 +14,18 @@ template <class T>
 Plan plan_for(const Module<T>& module, TensorView<const T> x, const TensorView<const T>* versus,
               const KernelOptions& options, std::size_t workers, bool result_in_file = false);
 
+/// The least budget (KernelOptions::memory) that kernel() of `rows` examples, against `columns` others or,
+/// for 0, with themselves, does not refuse; with `result_in_file` that kernel_to_file() does not, as long as
+/// no unfinished file gives it larger tiles. What is counted is what Plan::total_bytes() counts.
+template <class T>
+std::size_t least_kernel_bytes(const Module<T>& module, const ModuleProfile& profile, std::size_t rows,
+                               std::size_t columns, const KernelOptions& options, std::size_t workers,
+                               bool result_in_file = false);
+/// The same for diagonal().
+template <class T>
+std::size_t least_diagonal_bytes(const Module<T>& module, const ModuleProfile& profile, std::size_t examples,
+                                 const KernelOptions& options, std::size_t workers);
+
 /// The plan that kernel_to_file() would follow from the beginning.
 template <class T>
 Plan kernel_file_plan(const Module<T>& module, TensorView<const T> x, const TensorView<const T>* versus,

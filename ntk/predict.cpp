@@ -12,6 +12,7 @@
 #include "engine/blas.hpp"
 #include "engine/cpu.hpp"
 #include "engine/error.hpp"
+#include "engine/memory_account.hpp"
 #include "ntk/checks.hpp"
 #include "ntk/conjugate_gradients.hpp"
 #include "ntk/dynamics.hpp"
@@ -24,7 +25,6 @@ namespace {
 using blas::Transpose;
 
 /// Rows of a panel of K(x*, X) in f64.
-constexpr std::size_t kPanel = 64;
 
 void check(const Learning& learning) {
   const auto refuse = [](const char* what, double value, const char* must) {
@@ -450,6 +450,35 @@ Regression kernel_regression(SymmetricOperator& kernel, TensorView<const double>
   return result;
 }
 
+namespace {
+
+std::size_t vector_bytes(std::size_t n, std::size_t columns) {
+  return checked_multiply(checked_multiply(n, columns, "kernel_regression"), 4 * sizeof(double),
+                          "kernel_regression");
+}
+
+/// A factor and its right-hand sides.
+std::size_t factor_bytes(std::size_t n, std::size_t columns) {
+  const std::size_t square = checked_multiply(n, n, "kernel_regression");
+  return checked_add(checked_multiply(square, sizeof(double), "kernel_regression"), vector_bytes(n, columns),
+                     "kernel_regression");
+}
+
+/// Conjugate gradients, and their preconditioner for each unit of its rank: two of its size while it is made.
+std::size_t iteration_bytes(std::size_t n, std::size_t columns, std::size_t workers) {
+  return checked_add(2 * vector_bytes(n, columns), workers * kProductRows * n * sizeof(double),
+                     "kernel_regression");
+}
+std::size_t rank_bytes(std::size_t n) {
+  return 4 * n * sizeof(double);
+}
+
+}  // namespace
+
+std::size_t least_regression_bytes(std::size_t n, std::size_t columns, std::size_t workers) {
+  return std::min(factor_bytes(n, columns), iteration_bytes(n, columns, workers) + rank_bytes(n));
+}
+
 template <class T>
 Regression kernel_regression(TensorView<const T> kernel, TensorView<const double> y,
                              const RegressionOptions& options, const Workers& workers) {
@@ -459,12 +488,8 @@ Regression kernel_regression(TensorView<const T> kernel, TensorView<const double
   const std::size_t n = kernel.shape()[0];
   const std::size_t columns = columns_of(y, n, "y");
   const std::size_t memory = options.memory != 0 ? options.memory : cpu_info().memory_bytes / 2;
-  const std::size_t vectors = checked_multiply(checked_multiply(n, columns, "kernel_regression"),
-                                               4 * sizeof(double), "kernel_regression");
   require_finite_values("kernel_regression", "y", y.span());
-  const std::size_t factor_bytes =
-      checked_multiply(checked_multiply(n, n, "kernel_regression"), sizeof(double), "kernel_regression");
-  if (factor_bytes <= memory && vectors <= memory - factor_bytes) {
+  if (factor_bytes(n, columns) <= memory) {
     Tensor<double> matrix(kernel.shape());
     std::copy_n(kernel.data(), matrix.size(), matrix.data());
     CholeskyOptions cholesky;
@@ -480,16 +505,12 @@ Regression kernel_regression(TensorView<const T> kernel, TensorView<const double
     return result;
   }
   RegressionOptions smaller = options;
-  // The preconditioner takes what the vectors leave, two of its size while it is made.
-  const std::size_t fixed = 2 * vectors + workers.count() * kPanel * n * sizeof(double);
-  const std::size_t least = fixed + 4 * n * sizeof(double);
-  if (memory < least) {
-    throw BudgetError(
-        fmt::format("kernel_regression: n = {} with {} columns needs at least {} bytes beside the "
-                    "kernel, the budget is {}",
-                    n, columns, least, memory));
-  }
-  const std::size_t affordable = (memory - fixed) / (4 * n * sizeof(double));
+  MemoryAccount account("kernel_regression", memory);
+  account.phase(fmt::format("equations of n = {} with {} columns beside the kernel", n, columns),
+                least_regression_bytes(n, columns, workers.count()));
+  account.check();
+  const std::size_t fixed = iteration_bytes(n, columns, workers.count());
+  const std::size_t affordable = (memory - fixed) / rank_bytes(n);
   const std::size_t rank =
       options.rank != 0 ? options.rank : std::max<std::size_t>(1, std::min<std::size_t>(256, n / 4));
   smaller.rank = std::min(rank, affordable);
@@ -512,10 +533,10 @@ Tensor<double> apply_kernel(TensorView<const T> versus, TensorView<const double>
   const std::size_t columns = columns_of(coefficients, n, "coefficients");
   Tensor<double> result(Shape{points, columns});
   std::vector<std::vector<double>> scratch(workers.count());
-  workers.run((points + kPanel - 1) / kPanel, [&](std::size_t piece, std::size_t worker) {
-    const std::size_t begin = piece * kPanel;
-    const std::size_t rows = std::min(kPanel, points - begin);
-    scratch[worker].resize(kPanel * n);
+  workers.run((points + kProductRows - 1) / kProductRows, [&](std::size_t piece, std::size_t worker) {
+    const std::size_t begin = piece * kProductRows;
+    const std::size_t rows = std::min(kProductRows, points - begin);
+    scratch[worker].resize(kProductRows * n);
     std::copy_n(versus.data() + begin * n, rows * n, scratch[worker].begin());
     blas::gemm(Transpose::No, Transpose::No, rows, columns, n, 1.0, scratch[worker].data(), n,
                coefficients.data(), columns, 0.0, result.data() + begin * columns, columns);

@@ -138,6 +138,9 @@ struct Regression {
   std::size_t iterations = 0;  ///< of conjugate gradients, the most of any column
   std::size_t rank = 0;        ///< of their preconditioner
 };
+/// The least RegressionOptions::memory that kernel_regression() of n examples and `columns` right-hand sides
+/// does with: what a factor takes, or conjugate gradients.
+std::size_t least_regression_bytes(std::size_t n, std::size_t columns, std::size_t workers);
 /// The kernel [n, n] in memory or mapped (MappedNpy). Throws ShapeError, ArgumentError, NotPositiveDefinite,
 /// NumericError without convergence, BudgetError when not even the right-hand sides and the preconditioner
 /// fit, Cancelled.

@@ -9,6 +9,7 @@
 
 #include "engine/blas.hpp"
 #include "engine/cpu.hpp"
+#include "engine/memory_account.hpp"
 #include "engine/sinks.hpp"
 #include "ntk/passes.hpp"
 #include "ntk/plan.hpp"
@@ -53,7 +54,30 @@ void sketch(const T* rows, std::size_t stride, std::size_t count, std::size_t si
   }
 }
 
+template <class T>
+std::size_t block_of(std::size_t stride) {
+  return std::clamp<std::size_t>(
+      kBlockBytes / checked_multiply(std::max<std::size_t>(stride, 1), sizeof(T), "project_gradients"), 1,
+      kMaxBlock);
+}
+
 }  // namespace
+
+template <class T>
+std::size_t projection_bytes(const Module<T>& module, const ModuleProfile& profile, std::size_t examples,
+                             const ProjectionOptions& options, std::size_t workers) {
+  const auto bytes = [](std::size_t count, std::size_t each) {
+    return checked_multiply(count, each, "project_gradients");
+  };
+  const std::size_t stride = padded_stride(module.parameters().size(), sizeof(T));
+  const std::size_t block = std::min(examples, block_of<T>(stride));
+  // Of one example: its gradient, its sums.
+  const std::size_t rows = bytes(block, bytes(stride, sizeof(T)) + bytes(options.dimension, sizeof(double)));
+  return bytes(examples, profile.input_bytes) + profile.weight_bytes +
+         bytes(bytes(examples, options.dimension), sizeof(T)) +
+         bytes(workers, checked_add(profile.tape_of(block),
+                                    checked_add(rows, kBlasBytes, "project_gradients"), "project_gradients"));
+}
 
 template <class T>
 double ProjectedGradients<T>::standard_distortion() const {
@@ -104,19 +128,11 @@ ProjectedGradients<T> project_gradients(const Module<T>& module, TensorView<cons
   const ParameterSet<T>& parameters = module.parameters();
   const std::size_t size = parameters.size();
   const std::size_t stride = padded_stride(size, sizeof(T));
-  const ModuleProfile module_profile = profile<T>(module, x.slice(0, 1));
-  const auto bytes = [&](std::size_t count, std::size_t each) { return checked_multiply(count, each, call); };
-  const std::size_t fixed = bytes(x.size(), sizeof(T)) + module_profile.weight_bytes +
-                            bytes(bytes(n, d), sizeof(T)) + bytes(workers.count(), kBlasBytes);
-  const std::size_t block = std::clamp<std::size_t>(kBlockBytes / bytes(stride, sizeof(T)), 1, kMaxBlock);
-  // One example on one worker: its tape, its gradient, its sums.
-  const std::size_t example = module_profile.tape_bytes + bytes(stride, sizeof(T)) + bytes(d, sizeof(double));
-  const std::size_t memory = options.memory == 0 ? cpu_info().memory_bytes / 2 : options.memory;
-  const std::size_t least = fixed + bytes(bytes(workers.count(), std::min(block, n)), example);
-  if (least > memory) {
-    throw BudgetError("project_gradients: the budget is " + std::to_string(memory) +
-                      " bytes, the least that would do is " + std::to_string(least));
-  }
+  const std::size_t block = block_of<T>(stride);
+  MemoryAccount account(call, options.memory == 0 ? cpu_info().memory_bytes / 2 : options.memory);
+  account.phase("the features",
+                projection_bytes(module, profile<T>(module, x.slice(0, 1)), n, options, workers.count()));
+  account.check();
 
   std::vector<std::size_t> offsets;
   for (std::size_t p = 0; p < parameters.count(); ++p) offsets.push_back(parameters.offset(p));
@@ -193,6 +209,20 @@ Tensor<T> approximate_kernel(const ProjectedGradients<T>& projected, const Worke
   return result;
 }
 
+template <class T>
+std::size_t approximate_kernel_bytes(std::size_t examples, std::size_t workers) {
+  const std::size_t matrix = checked_multiply(checked_multiply(examples, examples, "approximate_kernel"),
+                                              sizeof(T), "approximate_kernel");
+  return checked_add(matrix, workers * (kBlasBytes + kTile * kTile * (sizeof(double) + sizeof(T))),
+                     "approximate_kernel");
+}
+
+template std::size_t approximate_kernel_bytes<float>(std::size_t, std::size_t);
+template std::size_t approximate_kernel_bytes<double>(std::size_t, std::size_t);
+template std::size_t projection_bytes(const Module<float>&, const ModuleProfile&, std::size_t,
+                                      const ProjectionOptions&, std::size_t);
+template std::size_t projection_bytes(const Module<double>&, const ModuleProfile&, std::size_t,
+                                      const ProjectionOptions&, std::size_t);
 template struct ProjectedGradients<float>;
 template struct ProjectedGradients<double>;
 template ProjectedGradients<float> project_gradients(const Module<float>&, TensorView<const float>,

@@ -8,6 +8,7 @@
 #include "engine/parallel.hpp"
 #include "engine/tensor.hpp"
 #include "ntk/kernel.hpp"
+#include "ntk/plan.hpp"
 
 /// An approximate kernel from random projections of the per-example gradients (docs/matrix-free.md).
 namespace gradgram::ntk {
@@ -50,9 +51,17 @@ template <class T>
 ProjectedGradients<T> project_gradients(const Module<T>& module, TensorView<const T> x,
                                         const ProjectionOptions& options, const Workers& workers);
 
+/// The least ProjectionOptions::memory that project_gradients() of so many examples does with.
+template <class T>
+std::size_t projection_bytes(const Module<T>& module, const ModuleProfile& profile, std::size_t examples,
+                             const ProjectionOptions& options, std::size_t workers);
+
 /// <features_i, features_j>, [n, n]: the approximate kernel, symmetric bit for bit. Of rank d at most, so its
 /// eigenvalues beyond the d-th are zero whatever the kernel's are. Same bits for any number of workers.
 template <class T>
 Tensor<T> approximate_kernel(const ProjectedGradients<T>& projected, const Workers& workers);
+/// What it takes beside the features, its result counted.
+template <class T>
+std::size_t approximate_kernel_bytes(std::size_t examples, std::size_t workers);
 
 }  // namespace gradgram::ntk

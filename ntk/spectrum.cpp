@@ -73,9 +73,26 @@ void fix_sign(double* vector, std::size_t n) {
   }
 }
 
-void require_budget(std::size_t needed_numbers, const SpectrumOptions& options, std::size_t n,
-                    const char* remedy) {
-  const std::size_t needed = checked_multiply(needed_numbers, sizeof(double), "spectrum");
+std::size_t all_bytes(std::size_t n, bool vectors) {
+  return checked_multiply(checked_multiply(n, n, "spectrum"), (vectors ? 3 : 1) * sizeof(double), "spectrum");
+}
+
+/// Spectra's advice is at least twice as many Krylov vectors as pairs; 20 help when few pairs are asked for.
+std::size_t krylov_of(std::size_t n, std::size_t count) {
+  return std::min(n, std::max<std::size_t>(2 * count + 1, 20));
+}
+
+std::size_t largest_bytes(std::size_t n, std::size_t count) {
+  return checked_multiply(checked_multiply(n, krylov_of(n, count) + 2 * count + 8, "spectrum"),
+                          sizeof(double), "spectrum");
+}
+
+/// Lanczos needs room for a Krylov space.
+bool by_lanczos(std::size_t n, const SpectrumOptions& options) {
+  return options.top != 0 && 2 * options.top < n;
+}
+
+void require_budget(std::size_t needed, const SpectrumOptions& options, std::size_t n, const char* remedy) {
   if (options.memory != 0 && needed > options.memory) {
     throw BudgetError("spectrum: n = " + std::to_string(n) + " needs " + std::to_string(needed) +
                       " bytes beside the kernel, the budget is " + std::to_string(options.memory) + remedy);
@@ -85,7 +102,7 @@ void require_budget(std::size_t needed_numbers, const SpectrumOptions& options, 
 void all_pairs(const double* kernel, std::size_t n, std::size_t count, double asymmetry,
                const SpectrumOptions& options, Spectrum& result) {
   const std::size_t square = checked_multiply(n, n, "spectrum");
-  require_budget(checked_multiply(square, options.vectors ? 3 : 1, "spectrum"), options, n,
+  require_budget(all_bytes(n, options.vectors), options, n,
                  options.vectors ? "; without vectors, or for the largest eigenvalues only, less does" : "");
   Tensor<double> matrix(Shape{n, n}, std::span(kernel, square));
   std::vector<double> values(n);
@@ -128,9 +145,8 @@ double residual_limit(std::size_t n, double norm, double asymmetry) {
 /// the Krylov space is smaller than asked for: a kernel of few parameters has few nonzero eigenvalues.
 bool largest_pairs(const double* kernel, std::size_t n, std::size_t count, double scale, double asymmetry,
                    const SpectrumOptions& options, Spectrum& result) {
-  // Spectra's advice is at least twice as many Krylov vectors as pairs; 20 help when few pairs are asked for.
-  const std::size_t krylov = std::min(n, std::max<std::size_t>(2 * count + 1, 20));
-  require_budget(checked_multiply(n, krylov + 2 * count + 8, "spectrum"), options, n, "");
+  const std::size_t krylov = krylov_of(n, count);
+  require_budget(largest_bytes(n, count), options, n, "");
   DenseOperator operation(kernel, n, scale);
   Spectra::SymEigsSolver<DenseOperator> solver(operation, static_cast<Eigen::Index>(count),
                                                static_cast<Eigen::Index>(krylov));
@@ -174,6 +190,10 @@ void require_all(const Spectrum& spectrum, const char* call) {
 
 }  // namespace
 
+std::size_t spectrum_bytes(std::size_t n, const SpectrumOptions& options) {
+  return by_lanczos(n, options) ? largest_bytes(n, options.top) : all_bytes(n, options.vectors);
+}
+
 Spectrum spectrum(TensorView<const double> kernel, const SpectrumOptions& options) {
   const std::size_t n = square_rows(kernel, "spectrum");
   if (!(options.entry_error >= 0) || !std::isfinite(options.entry_error)) {
@@ -205,8 +225,8 @@ Spectrum spectrum(TensorView<const double> kernel, const SpectrumOptions& option
   result.frobenius = largest_entry * std::sqrt(squares);
 
   const std::size_t count = options.top == 0 ? n : std::min(options.top, n);
-  // Lanczos needs room for a Krylov space; a zero matrix gives it none.
-  const bool lanczos = 2 * count < n && largest_entry > 0 &&
+  // A zero matrix gives no Krylov space.
+  const bool lanczos = by_lanczos(n, options) && largest_entry > 0 &&
                        largest_pairs(k, n, count, largest_entry, asymmetry, options, result);
   if (!lanczos) {
     result.vectors = Tensor<double>();  // of an attempt that failed

@@ -56,6 +56,10 @@ struct Spectrum {
   double effective_dimension(double lambda) const;
 };
 
+/// What spectrum() of n examples takes beside the kernel. Lanczos that breaks down takes as much as all
+/// eigenpairs.
+std::size_t spectrum_bytes(std::size_t n, const SpectrumOptions& options);
+
 /// K [n, n], symmetric to rounding (each pair may differ by 2 entry_error, at least 16 eps, of sqrt(k_ii
 /// k_jj) or itself). Deterministic, single-threaded. Throws ShapeError when not square, ArgumentError naming
 /// both entries when not symmetric or n too large for LAPACK's 32-bit workspace (32,766), NumericError on

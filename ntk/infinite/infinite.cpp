@@ -13,6 +13,7 @@
 #include "engine/blas.hpp"
 #include "engine/cpu.hpp"
 #include "engine/error.hpp"
+#include "engine/memory_account.hpp"
 #include "ntk/infinite/planes.hpp"
 #include "ntk/infinite/program.hpp"
 #include "ntk/infinite/propagator.hpp"
@@ -179,13 +180,97 @@ bool is_finite(T value) {
   return std::abs(value) <= static_cast<T>(std::numeric_limits<Out>::max());
 }
 
+constexpr const char* kBytes = "infinite_kernel: bytes";
+
+struct Tile {
+  std::size_t row = 0, rows = 0, column = 0, columns = 0;
+};
+
+Tile largest_tile(Reach reach) {
+  switch (reach) {
+    case Reach::Vector:
+      return {0, kVectorTile, 0, kVectorTile};
+    case Reach::Diagonal:
+      return {0, kDiagonalRows, 0, kDiagonalColumns};
+    case Reach::Full:
+      return {0, 1, 0, kFullColumns};
+  }
+  return {};
+}
+
+/// What a Builder takes for so many examples of both sides together.
+template <class T>
+std::size_t builder_bytes(const Program& program, std::size_t examples, std::size_t workers) {
+  std::size_t bytes = Sides<T>::bytes(program, examples);
+  const std::size_t inputs = checked_multiply(examples, program.input.size() * sizeof(T), kBytes);
+  bytes =
+      checked_add(bytes, checked_multiply(program.reach == Reach::Vector ? 1 : 2, inputs, kBytes), kBytes);
+  bytes = checked_add(bytes, checked_multiply(examples, program.pixels[0] * sizeof(double), kBytes), kBytes);
+  // States, frame and spare of one worker, two arrays each; in f64 while variances are prepared.
+  std::size_t block = kVectorRows * kVectorTile;
+  const std::size_t pixels = *std::ranges::max_element(program.pixels);
+  if (program.reach == Reach::Diagonal)
+    block = (has_planes(program) ? 1 : pixels) * kDiagonalRows * kDiagonalColumns;
+  const bool planes = has_planes(program) && !program.pooled_variances;
+  if (program.reach == Reach::Full && !planes)
+    block = 2 * checked_multiply(pixels, padded<T>(pixels), kBytes);
+  const std::vector<int> zeros(program.pixels.size());
+  const Scales unscaled{zeros, zeros};
+  const Tile unit = largest_tile(program.reach);
+  const std::size_t tile = unit.rows * unit.columns;
+  std::size_t plane_scratch = 0;
+  if (has_planes(program)) {
+    const PlanePlan plan = plan_planes(program, unscaled);
+    if (plan.window_h > 0) {
+      const std::size_t windows = program.steps[plan.head].geometry.out_pixels();
+      block = std::max(block, checked_multiply(windows, padded<T>(windows), kBytes));
+    }
+    plane_scratch = PlaneWorker<T>::bytes(plan);
+    if (plan.diagonal) bytes = checked_add(bytes, PlaneImages<T>::bytes(plan, examples), kBytes);
+  }
+  const std::size_t scratch = checked_add(
+      checked_multiply(2 * (program.depth + 2), checked_multiply(block, sizeof(double), kBytes), kBytes),
+      3 * tile * sizeof(T) + plane_scratch, kBytes);
+  return checked_add(bytes, checked_multiply(scratch, workers, kBytes), kBytes);
+}
+
+/// In f32 a fragile program (Program::fragile) would be off by 1e-4 for near-duplicates: it runs in f64
+/// inside.
+template <class T>
+bool runs_wide(const Program& program) {
+  return std::is_same_v<T, float> && program.fragile;
+}
+
+/// Whether x is [n, ...input], n > 0; what is not is refused, or has nothing to be counted.
+template <class T>
+bool holds_examples(const Program& program, TensorView<const T> x) {
+  return x.shape().rank() != 0 && x.shape()[0] != 0 && x.shape().inner() == program.input;
+}
+
+/// See infinite_kernel_bytes.
+template <class T>
+std::size_t required_bytes(const Program& program, std::size_t rows, std::size_t columns,
+                           const InfiniteOptions& what, std::size_t workers, bool matrices) {
+  const std::size_t examples = columns == 0 ? rows : checked_add(rows, columns, kBytes);
+  std::size_t bytes = 0;
+  if (matrices) {
+    const std::size_t entries = checked_multiply(rows, columns == 0 ? rows : columns, kBytes);
+    bytes = checked_multiply(entries, sizeof(T) * (what.nngp && what.ntk ? 2 : 1), kBytes);
+  }
+  if (!runs_wide<T>(program)) {
+    return checked_add(bytes, builder_bytes<T>(program, examples, workers), kBytes);
+  }
+  const std::size_t copies = checked_multiply(examples, program.input.size() * sizeof(double), kBytes);
+  return checked_add(checked_add(bytes, copies, kBytes), builder_bytes<double>(program, examples, workers),
+                     kBytes);
+}
+
 /// Everything that belongs to examples, prepared once, and the blocks between them.
 template <class T>
 class Builder {
  public:
-  /// `held`: whether the budget pays for the whole matrix as well.
   Builder(const models::Model& model, const models::NetworkOptions& options, TensorView<const T> x,
-          const TensorView<const T>* versus, const InfiniteOptions& what, const Workers& workers, bool held)
+          const TensorView<const T>* versus, const InfiniteOptions& what, const Workers& workers)
       : program_(compile(model, options, what.ntk)),
         rows_(x.shape().rank() == 0 ? 0 : x.shape()[0]),
         same_(versus == nullptr),
@@ -195,7 +280,6 @@ class Builder {
     if (!same_) check_shape("versus", *versus);
     columns_ = same_ ? rows_ : versus->shape()[0];
     if (!what.nngp && !what.ntk) throw ArgumentError("infinite_kernel: neither nngp nor ntk is asked for");
-    check_budget(held ? checked_multiply(rows_, columns_, "infinite_kernel: entries") : 0);
     if (rows_ == 0 || columns_ == 0) return;
 
     const std::vector<double> left = input_variances<T>(program_, x, "x");
@@ -299,26 +383,13 @@ class Builder {
   }
 
  private:
-  struct Tile {
-    std::size_t row = 0, rows = 0, column = 0, columns = 0;
-  };
   /// Of one worker.
   struct Scratch {
     Tensor<T> products, nngp, ntk;
     std::unique_ptr<PlaneWorker<T>> planes;
   };
 
-  Tile largest_tile() const {
-    switch (program_.reach) {
-      case Reach::Vector:
-        return {0, kVectorTile, 0, kVectorTile};
-      case Reach::Diagonal:
-        return {0, kDiagonalRows, 0, kDiagonalColumns};
-      case Reach::Full:
-        return {0, 1, 0, kFullColumns};
-    }
-    return {};
-  }
+  Tile largest_tile() const { return infinite::largest_tile(program_.reach); }
 
   void check_shape(const char* name, TensorView<const T> inputs) const {
     const Shape& shape = inputs.shape();
@@ -333,46 +404,6 @@ class Builder {
       throw ArgumentError("InfiniteKernel::block: " + std::string(name) + ": found [" +
                           std::to_string(range.begin) + ", " + std::to_string(range.end) + ") of " +
                           std::to_string(count));
-    }
-  }
-
-  void check_budget(std::size_t held_entries) const {
-    const std::size_t budget = what_.memory == 0 ? cpu_info().memory_bytes / 2 : what_.memory;
-    const char* what = "infinite_kernel: bytes";
-    const std::size_t examples = same_ ? rows_ : checked_add(rows_, columns_, what);
-    std::size_t bytes = checked_multiply(held_entries, sizeof(T), what);
-    if (what_.nngp && what_.ntk) bytes = checked_multiply(2, bytes, what);
-    bytes = checked_add(bytes, Sides<T>::bytes(program_, examples), what);
-    const std::size_t inputs = checked_multiply(examples, program_.input.size() * sizeof(T), what);
-    bytes = checked_add(bytes, checked_multiply(program_.reach == Reach::Vector ? 1 : 2, inputs, what), what);
-    // States, frame and spare of one worker, two arrays each; in f64 while variances are prepared.
-    std::size_t block = kVectorRows * kVectorTile;
-    const std::size_t pixels = *std::ranges::max_element(program_.pixels);
-    if (program_.reach == Reach::Diagonal)
-      block = (has_planes(program_) ? 1 : pixels) * kDiagonalRows * kDiagonalColumns;
-    const bool planes = has_planes(program_) && !program_.pooled_variances;
-    if (program_.reach == Reach::Full && !planes)
-      block = 2 * checked_multiply(pixels, padded<T>(pixels), what);
-    const std::vector<int> zeros(program_.pixels.size());
-    const Scales unscaled{zeros, zeros};
-    const std::size_t tile = largest_tile().rows * largest_tile().columns;
-    std::size_t plane_scratch = 0;
-    if (has_planes(program_)) {
-      const PlanePlan plan = plan_planes(program_, unscaled);
-      if (plan.window_h > 0) {
-        const std::size_t windows = program_.steps[plan.head].geometry.out_pixels();
-        block = std::max(block, checked_multiply(windows, padded<T>(windows), what));
-      }
-      plane_scratch = PlaneWorker<T>::bytes(plan);
-      if (plan.diagonal) bytes = checked_add(bytes, PlaneImages<T>::bytes(plan, examples), what);
-    }
-    const std::size_t scratch = checked_add(
-        checked_multiply(2 * (program_.depth + 2), checked_multiply(block, sizeof(double), what), what),
-        3 * tile * sizeof(T) + plane_scratch, what);
-    bytes = checked_add(bytes, checked_multiply(scratch, workers_.count(), what), what);
-    if (bytes > budget) {
-      throw BudgetError("infinite_kernel: needs about " + std::to_string(bytes) + " bytes, the budget is " +
-                        std::to_string(budget));
     }
   }
 
@@ -677,8 +708,6 @@ Tensor<To> converted(TensorView<const From> from) {
 }  // namespace
 }  // namespace infinite
 
-/// In f32 a fragile program (Program::fragile) would be off by 1e-4 for near-duplicates: it runs in f64
-/// inside.
 template <class T>
 struct InfiniteKernel<T>::Implementation {
   std::unique_ptr<infinite::Builder<T>> narrow;
@@ -687,18 +716,28 @@ struct InfiniteKernel<T>::Implementation {
   Implementation(const models::Model& model, const models::NetworkOptions& options, TensorView<const T> x,
                  const TensorView<const T>* versus, const InfiniteOptions& what, const Workers& workers,
                  bool held) {
+    const infinite::Program program = infinite::compile(model, options, what.ntk);
+    if (infinite::holds_examples(program, x) &&
+        (versus == nullptr || infinite::holds_examples(program, *versus))) {
+      const std::size_t budget = what.memory == 0 ? cpu_info().memory_bytes / 2 : what.memory;
+      const std::size_t columns = versus == nullptr ? 0 : versus->shape()[0];
+      MemoryAccount account("infinite_kernel", budget);
+      account.phase(held ? "the kernel" : "what belongs to the examples",
+                    infinite::required_bytes<T>(program, x.shape()[0], columns, what, workers.count(), held));
+      account.check();
+    }
     if constexpr (std::is_same_v<T, float>) {
-      if (infinite::compile(model, options, what.ntk).fragile) {
+      if (infinite::runs_wide<T>(program)) {
         const Tensor<double> wide_x = infinite::converted<double, float>(x);
         Tensor<double> wide_versus;
         if (versus != nullptr) wide_versus = infinite::converted<double, float>(*versus);
         const TensorView<const double> view = std::as_const(wide_versus).view();
         wide = std::make_unique<infinite::Builder<double>>(
-            model, options, wide_x.view(), versus == nullptr ? nullptr : &view, what, workers, held);
+            model, options, wide_x.view(), versus == nullptr ? nullptr : &view, what, workers);
         return;
       }
     }
-    narrow = std::make_unique<infinite::Builder<T>>(model, options, x, versus, what, workers, held);
+    narrow = std::make_unique<infinite::Builder<T>>(model, options, x, versus, what, workers);
   }
   template <class Call>
   auto visit(const Call& call) const {
@@ -778,7 +817,18 @@ InfiniteKernels<T> infinite_kernel(const models::Model& model, const models::Net
   return infinite::whole<T>(model, options, x, &versus, what, workers);
 }
 
+template <class T>
+std::size_t infinite_kernel_bytes(const models::Model& model, const models::NetworkOptions& options,
+                                  std::size_t rows, std::size_t columns, const InfiniteOptions& what,
+                                  std::size_t workers, bool matrices) {
+  return infinite::required_bytes<T>(infinite::compile(model, options, what.ntk), rows, columns, what,
+                                     workers, matrices);
+}
+
 #define GRADGRAM_INSTANTIATE(T)                                                                             \
+  template std::size_t infinite_kernel_bytes<T>(const models::Model&, const models::NetworkOptions&,        \
+                                                std::size_t, std::size_t, const InfiniteOptions&,           \
+                                                std::size_t, bool);                                         \
   template class InfiniteKernel<T>;                                                                         \
   template InfiniteKernels<T> infinite_kernel(const models::Model&, const models::NetworkOptions&,          \
                                               TensorView<const T>, const InfiniteOptions&, const Workers&); \

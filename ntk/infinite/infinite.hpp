@@ -47,6 +47,14 @@ InfiniteKernels<T> infinite_kernel(const models::Model& model, const models::Net
                                    TensorView<const T> x, TensorView<const T> versus,
                                    const InfiniteOptions& what, const Workers& workers);
 
+/// What infinite_kernel() takes: of `rows` examples and `columns` others, or, for 0, with themselves; the
+/// matrices counted, x and x' not. With `matrices` false, what InfiniteKernel takes. Throws ArgumentError as
+/// infinite_kernel() does.
+template <class T>
+std::size_t infinite_kernel_bytes(const models::Model& model, const models::NetworkOptions& options,
+                                  std::size_t rows, std::size_t columns, const InfiniteOptions& what,
+                                  std::size_t workers, bool matrices = true);
+
 struct IndexRange {
   std::size_t begin = 0, end = 0;
   bool holds(std::size_t i) const noexcept { return i >= begin && i < end; }

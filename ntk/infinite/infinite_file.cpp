@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/cpu.hpp"
+#include "engine/memory_account.hpp"
 
 namespace gradgram::ntk {
 namespace {
@@ -26,25 +27,46 @@ bool pools(const std::vector<models::Layer>& layers) {
   });
 }
 
+/// How tiles are made.
+struct Batches {
+  std::size_t tile = 1;   ///< examples on a side
+  std::size_t count = 1;  ///< tiles at once
+
+  Batches(const models::Model& model, std::size_t longest) {
+    const bool pooled = pools(model.layers());
+    count = pooled ? 1 : kBatch;
+    tile = std::min(pooled ? kPooledTile : kTile, std::max<std::size_t>(1, longest));
+  }
+  /// Tiles on their way into the file.
+  template <class T>
+  std::size_t bytes(std::size_t workers) const {
+    const std::size_t area = tile * tile;
+    return count * area * sizeof(T) + workers * area * (sizeof(double) + sizeof(T));
+  }
+};
+
 template <class T>
 class InfiniteTiles final : public TileSource {
  public:
   InfiniteTiles(const models::Model& model, const models::NetworkOptions& options, TensorView<const T> x,
                 const TensorView<const T>* versus, const InfiniteOptions& what, const Workers& workers)
-      : model_(model), options_(options), x_(x), versus_(versus), what_(what), workers_(workers) {
+      : model_(model),
+        options_(options),
+        x_(x),
+        versus_(versus),
+        what_(what),
+        workers_(workers),
+        batches_(model, std::max(rows(), columns())) {
     if (what.nngp == what.ntk) {
       throw ArgumentError(std::string("infinite_kernel_to_file: ") + (what.ntk ? "both" : "neither") +
                           " of nngp and ntk asked for; a file holds one");
     }
     // Otherwise this is found out before the first tile.
     if (rows() == 0 || columns() == 0) kernel(what.memory);
-    const bool pooled = pools(model.layers());
-    batch_ = pooled ? 1 : kBatch;
-    tile_ = std::min(pooled ? kPooledTile : kTile, std::max<std::size_t>(1, std::max(rows(), columns())));
   }
 
-  TileGrid grid() const override { return {rows(), columns(), versus_ == nullptr, 0, tile_}; }
-  void follow(std::size_t tile) override { tile_ = tile; }
+  TileGrid grid() const override { return {rows(), columns(), versus_ == nullptr, 0, batches_.tile}; }
+  void follow(std::size_t tile) override { batches_.tile = tile; }
 
   Facts facts() const override {
     Facts facts = facts_of_process<T>();
@@ -62,10 +84,11 @@ class InfiniteTiles final : public TileSource {
   void produce(TileStore& store) override {
     std::vector<TilePlace> places;
     std::size_t total = 0;
-    for (std::size_t row = 0; row < rows(); row += tile_) {
+    const std::size_t side = batches_.tile;
+    for (std::size_t row = 0; row < rows(); row += side) {
       const std::size_t end = versus_ == nullptr ? row + 1 : columns();
-      for (std::size_t column = 0; column < end; column += tile_) {
-        const TilePlace place{row, std::min(tile_, rows() - row), column, std::min(tile_, columns() - column),
+      for (std::size_t column = 0; column < end; column += side) {
+        const TilePlace place{row, std::min(side, rows() - row), column, std::min(side, columns() - column),
                               versus_ == nullptr && row == column};
         if (store.has(place)) continue;
         places.push_back(place);
@@ -75,13 +98,14 @@ class InfiniteTiles final : public TileSource {
     if (places.empty()) return;
 
     InfiniteKernel<T> prepared = kernel(memory_beside_tiles());
-    const std::size_t area = tile_ * tile_;
-    Tensor<T> values(Shape{batch_, area});
+    const std::size_t area = side * side;
+    const std::size_t batch = batches_.count;
+    Tensor<T> values(Shape{batch, area});
     std::vector<Tensor<double>> wide;
     for (std::size_t w = 0; w < workers_.count(); ++w) wide.emplace_back(Shape{area});
     std::size_t done = 0;
-    for (std::size_t first = 0; first < places.size(); first += batch_) {
-      const std::size_t count = std::min(batch_, places.size() - first);
+    for (std::size_t first = 0; first < places.size(); first += batch) {
+      const std::size_t count = std::min(batch, places.size() - first);
       std::size_t computed = 0;
       std::exception_ptr failure;
       try {
@@ -138,17 +162,14 @@ class InfiniteTiles final : public TileSource {
   /// What is left of the budget for InfiniteKernel. Throws BudgetError.
   std::size_t memory_beside_tiles() const {
     const std::size_t budget = what_.memory == 0 ? cpu_info().memory_bytes / 2 : what_.memory;
-    const std::size_t area = tile_ * tile_;
-    const std::size_t tiles =
-        batch_ * area * sizeof(T) + workers_.count() * area * (sizeof(double) + sizeof(T));
-    if (tiles >= budget) {
-      throw BudgetError(
-          fmt::format("infinite_kernel_to_file: the memory budget ({} bytes) cannot hold tiles of {} "
-                      "examples, which take "
-                      "{} bytes",
-                      budget, tile_, tiles));
-    }
-    return budget - tiles;
+    MemoryAccount account("infinite_kernel_to_file", budget);
+    account.hold(batches_.template bytes<T>(workers_.count()));
+    const std::size_t room =
+        account.phase("what belongs to the examples",
+                      infinite_kernel_bytes<T>(model_, options_, rows(), versus_ == nullptr ? 0 : columns(),
+                                               what_, workers_.count(), false));
+    account.check();
+    return room;
   }
 
   const models::Model& model_;
@@ -157,8 +178,7 @@ class InfiniteTiles final : public TileSource {
   const TensorView<const T>* versus_;
   const InfiniteOptions& what_;
   const Workers& workers_;
-  std::size_t tile_ = 1;
-  std::size_t batch_ = 1;
+  Batches batches_;
 };
 
 template <class T>
@@ -170,6 +190,15 @@ KernelFile to_file(const models::Model& model, const models::NetworkOptions& opt
 }
 
 }  // namespace
+
+template <class T>
+std::size_t infinite_file_bytes(const models::Model& model, const models::NetworkOptions& options,
+                                std::size_t rows, std::size_t columns, const InfiniteOptions& what,
+                                std::size_t workers) {
+  return checked_add(infinite_kernel_bytes<T>(model, options, rows, columns, what, workers, false),
+                     Batches(model, std::max(rows, columns)).bytes<T>(workers),
+                     "infinite_kernel_to_file: bytes");
+}
 
 template <class T>
 KernelFile infinite_kernel_to_file(const models::Model& model, const models::NetworkOptions& options,
@@ -187,6 +216,9 @@ KernelFile infinite_kernel_to_file(const models::Model& model, const models::Net
 }
 
 #define GRADGRAM_INSTANTIATE(T)                                                                      \
+  template std::size_t infinite_file_bytes<T>(const models::Model&, const models::NetworkOptions&,   \
+                                              std::size_t, std::size_t, const InfiniteOptions&,      \
+                                              std::size_t);                                          \
   template KernelFile infinite_kernel_to_file(const models::Model&, const models::NetworkOptions&,   \
                                               TensorView<const T>, const InfiniteOptions&,           \
                                               const KernelDestination&, const Workers&);             \

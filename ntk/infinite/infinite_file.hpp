@@ -17,6 +17,12 @@ template <class T>
 KernelFile infinite_kernel_to_file(const models::Model& model, const models::NetworkOptions& options,
                                    TensorView<const T> x, const InfiniteOptions& what,
                                    const KernelDestination& destination, const Workers& workers);
+/// The least `what.memory` that it does with, as long as no unfinished file gives it larger tiles: of `rows`
+/// examples and `columns` others or, for 0, with themselves.
+template <class T>
+std::size_t infinite_file_bytes(const models::Model& model, const models::NetworkOptions& options,
+                                std::size_t rows, std::size_t columns, const InfiniteOptions& what,
+                                std::size_t workers);
 /// The rectangular block between x and x'.
 template <class T>
 KernelFile infinite_kernel_to_file(const models::Model& model, const models::NetworkOptions& options,

@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -77,11 +78,11 @@ class Memory : public testing::Test {
     return (folder / name).string();
   }
 
-  /// Runs `gradgram kernel` with two threads. The data segment is limited as well: memory that is taken and
+  /// Runs `gradgram VERB` with two threads. The data segment is limited as well: memory that is taken and
   /// never touched does not show as resident, but address space that the libraries only reserve must pass.
-  Child kernel(std::vector<std::string> words) const {
-    words.insert(words.begin(), {GRADGRAM_PROGRAM, "kernel", "--threads", "2", "--quiet", "--out",
-                                 (folder / "k.npy").string()});
+  Child program(std::vector<std::string> words) const {
+    words.insert(words.begin() + 1, {"--threads", "2", "--quiet"});
+    words.insert(words.begin(), GRADGRAM_PROGRAM);
     std::vector<char*> arguments;
     for (std::string& word : words) arguments.push_back(word.data());
     arguments.push_back(nullptr);
@@ -92,6 +93,47 @@ class Memory : public testing::Test {
       setrlimit(RLIMIT_DATA, &data);
       execv(GRADGRAM_PROGRAM, arguments.data());
     });
+  }
+
+  Child kernel(std::vector<std::string> words) const {
+    words.insert(words.begin(), {"kernel", "--out", (folder / "k.npy").string()});
+    return program(std::move(words));
+  }
+
+  static std::vector<std::string> with_memory(std::vector<std::string> words, std::size_t budget) {
+    words.insert(words.end(), {"--memory", std::to_string(budget)});
+    return words;
+  }
+
+  /// The budget that a refusal names; 0 when it is none.
+  static std::size_t least_of(const Child& child) {
+    const std::string before = "the least that would do is ";
+    const std::size_t at = child.err.find(before);
+    return child.code == 1 && at != std::string::npos ? std::stoull(child.err.substr(at + before.size())) : 0;
+  }
+
+  /// A tiny budget is refused at once with the least; that does, and stays within it; a byte less is refused
+  /// with the same number. `out`: what the command writes, inside `folder`.
+  std::size_t expect_least(const std::vector<std::string>& words, const std::string& out = "k.npy") const {
+    std::string line;
+    for (const std::string& word : words) line += word + " ";
+    const fs::path written = folder / out;
+    const Child refused = program(with_memory(words, 1000));
+    const std::size_t least = least_of(refused);
+    EXPECT_NE(least, 0) << line << refused.err;
+    EXPECT_EQ(std::count(refused.err.begin(), refused.err.end(), '\n'), 1) << refused.err;
+    EXPECT_FALSE(fs::exists(written)) << line;
+    const Child below = program(with_memory(words, least - 1));
+    EXPECT_EQ(least_of(below), least) << line << below.err;
+    EXPECT_FALSE(fs::exists(written)) << line;
+    const Child exact = program(with_memory(words, least));
+    EXPECT_EQ(exact.code, 0) << line << exact.err;
+    EXPECT_TRUE(fs::exists(written)) << line;
+    EXPECT_LE(exact.peak, least + kAllowance) << line;
+    std::printf("%zu MiB of %zu + %zu: %s\n", exact.peak / kMiB, least / kMiB, kAllowance / kMiB,
+                line.c_str());
+    fs::remove_all(written);
+    return least;
   }
 
   void expect_within(std::size_t budget, std::vector<std::string> words) const {
@@ -129,29 +171,78 @@ TEST_F(Memory, ThePeakIsWithinTheBudgetAndTheAllowance) {
 }
 
 TEST_F(Memory, ABudgetThatIsTooSmallIsRefusedAtOnceAndTheStatedLeastDoes) {
+  const std::string out = (folder / "k.npy").string();
   const std::string images = array("images.npy", {60, 3, 16, 16});
-  const std::vector<std::string> job = {"--data", images, "--model",
-                                        "conv(32,3) relu maxpool(2) conv(64,3) relu gap dense(1)"};
-  std::vector<std::string> words = job;
-  words.insert(words.end(), {"--memory", "1MiB"});
-  const Child refused = kernel(words);
-  EXPECT_EQ(refused.code, 1);
-  const std::string before = "the least that would do is ";
-  const std::size_t at = refused.err.find(before);
-  ASSERT_NE(at, std::string::npos) << refused.err;
-  EXPECT_EQ(std::count(refused.err.begin(), refused.err.end(), '\n'), 1) << refused.err;
-  EXPECT_FALSE(fs::exists(folder / "k.npy"));
-  const std::size_t least = std::stoull(refused.err.substr(at + before.size()));
-  EXPECT_LT(least, 32 * kMiB);
-  words = job;
-  words.insert(words.end(), {"--limit", "20", "--memory"});
-  words.push_back(std::to_string(least));
-  EXPECT_EQ(kernel(words).code, 0);
-  fs::remove(folder / "k.npy");
-  expect_within(least, job);
-  words = job;
-  words.insert(words.end(), {"--memory", std::to_string(least - 1)});
-  EXPECT_EQ(kernel(words).code, 1);
+  const std::string others = array("others.npy", {31, 3, 16, 16});
+  const std::string vectors = array("vectors.npy", {1500, 20});
+  const std::string network = "conv(32,3) relu maxpool(2) conv(64,3) relu gap dense(1)";
+  const auto kernel = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), {"kernel", "--out", out, "--data"});
+    return words;
+  };
+  EXPECT_LT(expect_least(kernel({images, "--model", network})), 32 * kMiB);
+  expect_least(kernel({images, "--model", network, "--preview"}));
+  expect_least(kernel({images, "--model", network, "--versus", others}));
+  expect_least(kernel({images, "--model", network, "--diagonal"}));
+  expect_least(kernel({vectors, "--model", "dense(64) relu dense(3)", "--per-parameter", "--reduce",
+                       "trace-mean", "--limit", "300"}));
+  expect_least(kernel({vectors, "--model", "dense(64) relu dense(3)", "--reduce", "full", "--dtype", "f64",
+                       "--limit", "200"}));
+  expect_least(kernel({vectors, "--approximate", "500", "--model", "dense(64) relu dense(1)"}));
+  expect_least(kernel({images, "--approximate", "5000", "--model", network, "--dtype", "f64"}));
+  expect_least(kernel({vectors, "--infinite", "--model", "dense(8) relu dense(1)"}));
+  expect_least(kernel({images, "--infinite", "--model", "conv(8,3) relu gap dense(1)", "--limit", "20"}));
+  expect_least(kernel({images, "--infinite", "--model", "conv(8,3) relu flatten dense(1)", "--versus", others,
+                       "--get", "nngp"}));
+  expect_least(kernel({vectors, "--monte-carlo", "2", "--model", "dense(8) relu dense(2)", "--reduce",
+                       "trace-sum", "--limit", "600"}));
+  expect_least(kernel({vectors, "--monte-carlo", "2", "--model", "dense(8) relu dense(2)", "--limit", "300",
+                       "--reduce", "full"}));
+  expect_least(
+      kernel({images, "--monte-carlo", "2", "--model", network, "--versus", others, "--get", "nngp"}));
+}
+
+TEST_F(Memory, TheStatedLeastDoesForWhateverReadsAKernelOrMakesOne) {
+  const std::string out = (folder / "k.npy").string();
+  const std::string run = (folder / "run").string();
+  const std::string images = array("images.npy", {300, 3, 16, 16});
+  const std::string vectors = array("vectors.npy", {1500, 20});
+  expect_least({"spectrum", "--matrix-free", "--data", images, "--model", "conv(32,3) relu gap dense(1)",
+                "--limit", "80", "--out", run},
+               "run");
+  expect_least({"spectrum", "--matrix-free", "--data", vectors, "--model", "dense(64) relu dense(3)",
+                "--reduce", "full", "--limit", "200", "--top", "3", "--out", run},
+               "run");
+
+  const std::vector<std::string> predict = {"predict", "--data", "moons:n=1500", "--out", out,
+                                            "--train", "1200",   "--test",       "300"};
+  const auto predicted = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), predict.begin(), predict.end());
+    return words;
+  };
+  expect_least(predicted({"--model", "dense(64) relu dense(1)", "--ridge", "1"}));
+  expect_least(predicted({"--model", "dense(64) relu dense(1)", "--time", "1", "--learning-rate", "0.1"}));
+  expect_least({"predict", "--data", "fashion-mnist", "--out", out, "--train", "150", "--test", "40",
+                "--model", "flatten dense(16) relu dense(10)", "--reduce", "full", "--ridge", "1"});
+  expect_least(predicted({"--model", "dense(64) relu dense(1)", "--infinite", "--ridge", "0.1"}));
+  expect_least(predicted({"--model", "dense(64) relu dense(1)", "--infinite", "--variance", "--ridge", "1"}));
+  expect_least(predicted(
+      {"--model", "dense(64) relu dense(1)", "--infinite", "--variance", "--get", "nngp", "--ridge", "1"}));
+
+  expect_least({"learnability", "--data", "moons:n=900", "--model", "dense(32) relu dense(1)", "--epochs",
+                "2", "--out", run},
+               "run");
+  expect_least({"learnability", "--data", "fashion-mnist", "--limit", "60", "--model",
+                "conv(16,3) relu gap dense(10)", "--epochs", "1", "--standardize", "channel", "--out", run},
+               "run");
+
+  // A kernel from a file.
+  const std::string file = (folder / "file.npy").string();
+  ASSERT_EQ(program({"kernel", "--data", vectors, "--model", "dense(64) relu dense(1)", "--out", file}).code,
+            0);
+  const std::string csv = (folder / "s.csv").string();
+  expect_least({"spectrum", file, "--out", csv}, "s.csv");
+  expect_least({"spectrum", file, "--top", "5", "--out", csv}, "s.csv");
 }
 
 /// Negative control: a process that takes more than it should is seen.

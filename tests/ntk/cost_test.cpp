@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/error.hpp"
+#include "engine/sinks.hpp"
 #include "models/network.hpp"
 #include "ntk/kernel.hpp"
 #include "ntk/planned_kernel.hpp"
@@ -182,6 +183,31 @@ TEST(Cost, TheLeastBudgetIsThatOfTheSmallestWays) {
   const auto k = kernel<float>(greedy.network, x, greedy.options, Workers(1));
   EXPECT_EQ(k.planned_bytes, least);
   EXPECT_GT(k.values(11, 11), 0);
+}
+
+TEST(Cost, ATapeCountsOnceWhatDoesNotGrowWithItsExamples) {
+  // The gradient of the second layer, 2.4 MB, belongs to no tape; its weights, laid out, and the offsets of
+  // their products belong to it once.
+  const Counted module("conv(256,3) relu conv(256,3) relu gap dense(1)", {4, 4, 3});
+  const auto x = kernel_cases::inputs_of<float>({4, 4, 3}, 1, 1);
+  const ModuleProfile p = profile<float>(module, x);
+  EXPECT_GT(p.tape_fixed_bytes, 256U * 9 * 4);
+  EXPECT_LT(p.tape_of(16), 16 * p.tape_of(1) / 2);
+  // Values and cotangents of an example.
+  EXPECT_GT(p.tape_bytes, 2U * 2 * 16 * 256 * 4);
+  EXPECT_LT(p.tape_bytes, 16U * 2 * 16 * 256 * 4);
+  // What the passes of five examples really take.
+  Arena arena(p.tape_of(5));
+  const auto five = kernel_cases::inputs_of<float>({4, 4, 3}, 5, 1);
+  {
+    ParameterSet<float> gradient = module.parameters().zeros();
+    SummedGradientSink<float> sink(gradient);
+    Tape<float> tape(arena);
+    const Var output = module.forward(tape, tape.input(five.view()));
+    const auto seed = kernel_cases::inputs_of<float>({1}, 5, 2);
+    tape.reverse(output, seed.view(), sink);
+  }
+  EXPECT_EQ(arena.capacity(), p.tape_of(5));
 }
 
 TEST(Cost, ARunTellsItsTimings) {

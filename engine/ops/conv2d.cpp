@@ -138,7 +138,7 @@ constexpr std::size_t kWinogradWeights = std::size_t{5} << 18;
 /// Tiles of a block: its transformed windows and products stay in the second-level cache; a multiple of the
 /// rows of a gather product's tile. More of them when the weights are transformed for every block.
 constexpr std::size_t kWinogradTiles = 48;
-constexpr std::size_t kMostWinogradTiles = 126;
+constexpr std::size_t kMostWinogradTiles = 128;
 constexpr std::size_t kWinogradWindows = std::size_t{5} << 19;
 
 /// How a correlation with `depth` channels in and `columns` out is blocked.

@@ -117,22 +117,29 @@ void winograd_weights(const WinogradWeights<T>& job) noexcept {
     Unroll<0, 16>::run([&](std::size_t at)
                            __attribute__((always_inline)) { store(to + at * component, u[at]); });
   };
+  // The pieces that are read are short and far apart: the next ones are fetched meanwhile.
   if (!job.transposed) {
     for (std::size_t i = 0; i < job.c_in; ++i) {
       for (std::size_t k = 0; k < job.columns; k += kLane) {
-        transform(job.weights + i * job.c_out + job.first + k, taps, job.out + i * job.columns + k);
+        const T* const from = job.weights + i * job.c_out + job.first + k;
+        const T* const next = from + (i + 1 < job.c_in ? job.c_out : 0);
+        Unroll<0, 9>::run([&](std::size_t t)
+                              __attribute__((always_inline)) { __builtin_prefetch(next + t * taps); });
+        transform(from, taps, job.out + i * job.columns + k);
       }
     }
     return;
   }
   alignas(64) T squares[9 * kLane * kLane];  // [tap turned around][k][i]
-  for (std::size_t k = 0; k < job.c_out; k += kLane) {
-    for (std::size_t i = 0; i < job.columns; i += kLane) {
+  for (std::size_t i = 0; i < job.columns; i += kLane) {
+    for (std::size_t k = 0; k < job.c_out; k += kLane) {
       const T* const from = job.weights + (job.first + i) * job.c_out + k;
+      const T* const next = from + (k + kLane < job.c_out ? kLane : 0);
       for (std::size_t t = 0; t < 9; ++t) {
         Batch<T> x[kLane];
         Unroll<0, kLane>::run([&](std::size_t r) __attribute__((always_inline)) {
           x[r] = load(from + t * taps + r * job.c_out);
+          __builtin_prefetch(next + t * taps + r * job.c_out);
         });
         transpose<T, kLane>(x);
         T* const to = squares + (8 - t) * kLane * kLane;

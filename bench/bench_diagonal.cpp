@@ -1,5 +1,6 @@
 // The kernel's diagonal against one forward and one reverse pass per output of the same examples in the same
-// blocks, one core. `passes` is the ratio of the two, each the best of its runs, which take turns.
+// blocks, one core: `passes` is the ratio to passes that leave out the parameters' gradients, `training` to
+// those that sum them, as training does. Each time is the best of its runs, which take turns.
 
 #include <benchmark/benchmark.h>
 
@@ -37,21 +38,23 @@ void diagonal(benchmark::State& state, const Case& c) {
   const Workers workers(1);
   ntk::KernelOptions options;
   Arena arena(std::size_t{1} << 26);
-  const auto passes = [&] {
+  const auto passes = [&](Sink<float>& sink) {
     for (std::size_t begin = 0; begin < c.examples; begin += block) {
       const std::size_t end = std::min(c.examples, begin + block);
       ntk::run_passes(net, TensorView<const float>(x).slice(begin, end), options, {}, arena,
-                      [](std::size_t, const auto& reverse) {
-                        NullSink<float> sink;
-                        reverse(sink);
-                      });
+                      [&](std::size_t, const auto& reverse) { reverse(sink); });
     }
   };
-  passes();
+  NullSink<float> nothing;
+  ParameterSet<float> gradient = net.parameters().zeros();
+  SummedGradientSink<float> sum(gradient);
+  passes(nothing);
   double best = std::numeric_limits<double>::infinity();
   double best_passes = best;
+  double best_training = best;
   for (auto _ : state) {
-    best_passes = std::min(best_passes, seconds(passes));
+    best_passes = std::min(best_passes, seconds([&] { passes(nothing); }));
+    best_training = std::min(best_training, seconds([&] { passes(sum); }));
     const double time = seconds([&] {
       const auto d = ntk::diagonal<float>(net, x, options, workers);
       if (!(d(c.examples - 1) > 0)) state.SkipWithError("wrong result");
@@ -61,6 +64,7 @@ void diagonal(benchmark::State& state, const Case& c) {
   }
   state.counters["us_per_example"] = 1e6 * best / static_cast<double>(c.examples);
   state.counters["passes"] = best / best_passes;
+  state.counters["training"] = best / best_training;
 }
 
 }  // namespace
@@ -72,6 +76,7 @@ int main(int argc, char** argv) {
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   const Shape image{32, 32, 3};
   for (const Case& c : {Case{"cnn3:channels=64", "cnn3:channels=64", image, 1, 256},
+                        Case{"cnn3:channels=64, 10,000 examples", "cnn3:channels=64", image, 1, 10'000},
                         Case{"cnn3:channels=64, 10 outputs", "cnn3:channels=64", image, 10, 64},
                         Case{"resnet18-plain:width=16", "resnet18-plain:width=16", image, 1, 64},
                         Case{"mlp 784-1024x3-1", "mlp:width=1024,depth=3", Shape{784}, 1, 2048}}) {

@@ -35,6 +35,7 @@ constexpr std::size_t kNormPixels = 512;
 
 /// Whether the norm of a gradient is cheaper from pairs of pixels than from the gradient: multiply-adds of
 /// both, a tap counted with the loads that it waits for.
+template <class T>
 bool norm_by_positions(const ConvGeometry& g) {
   if (g.stride_h != 1 || g.stride_w != 1 || g.out_h != g.in_h || g.out_w != g.in_w) return false;
   const std::size_t taps = g.kernel_h * g.kernel_w;
@@ -42,7 +43,7 @@ bool norm_by_positions(const ConvGeometry& g) {
   const auto pixels = static_cast<double>(g.in_pixels());
   const auto weights = static_cast<double>(g.weights());
   const double pair = 1.2 * static_cast<double>(g.c_in + g.c_out) + 2.5 * static_cast<double>(taps) + 4;
-  return pixels * (pixels + 48) / 2 * pair < (pixels + 4) * weights;
+  return pixels * (pixels + 48) / 2 * pair < (pixels + 4) * weights * ops::conv_gradient_cost<T>(g);
 }
 
 /// Squared norms of the gradients of single examples from pairs of their pixels.
@@ -235,7 +236,7 @@ void SquaredNormSink<T>::use(const DenseUse<T>& use, Arena& scratch) {
   std::optional<PositionNorms<T>> pairs;
   if (positions != 1) {
     const ConvGeometry geometry = positions_geometry(positions, d_in, d_out);
-    if (!shared_weight && norm_by_positions(geometry)) {
+    if (!shared_weight && norm_by_positions<T>(geometry)) {
       pairs.emplace(geometry, scratch);
     } else if (!shared_weight) {
       gradient = scratch.tensor<T>(Shape{d_out, d_in}).data();
@@ -279,7 +280,7 @@ void SquaredNormSink<T>::use(const ConvUse<T>& use, Arena& scratch) {
   std::optional<PositionNorms<T>> pairs;
   std::optional<ops::ConvWeightGradient<T>> form;
   T* gradient = nullptr;
-  if (!shared_weight && norm_by_positions(g)) {
+  if (!shared_weight && norm_by_positions<T>(g)) {
     pairs.emplace(g, scratch);
   } else if (!shared_weight) {
     form.emplace(g, use.weight_scale, use.bias_scale, scratch);
@@ -307,7 +308,7 @@ void SquaredNormSink<T>::use(const ConvUse<T>& use, Arena& scratch) {
 
 template <class T>
 std::size_t SquaredNormSink<T>::scratch_bytes(const ConvGeometry& geometry) {
-  return norm_by_positions(geometry) ? PositionNorms<T>::scratch_bytes(geometry) : 0;
+  return norm_by_positions<T>(geometry) ? PositionNorms<T>::scratch_bytes(geometry) : 0;
 }
 
 template <class T>

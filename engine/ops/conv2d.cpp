@@ -463,15 +463,6 @@ double sparse_cost(const ConvGeometry& g, double density, bool accumulate) {
   return 0.05 + 1.27 * density * filled + squares + 80.0 / (taps * channels);
 }
 
-/// The same by Winograd's transforms: the products, the transforms of windows and of cotangents, and of the
-/// gradient.
-template <class T>
-double winograd_cost(const ConvGeometry& g) {
-  if (!winograd<T>(g)) return 1;
-  return 0.47 + 2.5 / static_cast<double>(g.c_out) + 2.0 / static_cast<double>(g.c_in) +
-         10.0 / static_cast<double>(g.out_pixels());
-}
-
 /// Tiles of a block of a gradient.
 constexpr std::size_t kGradientTiles = 64;
 
@@ -479,7 +470,7 @@ constexpr std::size_t kGradientTiles = 64;
 template <class T>
 Frame gradient_frame(const ConvGeometry& g) {
   Frame frame = image_frame(g);
-  if (winograd_cost<T>(g) < 1) {
+  if (conv_gradient_cost<T>(g) < 1) {
     frame.bottom += g.out_h % 2;
     frame.right += g.out_w % 2;
   }
@@ -619,6 +610,14 @@ Var unpooled(Tape<T>& tape, Var x, const ConvGeometry& g, const Affine<T>& affin
 }  // namespace
 
 template <class T>
+double conv_gradient_cost(const ConvGeometry& g) {
+  if (!winograd<T>(g)) return 1;
+  // The products, and the transforms of windows, cotangents and gradients, as measured.
+  return std::min(1.0, 0.47 + 2.5 / static_cast<double>(g.c_out) + 2.0 / static_cast<double>(g.c_in) +
+                           10.0 / static_cast<double>(g.out_pixels()));
+}
+
+template <class T>
 ConvWeightGradient<T>::ConvWeightGradient(const ConvGeometry& geometry, T scale, T bias_scale, Arena& scratch)
     : geometry_(geometry),
       scale_(scale),
@@ -636,7 +635,7 @@ ConvWeightGradient<T>::ConvWeightGradient(const ConvGeometry& geometry, T scale,
     padded_image_ = scratch.tensor<T>(Shape{frame.size()}).data();
     clear_border(frame, padded_image_, 1);
   }
-  if (winograd_cost<T>(geometry) < 1) {
+  if (conv_gradient_cost<T>(geometry) < 1) {
     const std::size_t width = std::min(geometry.c_out, kernels<T>().panel_columns);
     const std::size_t block = std::min(kGradientTiles, winograd_tiles(geometry.out_h, geometry.out_w));
     const auto components = [&](std::size_t rows, std::size_t columns) {
@@ -653,7 +652,7 @@ ConvWeightGradient<T>::ConvWeightGradient(const ConvGeometry& geometry, T scale,
   }
   const std::size_t plane = frame.padded_height() * frame.padded_width();
   constexpr std::size_t kBlock = simd::kSparsePadding<T>;
-  if (sparse_cost(geometry, 0, false) >= winograd_cost<T>(geometry) ||
+  if (sparse_cost(geometry, 0, false) >= conv_gradient_cost<T>(geometry) ||
       plane > static_cast<std::size_t>(INT32_MAX) / kBlock)
     return;
   tap_pixels_ = offsets(scratch, geometry.kernel_h * geometry.kernel_w);
@@ -672,7 +671,7 @@ ConvWeightGradient<T>::ConvWeightGradient(const ConvGeometry& geometry, T scale,
 
 template <class T>
 bool ConvWeightGradient<T>::sparse(const T* cotangent, bool accumulate) const {
-  const double other = winograd_cost<T>(geometry_);
+  const double other = conv_gradient_cost<T>(geometry_);
   if (blocks_ == nullptr || sparse_cost(geometry_, 0, accumulate) >= other) return false;
   const std::size_t size = geometry_.out_pixels() * geometry_.c_out;
   const double density =
@@ -845,6 +844,8 @@ Var conv2d_relu(Tape<T>& tape, Var x, const ConvGeometry& geometry, const Affine
   return y;
 }
 
+template double conv_gradient_cost<float>(const ConvGeometry&);
+template double conv_gradient_cost<double>(const ConvGeometry&);
 template class ConvWeightGradient<float>;
 template class ConvWeightGradient<double>;
 template void conv_weight_gradient(const ConvGeometry&, const float*, const float*, float, float, bool,

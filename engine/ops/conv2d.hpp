@@ -8,6 +8,11 @@
 
 namespace gradgram::ops {
 
+/// Time of forming a gradient from a cotangent without zeros, against that of the products of every pixel and
+/// tap.
+template <class T>
+double conv_gradient_cost(const ConvGeometry& geometry);
+
 /// Forms the weight and bias gradients of single images (see conv_weight_gradient); what depends on the
 /// geometry alone is prepared once, in memory from `scratch`, which must stay until this object is no longer
 /// used.

@@ -71,18 +71,28 @@ GRADGRAM_INLINE Batch<T> add_unless(const Mask<T>& drop, const Batch<T>& a, cons
 #endif
 }
 
-/// Sums over the window of lines around a cell: `state` is its own, `square` the left image's there,
-/// `outside` the masks of its line.
+/// Where the numbers, 0 or 1, are 1.
+template <class T>
+GRADGRAM_INLINE Mask<T> plane_mask(const T* numbers) {
+  return load(numbers) > broadcast(T(0.5));
+}
+
+/// Sums over a window of lines, of one cell: `state` and `square`, the left image's, are of the window's
+/// first line, `outside` the masks of its middle, `drops` two of them.
 template <std::size_t Radius, bool First, bool Seam, class T>
 GRADGRAM_INLINE void sum_lines(const T* state, std::ptrdiff_t pitch, std::ptrdiff_t radius, const T* square,
-                               std::ptrdiff_t cells, const T* outside, T* sums) {
-  Batch<T> delta = load(state);
-  Batch<T> theta = load(state + kLanes<T>);
+                               std::ptrdiff_t cells, const T* outside, const Mask<T> (&drops)[2], T* sums) {
+  // `state` is the first line of the window.
+  constexpr auto kNext = static_cast<std::ptrdiff_t>(kLanes<T>);
+  const T* const middle = state + (Radius == 1 ? 1 : radius) * pitch;
+  Batch<T> delta = load(middle);
+  Batch<T> theta = load(middle + kNext);
   const auto add = [&](std::ptrdiff_t k, std::ptrdiff_t which) __attribute__((always_inline)) {
-    const Batch<T> more_delta = load(state + k * pitch);
-    const Batch<T> more_theta = load(state + (k * pitch + static_cast<std::ptrdiff_t>(kLanes<T>)));
+    const T* const line = state + k * pitch;
+    const Batch<T> more_delta = load(line);
+    const Batch<T> more_theta = load(line + kNext);
     if constexpr (Seam) {
-      const Mask<T> drop = load(outside + which * static_cast<std::ptrdiff_t>(kLanes<T>)) > broadcast(T(0.5));
+      const Mask<T> drop = Radius == 1 ? drops[which] : plane_mask(outside + which * kNext);
       const Batch<T> alone = broadcast(square[k * cells]);
       delta += xsimd::select(drop, alone, more_delta);
       if constexpr (First) {
@@ -96,15 +106,15 @@ GRADGRAM_INLINE void sum_lines(const T* state, std::ptrdiff_t pitch, std::ptrdif
     }
   };
   if constexpr (Radius == 1) {
-    add(-1, 0);
-    add(1, 1);
+    add(0, 0);
+    add(2, 1);
   } else {
-    for (std::ptrdiff_t k = -radius; k <= radius; ++k) {
-      if (k != 0) add(k, k < 0 ? k + radius : k + radius - 1);
+    for (std::ptrdiff_t k = 0; k <= 2 * radius; ++k) {
+      if (k != radius) add(k, k < radius ? k : k - 1);
     }
   }
   store(sums, delta);
-  store(sums + kLanes<T>, theta);
+  store(sums + kNext, theta);
 }
 
 /// Sum over the window of cells around `at`.
@@ -133,7 +143,7 @@ struct PlaneConstants {
 /// cells' arithmetic is done beside the other half of the pair before.
 template <class T, std::size_t Radius, bool Obtuse, bool First, bool Seam>
 GRADGRAM_INLINE void plane_line(const PlaneRun<T>& run, const PlaneConstants<T>& constants, std::size_t line,
-                                std::size_t partner_line, T* sums, T* later_sums) {
+                                std::size_t partner_line, const T* sums, T* later_sums) {
   constexpr std::size_t kTerms = PlaneConstants<T>::kTerms;
   constexpr std::size_t kPair = 2 * kLanes<T>;
   Batch<T> weights[kTerms];
@@ -149,14 +159,17 @@ GRADGRAM_INLINE void plane_line(const PlaneRun<T>& run, const PlaneConstants<T>&
   const auto radius_cells = static_cast<std::ptrdiff_t>(run.radius_cells);
   T* const state = run.state + line * run.pitch;
   const std::size_t later = line + run.radius_lines;
-  const std::ptrdiff_t ahead = radius_lines * pitch;
   const T* const left = run.left_root + line * cells;
-  const std::ptrdiff_t left_inverse = run.left_inverse - run.left_root;
-  const T* const later_square = run.left_square + later * cells;
+  const T* inverse = run.left_inverse + line * cells;
+  const T* const later_square = run.left_square + line * cells;
   const T* const outside = Seam ? run.outside + later * run.masks * kLanes<T> : nullptr;
+  Mask<T> drops[2] = {Mask<T>(false), Mask<T>(false)};
+  if constexpr (Seam && Radius == 1) {
+    drops[0] = plane_mask(outside);
+    drops[1] = plane_mask(outside + kLanes<T>);
+  }
   const T* const right = run.right_root + partner_line * run.right_line;
-  const std::ptrdiff_t right_inverse = run.right_inverse - run.right_root;
-  const std::ptrdiff_t later_line = later_sums - sums;
+  const T* const right_inverse = run.right_inverse + partner_line * run.right_line;
   const PlaneCell* places = run.places;
   const T* from = left;
   T* here = state;
@@ -164,25 +177,24 @@ GRADGRAM_INLINE void plane_line(const PlaneRun<T>& run, const PlaneConstants<T>&
   // Of the pair of cells under way, up to the argument of the root.
   const T* at[kPlaneUnroll];
   Batch<T> gap[kPlaneUnroll], covariance[kPlaneUnroll], delta[kPlaneUnroll], cosine[kPlaneUnroll];
-  Batch<T> argument[kPlaneUnroll], z[kPlaneUnroll], product[kPlaneUnroll];
+  Batch<T> argument[kPlaneUnroll], z[kPlaneUnroll], product[kPlaneUnroll], thetas[kPlaneUnroll];
   const auto both = [&](const auto& body) __attribute__((always_inline)) {
     Unroll<0, kPlaneUnroll>::run(body);
   };
   const auto sum_later = [&](std::size_t k) __attribute__((always_inline)) {
-    T* const entry = sums + places[k].entry;
-    at[k] = entry;
-    sum_lines<Radius, First, Seam>(here + k * kPair + ahead, pitch, radius_lines, square + k,
-                                   static_cast<std::ptrdiff_t>(cells), outside, entry + later_line);
+    at[k] = sums + places[k].entry;
+    sum_lines<Radius, First, Seam>(here + k * kPair, pitch, radius_lines, square + k,
+                                   static_cast<std::ptrdiff_t>(cells), outside, drops,
+                                   later_sums + places[k].entry);
   };
   const auto read = [&](std::size_t k) __attribute__((always_inline)) {
-    const T* const partner = right + places[k].partner;
+    const std::size_t partner = places[k].partner;
     const Batch<T> a = broadcast(from[k]);
-    const Batch<T> b = load(partner);
+    const Batch<T> b = load(right + partner);
     delta[k] = sum_cells<Radius>(at[k], radius_cells);
     gap[k] = multiply_add(b, broadcast(T(-0.5)), a);
     covariance[k] = a * b;  // where the cosine is 1
-    product[k] =
-        broadcast(from[static_cast<std::ptrdiff_t>(k) + left_inverse]) * load(partner + right_inverse);
+    product[k] = broadcast(inverse[k]) * load(right_inverse + partner);
   };
   const auto find_cosine = [&](std::size_t k) __attribute__((always_inline)) {
     const Batch<T> rest = delta[k] - gap[k] * gap[k];
@@ -199,6 +211,8 @@ GRADGRAM_INLINE void plane_line(const PlaneRun<T>& run, const PlaneConstants<T>&
       argument[k] = xsimd::max(xsimd::min(u, Batch<T>(T(2) - u)), least);
     }
     z[k] = multiply_add(argument[k], Batch<T>(T(1) - argument[k]), argument[k]);
+    thetas[k] = covariance[k] * cosine[k];
+    if constexpr (!First) thetas[k] += sum_cells<Radius>(at[k] + kLanes<T>, radius_cells);
   };
   both(sum_later);
   both(read);
@@ -207,8 +221,7 @@ GRADGRAM_INLINE void plane_line(const PlaneRun<T>& run, const PlaneConstants<T>&
     // Of the pair that is finished.
     Batch<T> u[kPlaneUnroll], root[kPlaneUnroll], angle[kPlaneUnroll], one[kPlaneUnroll],
         both_roots[kPlaneUnroll];
-    Batch<T> before[kPlaneUnroll], apart[kPlaneUnroll];
-    const T* tangents[kPlaneUnroll];
+    Batch<T> before[kPlaneUnroll], apart[kPlaneUnroll], tangent[kPlaneUnroll];
     T* const to = here;
     both([&](std::size_t k) __attribute__((always_inline)) {
       u[k] = argument[k];
@@ -217,11 +230,12 @@ GRADGRAM_INLINE void plane_line(const PlaneRun<T>& run, const PlaneConstants<T>&
       before[k] = delta[k];
       one[k] = cosine[k];
       apart[k] = gap[k];
-      tangents[k] = at[k] + kLanes<T>;
+      tangent[k] = thetas[k];
       angle[k] = weights[kTerms - 1];
     });
     places += kPlaneUnroll;
     from += kPlaneUnroll;
+    inverse += kPlaneUnroll;
     square += kPlaneUnroll;
     here += kPlaneUnroll * kPair;
     const auto term = [&](std::size_t t) __attribute__((always_inline)) {
@@ -229,15 +243,18 @@ GRADGRAM_INLINE void plane_line(const PlaneRun<T>& run, const PlaneConstants<T>&
         angle[k] = multiply_add(angle[k], u[k], weights[kTerms - 1 - t]);
       });
     };
-    both(sum_later);
     both([&](std::size_t k) __attribute__((always_inline)) { root[k] = plane_root<T>(root[k]); });
-    Unroll<1, kTerms / 2>::run(term);
-    both(read);
-    Unroll<kTerms / 2, kTerms>::run(term);
-    both(find_cosine);
+    Unroll<1, 3>::run(term);
+    sum_later(0);
+    read(0);
+    Unroll<3, 5>::run(term);
+    sum_later(1);
+    read(1);
+    Unroll<5, 7>::run(term);
+    find_cosine(0);
+    Unroll<7, kTerms>::run(term);
+    find_cosine(1);
     both([&](std::size_t k) __attribute__((always_inline)) {
-      Batch<T> tangent = both_roots[k] * one[k];
-      if constexpr (!First) tangent += sum_cells<Radius>(tangents[k], radius_cells);
       if constexpr (Obtuse) {
         const Batch<T> acute = root[k] * angle[k];  // times the ratio
         const Mask<T> behind = one[k] < broadcast(T(0));
@@ -245,11 +262,11 @@ GRADGRAM_INLINE void plane_line(const PlaneRun<T>& run, const PlaneConstants<T>&
         const Batch<T> versine = xsimd::select(behind, T(1) - one[k], u[k]);  // 1 - cosine loses a small one
         const Batch<T> turned = multiply_add(one[k], whole, versine) - ratio * root[k];
         store(to + k * kPair, multiply_add(both_roots[k], turned, Batch<T>(apart[k] * apart[k])));
-        store(to + k * kPair + kLanes<T>, Batch<T>(tangent - tangent * whole));
+        store(to + k * kPair + kLanes<T>, Batch<T>(tangent[k] - tangent[k] * whole));
       } else {
         const Batch<T> turned = root[k] * (ratio - one[k] * angle[k]);
         store(to + k * kPair, Batch<T>(before[k] - both_roots[k] * turned));
-        store(to + k * kPair + kLanes<T>, Batch<T>(tangent * (T(1) - root[k] * angle[k])));
+        store(to + k * kPair + kLanes<T>, Batch<T>(tangent[k] * (T(1) - root[k] * angle[k])));
       }
     });
   }
@@ -319,17 +336,26 @@ void plane_lines(const PlaneRun<T>& run) noexcept {
     plane_frame_cells(run, line, (line + run.line_offset) % run.lines, sums);
     const bool seam = has_seam(line);
     for (std::size_t cell = 0; cell < run.cells; ++cell) {
-      const T* const state = run.state + line * run.pitch + cell * 2 * kLanes<T>;
-      const T* const square = run.left_square + line * run.cells + cell;
+      const T* const state = run.state + cell * 2 * kLanes<T> +
+                             (static_cast<std::ptrdiff_t>(line) - static_cast<std::ptrdiff_t>(ahead)) *
+                                 static_cast<std::ptrdiff_t>(run.pitch);
+      const T* const square = run.left_square + cell +
+                              (static_cast<std::ptrdiff_t>(line) - static_cast<std::ptrdiff_t>(ahead)) *
+                                  static_cast<std::ptrdiff_t>(run.cells);
       const T* const outside = seam ? run.outside + line * run.masks * kLanes<T> : nullptr;
       const auto pitch = static_cast<std::ptrdiff_t>(run.pitch);
       const auto radius = static_cast<std::ptrdiff_t>(run.radius_lines);
       const auto cells = static_cast<std::ptrdiff_t>(run.cells);
       T* const to = sums + run.places[cell].entry;
+      Mask<T> drops[2] = {Mask<T>(false), Mask<T>(false)};
       if (seam) {
-        sum_lines<Radius, First, true>(state, pitch, radius, square, cells, outside, to);
+        if constexpr (Radius == 1) {
+          drops[0] = plane_mask(outside);
+          drops[1] = plane_mask(outside + kLanes<T>);
+        }
+        sum_lines<Radius, First, true>(state, pitch, radius, square, cells, outside, drops, to);
       } else {
-        sum_lines<Radius, First, false>(state, pitch, radius, square, cells, outside, to);
+        sum_lines<Radius, First, false>(state, pitch, radius, square, cells, outside, drops, to);
       }
     }
   }
@@ -338,7 +364,7 @@ void plane_lines(const PlaneRun<T>& run) noexcept {
   std::size_t then = ahead;
   for (std::size_t line = 0; line < run.lines; ++line) {
     T* const later = run.sums + then * slot;
-    T* const sums = run.sums + now * slot;
+    const T* const sums = run.sums + now * slot;
     bool seam = false;
     if (line + ahead < run.lines) {
       const std::size_t later_partner = partner_line + ahead;

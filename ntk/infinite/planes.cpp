@@ -111,7 +111,7 @@ PlaneArrays<T>::PlaneArrays(const PlanePlan& plan, std::size_t lanes_of)
       lanes(lanes_of),
       pixels(plan.width * plan.height),
       margin(plan.radius_w * plan.height),
-      line(padded<T>(plan.width + lanes_of + 2 * plan.radius_w)) {}
+      line(plan.width + lanes_of + 2 * plan.radius_w) {}
 
 template <class T>
 std::size_t PlaneImages<T>::bytes(const PlanePlan& plan, std::size_t examples) {
@@ -170,8 +170,15 @@ PlaneImages<T>::PlaneImages(const PlanePlan& plan, const Sides<T>& side, const T
 
 namespace {
 
-/// Left images that pass a layer together, so that the right images' arrays are read once for all of them.
+/// Left images that pass a layer together, so that the right images' arrays are read once for all of them:
+/// as many as leave room in a second-level cache.
 constexpr std::size_t kPlaneBatch = 4;
+template <class T>
+std::size_t plane_batch(const PlanePlan& plan, const PlaneArrays<T>& arrays) {
+  if (!plan.diagonal) return 1;
+  constexpr std::size_t kCache = 5 << 18;
+  return std::clamp<std::size_t>(kCache / (arrays.state_size() * sizeof(T)), 1, kPlaneBatch);
+}
 
 std::size_t window_count(const PlanePlan& plan) {
   if (plan.window_h == 0) return 0;
@@ -190,7 +197,7 @@ template <class T>
 std::size_t PlaneWorker<T>::bytes(const PlanePlan& plan) {
   const std::size_t lanes = covariance_kernels<T>().lanes;
   const PlaneArrays<T> arrays(plan, lanes);
-  std::size_t elements = arrays.state_size() * (plan.diagonal ? kPlaneBatch : 1);
+  std::size_t elements = arrays.state_size() * plane_batch(plan, arrays);
   elements += (plan.radius_w + 1) * (arrays.cells + 4 * plan.radius_h + 2) * 2 * lanes;
   if (!plan.diagonal) {
     elements += arrays.left_size() + arrays.right_layer(arrays.layers);
@@ -205,7 +212,7 @@ PlaneWorker<T>::PlaneWorker(const PlanePlan& plan)
     : plan_(plan), kernels_(covariance_kernels<T>()), arrays_(plan, kernels_.lanes) {
   const std::size_t lanes = kernels_.lanes;
   const std::size_t lines = arrays_.lines;
-  state_ = Tensor<T>(Shape{plan.diagonal ? kPlaneBatch : 1, arrays_.state_size()});
+  state_ = Tensor<T>(Shape{plane_batch(plan, arrays_), arrays_.state_size()});
   sums_ = Tensor<T>(
       Shape{((plan.radius_w + 1) * (arrays_.cells + 4 * plan.radius_h + 2) + plan.radius_h + 1) * 2 * lanes});
   places_.resize(arrays_.cells + 3);
@@ -491,8 +498,9 @@ void PlaneWorker<T>::diagonals(const T* const* lefts, std::size_t count, const T
   run.right_line = lanes;
   run.right_cell = arrays_.lines * lanes;
   std::vector<double> sums(2 * lanes);
-  for (std::size_t begin = 0; begin < count; begin += kPlaneBatch) {
-    const std::size_t end = std::min(count, begin + kPlaneBatch);
+  const std::size_t batch = plane_batch(plan_, arrays_);
+  for (std::size_t begin = 0; begin < count; begin += batch) {
+    const std::size_t end = std::min(count, begin + batch);
     for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
       set_layer(run, l);
       for (std::size_t cell = 0; cell < places_.size(); ++cell) {

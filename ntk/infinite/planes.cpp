@@ -145,9 +145,10 @@ PlaneImages<T>::PlaneImages(const PlanePlan& plan, const Sides<T>& side, const T
                 static_cast<T>(scale) * value;
           }
           if (right) {
-            groups_.data()[((group * (arrays_.equal_layer(arrays_.layers) / pixels) + array) * pixels + p) *
-                               lanes +
-                           j] = static_cast<T>(right_scale) * value;
+            groups_
+                .data()[((group * (arrays_.equal_layer(arrays_.layers) / pixels) + array) * pixels + cell) *
+                            lanes +
+                        j] = static_cast<T>(right_scale) * value;
           }
         }
       }
@@ -474,12 +475,17 @@ void PlaneWorker<T>::run_windows(const Image& left, const Image& right, T* delta
       kernels_.plane_windows(run, windows);
     }
   }
+  // Positions behind the last line are those that have gone around.
+  std::vector<std::uint32_t> window_of(line);
+  for (std::size_t x = 0; x < line; ++x) {
+    window_of[x] = static_cast<std::uint32_t>(x % lines / plan_.window_w);
+  }
   const auto fold = [&](const Tensor<T>& sums, T* to) {
     for (std::size_t window = 0; window < window_count(plan_); ++window) {
       for (std::size_t partner = 0; partner < down_windows; ++partner) {
         const T* const from = sums.data() + (window * down_windows + partner) * line;
         T* const row = to + window * stride + partner * across_windows;
-        for (std::size_t x = 0; x < line; ++x) row[x % lines / plan_.window_w] += from[x];
+        for (std::size_t x = 0; x < line; ++x) row[window_of[x]] += from[x];
       }
     }
   };
@@ -495,8 +501,8 @@ void PlaneWorker<T>::diagonals(const T* const* lefts, std::size_t count, const T
   const std::size_t pixels = arrays_.pixels;
   simd::PlaneRun<T> run = prepared();
   run.sums = sums_.data();
-  run.right_line = lanes;
-  run.right_cell = arrays_.lines * lanes;
+  run.right_line = cells * lanes;
+  run.right_cell = lanes;
   std::vector<double> sums(2 * lanes);
   const std::size_t batch = plane_batch(plan_, arrays_);
   for (std::size_t begin = 0; begin < count; begin += batch) {

@@ -85,7 +85,7 @@ class PlaneImages {
   static std::size_t bytes(const PlanePlan& plan, std::size_t examples);
   /// [arrays][lines][cells].
   const T* left(std::size_t example) const { return left_.data() + example * arrays_.equal_size(); }
-  /// [arrays][cells][lines][lanes]: as many images as a register has lanes; zeros behind the last.
+  /// [arrays][lines][cells][lanes]: as many images as a register has lanes; zeros behind the last.
   const T* group(std::size_t index) const {
     return groups_.data() + index * arrays_.equal_layer(arrays_.layers) * arrays_.lanes;
   }

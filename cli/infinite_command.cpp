@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 #include <fmt/ostream.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -23,13 +24,31 @@ namespace {
 
 using nlohmann::ordered_json;
 
+/// Whether networks of finite widths can be drawn from the layers.
+bool has_networks(const std::vector<models::Layer>& layers) {
+  return std::ranges::all_of(layers, [](const models::Layer& layer) {
+    switch (layer.kind) {
+      case models::LayerKind::LayerNorm:
+      case models::LayerKind::Dropout:
+      case models::LayerKind::Cos:
+      case models::LayerKind::Sign:
+      case models::LayerKind::Monomial:
+        return false;
+      default:
+        return has_networks(layer.body) && has_networks(layer.shortcut);
+    }
+  });
+}
+
 /// What the library says of a model without a limit, and what can be had instead.
 template <class Compute>
-auto or_estimate(const Compute& compute) {
+auto or_estimate(const models::Model& model, const Compute& compute) {
   try {
     return compute();
   } catch (const ArgumentError& error) {
-    if (!std::string_view(error.what()).starts_with("infinite_kernel: ")) throw;
+    if (!std::string_view(error.what()).starts_with("infinite_kernel: ") || !has_networks(model.layers())) {
+      throw;
+    }
     throw ArgumentError(fmt::format(
         "{}; --monte-carlo S --parameterization ntk in the place of --infinite estimates the kernel "
         "from S networks of the widths in the text",
@@ -91,7 +110,7 @@ void run(const Context& context) {
   count_reading<T>(account, sets);
   for (const datasets::Dataset* set : sets) account.hold(input_bytes<T>(*set));
   what.memory =
-      account.phase("the kernel", or_estimate([&] {
+      account.phase("the kernel", or_estimate(model, [&] {
                       return ntk::infinite_file_bytes<T>(
                           model, variances, n, options.versus.empty() ? 0 : columns, what, workers.count());
                     }));
@@ -99,11 +118,11 @@ void run(const Context& context) {
   const Tensor<T> x = take_inputs<T>(data);
   const Tensor<T> versus_x = take_inputs<T>(versus);
   if (options.versus.empty()) {
-    kernel = or_estimate([&] {
+    kernel = or_estimate(model, [&] {
       return ntk::infinite_kernel_to_file<T>(model, variances, x.view(), what, destination, workers);
     });
   } else {
-    kernel = or_estimate([&] {
+    kernel = or_estimate(model, [&] {
       return ntk::infinite_kernel_to_file<T>(model, variances, x.view(), versus_x.view(), what, destination,
                                              workers);
     });

@@ -122,21 +122,65 @@ void covariance_affine(const CovarianceBlock<T>& block, T weight, T theta_weight
       });
 }
 
+/// Registers of entries that pass the arc-cosine kernel stage by stage: one after the other their chains
+/// would fill the scheduler with instructions that wait.
+#if defined(__AVX512F__)
+inline constexpr std::size_t kArcCosineUnroll = 4;
+#else
+inline constexpr std::size_t kArcCosineUnroll = 2;
+#endif
+
+template <class T, std::size_t Count>
+GRADGRAM_INLINE void arc_cosine_entries(const CovarianceBlock<T>& block, std::size_t r, std::size_t i,
+                                        T scale, T turn) {
+  constexpr std::size_t kTerms = sizeof(kArcCosine<T>) / sizeof(T);
+  constexpr T kPi = T(3.14159265358979323846);
+  T* const delta = block.delta + r * block.stride + i;
+  const Batch<T> left = broadcast(block.left_factor[r]);
+  const Batch<T> left_inverse = broadcast(block.left_inverse[r]);
+  const auto each = [](const auto& body) __attribute__((always_inline)) {
+    Unroll<0, Count>::run(body);
+  };
+  Batch<T> u[Count], small[Count], sine[Count], angle[Count];
+  each([&](std::size_t k) __attribute__((always_inline)) {
+    const Batch<T> gap = left - load(block.right_factor + i + k * kLanes<T>);
+    const Batch<T> rest = load(delta + k * kLanes<T>) - gap * (gap * T(0.5));
+    const Batch<T> inverse = left_inverse * load(block.right_inverse + i + k * kLanes<T>);
+    // Not zero, so that the root has an inverse: the angle is far below rounding.
+    u[k] = xsimd::min(xsimd::max(Batch<T>(rest * inverse), broadcast(kLeastVersine<T>)), broadcast(T(2)));
+    const Batch<T> opposite = T(2) - u[k];
+    small[k] = xsimd::min(u[k], opposite);
+    sine[k] = plane_root<T>(xsimd::max(Batch<T>(u[k] * opposite), broadcast(kLeastVersine<T>)));
+    angle[k] = broadcast(kArcCosine<T>[kTerms - 1]);
+  });
+  Unroll<1, kTerms>::run([&](std::size_t t) __attribute__((always_inline)) {
+    each([&](std::size_t k) __attribute__((always_inline)) {
+      angle[k] = multiply_add(angle[k], small[k], broadcast(kArcCosine<T>[kTerms - 1 - t]));
+    });
+  });
+  each([&](std::size_t k) __attribute__((always_inline)) {
+    sine[k] *= broadcast(T(1) / kPlaneRoot<T>);
+    const Batch<T> acute = multiply_add(sine[k] * small[k], angle[k], sine[k]);
+    const Batch<T> whole = xsimd::select(u[k] > broadcast(T(1)), kPi - acute, acute);
+    const Batch<T> lune = sine[k] - (T(1) - u[k]) * whole;
+    const Batch<T> covariance = (turn * left) * load(block.right_factor + i + k * kLanes<T>);
+    store(delta + k * kLanes<T>, Batch<T>(scale * load(delta + k * kLanes<T>) - covariance * lune));
+    if (block.theta == nullptr) return;
+    T* const theta = block.theta + r * block.stride + i + k * kLanes<T>;
+    store(theta, Batch<T>(load(theta) * (scale - turn * whole)));
+  });
+}
+
 template <class T>
 void covariance_arc_cosine(const CovarianceBlock<T>& block, T scale, T turn) noexcept {
-  each_entry(
-      block, [&](const Batch<T>& delta, const Batch<T>& theta, std::size_t r,
-                 std::size_t i) __attribute__((always_inline)) {
-        const Batch<T> left = broadcast(block.left_factor[r]);
-        const Batch<T> right = load(block.right_factor + i);
-        const Batch<T> gap = left - right;
-        const Batch<T> rest = delta - gap * (gap * T(0.5));
-        const Batch<T> u = clamp_versine(
-            Batch<T>(rest * (broadcast(block.left_inverse[r]) * load(block.right_inverse + i))));
-        const Angle<T> angle = angle_of(u);
-        const Batch<T> lune = angle.sine - angle.cosine * angle.angle;
-        return Entry<T>{scale * delta - (turn * left * right) * lune, theta * (scale - turn * angle.angle)};
-      });
+  constexpr std::size_t kStep = kArcCosineUnroll * kLanes<T>;
+  for (std::size_t r = 0; r < block.rows; ++r) {
+    std::size_t i = 0;
+    for (; i + kStep <= block.columns; i += kStep) {
+      arc_cosine_entries<T, kArcCosineUnroll>(block, r, i, scale, turn);
+    }
+    for (; i < block.columns; i += kLanes<T>) arc_cosine_entries<T, 1>(block, r, i, scale, turn);
+  }
 }
 
 template <class T>

@@ -107,8 +107,10 @@ class Compiler {
         return place;
       case LayerKind::Sign:
         if (tangent_) {
-          refuse(layer, path,
-                 "has a covariance (nngp) but no tangent kernel: its derivative is not a function");
+          refuse(
+              layer, path,
+              "has a covariance (nngp) but no tangent kernel: its derivative is zero almost everywhere, and "
+              "the tangent kernels of smooth functions that tend to it grow without bound");
         }
         nonlinear(layer, place, path, {.kind = Nonlinearity::Kind::Sign});
         return place;

@@ -35,6 +35,10 @@ constexpr std::size_t kFullColumns = 4;
 /// Below this share of the mean variance, delta is computed from differences instead of a matrix product.
 constexpr double kNear = 1.0 / 64;
 
+/// One less a cosine below which planes in f32, off by a few 1e-7 there, are not good enough to be pooled:
+/// the angle would be off by more than 1e-5.
+constexpr double kNearlyParallel = 1.0 / 1024;
+
 /// Mean square of the features of each pixel. Throws NumericError for inputs that are not finite.
 template <class T>
 std::vector<double> input_variances(const Program& program, TensorView<const T> x, const char* name) {
@@ -247,6 +251,20 @@ bool holds_examples(const Program& program, TensorView<const T> x) {
   return x.shape().rank() != 0 && x.shape()[0] != 0 && x.shape().inner() == program.input;
 }
 
+/// What planes in f32 add to a Builder in f64.
+std::size_t narrow_bytes(const Program& program, std::size_t examples, std::size_t workers) {
+  if (!has_planes(program) || program.reach != Reach::Full) return 0;
+  const std::vector<int> zeros(program.pixels.size());
+  const PlanePlan plan = plan_planes(program, Scales{zeros, zeros});
+  if (plan.window_h == 0) return 0;
+  const std::size_t windows = program.steps[plan.head].geometry.out_pixels();
+  const std::size_t matrices = checked_multiply(2 * sizeof(float) * windows, windows, kBytes);
+  const std::size_t inputs = checked_multiply(examples, program.input.size() * sizeof(float), kBytes);
+  const std::size_t held = checked_add(Sides<float>::bytes(program, examples), inputs, kBytes);
+  const std::size_t scratch = checked_add(PlaneWorker<float>::bytes(plan), matrices, kBytes);
+  return checked_add(held, checked_multiply(scratch, workers, kBytes), kBytes);
+}
+
 /// See infinite_kernel_bytes.
 template <class T>
 std::size_t required_bytes(const Program& program, std::size_t rows, std::size_t columns,
@@ -261,8 +279,8 @@ std::size_t required_bytes(const Program& program, std::size_t rows, std::size_t
     return checked_add(bytes, builder_bytes<T>(program, examples, workers), kBytes);
   }
   const std::size_t copies = checked_multiply(examples, program.input.size() * sizeof(double), kBytes);
-  return checked_add(checked_add(bytes, copies, kBytes), builder_bytes<double>(program, examples, workers),
-                     kBytes);
+  bytes = checked_add(checked_add(bytes, copies, kBytes), narrow_bytes(program, examples, workers), kBytes);
+  return checked_add(bytes, builder_bytes<double>(program, examples, workers), kBytes);
 }
 
 /// Everything that belongs to examples, prepared once, and the blocks between them.
@@ -326,6 +344,31 @@ class Builder {
     }
   }
 
+  /// For results in f32: planes before a pooling are followed in f32 where what is pooled stands far enough
+  /// from its rounding.
+  void narrow_planes() requires std::is_same_v<T, double> {
+    if (!plan_ || plan_->window_h == 0) return;
+    const std::size_t windows = program_.steps[plan_->head].geometry.out_pixels();
+    narrow_ = std::make_unique<NarrowPlanes>();
+    const auto narrowed = [&](const Inputs<T>& inputs, std::size_t examples) {
+      Tensor<float> channels(Shape{examples * program_.channels * inputs.stride()});
+      std::transform(inputs.columns(), inputs.columns() + channels.size(), channels.data(),
+                     [](T value) { return static_cast<float>(value); });
+      return channels;
+    };
+    narrow_->left = std::make_unique<Sides<float>>(program_, *left_sides_);
+    narrow_->left_channels = narrowed(*left_inputs_, rows_);
+    if (!same_) {
+      narrow_->right = std::make_unique<Sides<float>>(program_, *right_sides_);
+      narrow_->right_channels = narrowed(*right_inputs_, columns_);
+    }
+    for (std::size_t w = 0; w < workers_.count(); ++w) {
+      narrow_->workers.push_back(std::make_unique<PlaneWorker<float>>(*plan_));
+      narrow_->deltas.emplace_back(Shape{windows, windows});
+      narrow_->thetas.emplace_back(Shape{windows, windows});
+    }
+  }
+
   std::size_t rows() const noexcept { return rows_; }
   std::size_t columns() const noexcept { return columns_; }
   bool symmetric() const noexcept { return same_; }
@@ -383,6 +426,12 @@ class Builder {
   }
 
  private:
+  struct NarrowPlanes {
+    std::unique_ptr<Sides<float>> left, right;  ///< right: null when both sides are the same
+    Tensor<float> left_channels, right_channels;
+    std::vector<std::unique_ptr<PlaneWorker<float>>> workers;
+    std::vector<Tensor<float>> deltas, thetas;  ///< per worker, [windows, windows]
+  };
   /// Of one worker.
   struct Scratch {
     Tensor<T> products, nngp, ntk;
@@ -566,11 +615,21 @@ class Builder {
 
   void windows(const typename PlaneWorker<T>::Image& left, const typename PlaneWorker<T>::Image& right,
                std::size_t worker) {
-    Propagator<T>& propagator = *propagators_[worker];
+    if constexpr (std::is_same_v<T, double>) {
+      if (narrow_ != nullptr && narrow_windows(left.index, right.index, worker)) return;
+    }
     const ConvGeometry& g = program_.steps[plan_->head].geometry;
-    PairState<T>& state = propagator.start(1, g.out_pixels(), g.out_pixels());
+    PairState<T>& state = propagators_[worker]->start(1, g.out_pixels(), g.out_pixels());
     std::fill_n(state.delta(), state.size(), T(0));
     scratch_[worker].planes->run_windows(left, right, state.delta(), state.theta(), state.stride());
+    pooled(left.index, right.index, worker);
+    propagators_[worker]->run(place(left.index, right.index), plan_->head + 1, program_.steps.size());
+  }
+
+  /// Makes sums over windows, in the units of planes, the state after them.
+  void pooled(std::size_t row, std::size_t column, std::size_t worker) {
+    const ConvGeometry& g = program_.steps[plan_->head].geometry;
+    PairState<T>& state = propagators_[worker]->state();
     const auto pairs = static_cast<double>(g.kernel_h * g.kernel_w * g.kernel_h * g.kernel_w);
     const T delta_unit = static_cast<T>(plan_->delta_out / pairs);
     const T theta_unit = static_cast<T>(plan_->theta_out / pairs);
@@ -578,9 +637,53 @@ class Builder {
       state.delta()[i] *= delta_unit;
       if (what_.ntk) state.theta()[i] *= theta_unit;
     }
-    const BlockPlace<T> where = place(left.index, right.index);
-    propagator.set_windows(plan_->head, where);
-    propagator.run(where, plan_->head + 1, program_.steps.size());
+    propagators_[worker]->set_windows(plan_->head, place(row, column));
+  }
+
+  /// The same with planes in f32. False where two windows' pre-activations are nearly parallel: pooling has
+  /// then left little of the digits of the angle.
+  bool narrow_windows(std::size_t row, std::size_t column, std::size_t worker) {
+    if (same_ && row == column) return false;
+    const Step& head = program_.steps[plan_->head];
+    const std::size_t windows = head.geometry.out_pixels();
+    const auto image = [&](const Tensor<float>& channels, const Sides<float>& side, std::size_t i) {
+      const std::size_t stride = right_inputs().stride();
+      return PlaneWorker<float>::Image{channels.data() + i * program_.channels * stride, stride, &side, i};
+    };
+    NarrowPlanes& planes = *narrow_;
+    Tensor<float>& deltas = planes.deltas[worker];
+    Tensor<float>& thetas = planes.thetas[worker];
+    std::fill_n(deltas.data(), deltas.size(), 0.0F);
+    if (what_.ntk) std::fill_n(thetas.data(), thetas.size(), 0.0F);
+    planes.workers[worker]->run_windows(image(planes.left_channels, *planes.left, row),
+                                        same_ ? image(planes.left_channels, *planes.left, column)
+                                              : image(planes.right_channels, *planes.right, column),
+                                        deltas.data(), what_.ntk ? thetas.data() : nullptr, windows);
+    PairState<T>& state = propagators_[worker]->start(1, windows, windows);
+    for (std::size_t p = 0; p < windows; ++p) {
+      std::copy_n(deltas.data() + p * windows, windows, state.delta() + p * state.stride());
+      if (what_.ntk) std::copy_n(thetas.data() + p * windows, windows, state.theta() + p * state.stride());
+    }
+    pooled(row, column, worker);
+    const auto roots = [&](const Sides<T>& side, std::size_t example) {
+      std::vector<T> result(side.variance(head.out, 0, example),
+                            side.variance(head.out, 0, example) + windows);
+      for (T& value : result) value = std::sqrt(value);
+      return result;
+    };
+    const std::vector<T> left = roots(*left_sides_, row);
+    const std::vector<T> right = roots(right_sides(), column);
+    unsigned near = 0;
+    for (std::size_t p = 0; p < windows; ++p) {
+      const T* const delta = state.delta() + p * state.stride();
+      for (std::size_t q = 0; q < windows; ++q) {
+        const T gap = left[p] - right[q];
+        near |= delta[q] - gap * gap / 2 < static_cast<T>(kNearlyParallel) * left[p] * right[q] ? 1U : 0U;
+      }
+    }
+    if (near != 0) return false;
+    propagators_[worker]->run(place(row, column), plan_->head + 1, program_.steps.size());
+    return true;
   }
 
   /// Follows the pairs of `part` to the end and keeps their kernels in the scratch of the tile.
@@ -695,6 +798,7 @@ class Builder {
   std::unique_ptr<PlaneImages<T>> left_images_, right_images_;  ///< for diagonal plans
   std::vector<std::unique_ptr<Propagator<T>>> propagators_;     ///< per worker
   std::vector<Scratch> scratch_;                                ///< per worker
+  std::unique_ptr<NarrowPlanes> narrow_;                        ///< see narrow_planes
 };
 
 template <class To, class From>
@@ -734,6 +838,7 @@ struct InfiniteKernel<T>::Implementation {
         const TensorView<const double> view = std::as_const(wide_versus).view();
         wide = std::make_unique<infinite::Builder<double>>(
             model, options, wide_x.view(), versus == nullptr ? nullptr : &view, what, workers);
+        wide->narrow_planes();
         return;
       }
     }

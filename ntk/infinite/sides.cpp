@@ -216,6 +216,27 @@ Sides<T>::Sides(const Program& program, std::size_t examples)
 }
 
 template <class T>
+template <class From>
+Sides<T>::Sides(const Program& program, const Sides<From>& from) : Sides(program, from.examples_) {
+  null_ = from.null_;
+  const auto round = [](const std::vector<Tensor<From>>& arrays, std::vector<Tensor<T>>& rounded) {
+    for (std::size_t a = 0; a < arrays.size(); ++a) {
+      const Shape& shape = arrays[a].shape();
+      const std::size_t stride = rounded[a].shape()[1];
+      const std::size_t count = std::min(stride, shape[1]);
+      for (std::size_t row = 0; row < shape[0]; ++row) {
+        const From* const line = arrays[a].data() + row * shape[1];
+        std::transform(line, line + count, rounded[a].data() + row * stride,
+                       [](From value) { return static_cast<T>(value); });
+      }
+    }
+  };
+  round(from.variance_, variance_);
+  round(from.factor_, factor_);
+  round(from.inverse_, inverse_);
+}
+
+template <class T>
 std::size_t Sides<T>::bytes(const Program& program, std::size_t examples) {
   std::size_t total = 0;
   for (const std::size_t pixels : program.pixels) total += padded<T>(pixels);
@@ -251,5 +272,6 @@ void Sides<T>::set(std::size_t example, const ExampleVariances& from) {
 
 template class Sides<float>;
 template class Sides<double>;
+template Sides<float>::Sides(const Program&, const Sides<double>&);
 
 }  // namespace gradgram::ntk::infinite

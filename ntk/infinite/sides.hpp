@@ -45,6 +45,9 @@ template <class T>
 class Sides {
  public:
   Sides(const Program& program, std::size_t examples);
+  /// Those of another precision, rounded.
+  template <class From>
+  Sides(const Program& program, const Sides<From>& from);
   void set(std::size_t example, const ExampleVariances& from);
 
   std::size_t examples() const noexcept { return examples_; }
@@ -67,6 +70,9 @@ class Sides {
   static std::size_t bytes(const Program& program, std::size_t examples);
 
  private:
+  template <class>
+  friend class Sides;
+
   const T* at(const Tensor<T>& array, std::size_t group, std::size_t example) const {
     const std::size_t stride = array.shape()[1];
     return full_ ? array.data() + example * stride : array.data() + group * stride + example;

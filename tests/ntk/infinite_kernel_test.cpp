@@ -377,6 +377,60 @@ TEST(InfinitePlanes, AgreeWithTheGeneralPath) {
   }
 }
 
+TEST(InfinitePlanes, KeepTheAnglesOfNearDuplicatesInF32) {
+  // Their angle is 1e-4 and less: lost in one layer, it would move the tangent kernel by 1e-5.
+  for (const std::string head : {"gap dense(1)", "flatten dense(1)"}) {
+    for (const std::string phi : {"relu ", "leakyrelu(0.3) "}) {
+      const std::string text = "conv(8,3) " + phi + "conv(8,3) " + phi + "conv(8,3) relu " + head;
+      const Tensor<double> x = plane_images(7, 5, 3);
+      Tensor<float> single(x.shape());
+      std::ranges::copy(x.span(), single.span().begin());
+      Tensor<double> rounded(x.shape());
+      std::ranges::copy(single.span(), rounded.span().begin());
+      const auto wide = both<double>(text, variances(1.8, 0), rounded);
+      const auto narrow = both<float>(text, variances(1.8, 0), single);
+      const double scale = std::sqrt(wide.ntk(0, 0) * wide.ntk(1, 1));
+      EXPECT_LE(std::abs(static_cast<double>(narrow.ntk(0, 1)) - wide.ntk(0, 1)), 1e-6 * scale) << text;
+      EXPECT_GT((wide.ntk(0, 0) + wide.ntk(1, 1)) / 2 - wide.ntk(0, 1), 2e-6 * scale)
+          << "negative control: without the angle this would be zero: " << text;
+    }
+  }
+}
+
+TEST(InfinitePlanes, BeforeAnInnerPoolingAreF32WhereTheAngleAllows) {
+  const std::string text =
+      "conv(8,3) relu conv(8,3) relu avgpool(2) conv(8,3) relu avgpool(2) flatten dense(1)";
+  Tensor<float> x({5, 8, 12, 3});
+  const Tensor<double> noise = normal<double>(x.shape(), 31);
+  const std::size_t size = x.size() / 5;
+  for (std::size_t k = 0; k < size; ++k) {
+    const auto value = [&](std::size_t image) { return static_cast<float>(noise.data()[image * size + k]); };
+    x.data()[k] = value(0);
+    x.data()[size + k] = value(1);
+    x.data()[2 * size + k] = value(0) * (k % 5 == 0 ? 1.0001F : 1.0F);  // nearly the first
+    x.data()[3 * size + k] = 0.7F;                                      // two constants: parallel
+    x.data()[4 * size + k] = 0.2F;
+  }
+  Tensor<double> wide_x(x.shape());
+  std::ranges::copy(x.span(), wide_x.span().begin());
+  const auto narrow = both<float>(text, variances(2, 0), x);
+  const auto wide = both<double>(text, variances(2, 0), wide_x);
+  std::size_t rounded_alike = 0;
+  for (std::size_t i = 0; i < 5; ++i) {
+    for (std::size_t j = 0; j < i; ++j) {
+      const double scale = std::sqrt(wide.ntk(i, i) * wide.ntk(j, j));
+      EXPECT_LE(std::abs(static_cast<double>(narrow.ntk(i, j)) - wide.ntk(i, j)), 1e-6 * scale) << i << j;
+      EXPECT_LE(std::abs(static_cast<double>(narrow.nngp(i, j)) - wide.nngp(i, j)),
+                1e-6 * std::sqrt(wide.nngp(i, i) * wide.nngp(j, j)))
+          << i << j;
+      rounded_alike += narrow.ntk(i, j) == static_cast<float>(wide.ntk(i, j)) ? 1 : 0;
+    }
+  }
+  EXPECT_EQ(narrow.ntk(2, 0), static_cast<float>(wide.ntk(2, 0))) << "near-duplicates are followed in f64";
+  EXPECT_EQ(narrow.ntk(4, 3), static_cast<float>(wide.ntk(4, 3))) << "and parallel images";
+  EXPECT_LT(rounded_alike, 8U) << "negative control: nothing was followed in f32";
+}
+
 TEST(InfinitePlanes, ReadEveryPixelOfBothImages) {
   // Each pixel of an image must move each entry with it: no column, row or plane is forgotten.
   const models::Model model = models::parse("conv(8,3) relu conv(8,3) relu gap dense(1)", {5, 6, 1});

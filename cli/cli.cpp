@@ -1,5 +1,7 @@
 #include "cli/cli.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <exception>
 #include <new>
@@ -8,6 +10,7 @@
 #include "cli/commands.hpp"
 #include "cli/inputs.hpp"
 #include "engine/error.hpp"
+#include "ntk/cholesky.hpp"
 #include "ntk/kernel_file.hpp"
 
 namespace gradgram::cli {
@@ -49,6 +52,8 @@ int cli_main(std::span<const std::string> arguments, std::ostream& out, std::ost
   std::string verb;
   const auto fail = [&](int code, std::string text) {
     std::replace(text.begin(), text.end(), '\n', ' ');
+    // The library's call may be called like the verb.
+    if (!verb.empty() && text.starts_with(verb + ": ")) text.erase(0, verb.size() + 2);
     err << "gradgram" << (verb.empty() ? "" : " ") << verb << ": " << text << std::endl;
     return code;
   };
@@ -62,6 +67,10 @@ int cli_main(std::span<const std::string> arguments, std::ostream& out, std::ost
     return fail(kWrongUsage, error.what());
   } catch (const ntk::StoppedResumable& error) {
     return fail(kFailed, std::string(error.what()) + " (--restart begins anew)");
+  } catch (const StoppedAfter& error) {
+    return fail(kFailed, error.what());
+  } catch (const ntk::NotPositiveDefinite& error) {
+    return fail(kFailed, fmt::format("{} (--ridge {:g})", error.what(), error.jitter()));
   } catch (const Cancelled&) {
     return fail(kFailed, "stopped; nothing was written");
   } catch (const std::bad_alloc&) {

@@ -4,6 +4,7 @@
 #include <stop_token>
 
 #include "cli/options.hpp"
+#include "engine/error.hpp"
 
 namespace gradgram::cli {
 
@@ -15,6 +16,22 @@ struct Context {
   std::ostream& err;
   std::stop_token stop;
 };
+
+/// The work was stopped after something was written; the text says what.
+class StoppedAfter : public Cancelled {
+ public:
+  using Cancelled::Cancelled;
+};
+
+/// Calls run<T>() in the precision of --dtype: double for f64, float otherwise.
+template <class Run>
+void in_precision(const Options& options, const Run& run) {
+  if (options.dtype == "f64") {
+    run.template operator()<double>();
+  } else {
+    run.template operator()<float>();
+  }
+}
 
 void run_doctor(const Context& context);
 void run_init(const Context& context);

@@ -40,6 +40,14 @@ struct Figure {
   std::string vertical_line_label;
 };
 
+/// Which side of the vertical line, and which end of it, has room for its label.
+struct LabelPlace {
+  bool right = true;
+  bool top = true;
+};
+/// The first place that no curve or point runs through, or else the one with the fewest.
+LabelPlace label_place(const Figure& figure);
+
 /// An <svg> element that takes the width it is given and its colours from the page's variables --blue,
 /// --vermillion,
 /// --green, --purple, --grey, --ink, --line, --muted. Points that are not finite, or not positive on a

@@ -76,10 +76,12 @@ std::string script(const Figure& figure) {
   axis(figure.x, 'x');
   axis(figure.y, 'y');
   if (figure.vertical_line) {
+    const LabelPlace place = label_place(figure);
     text += fmt::format(
         "set arrow from first {0}, graph 0 to first {0}, graph 1 nohead dt 2 lc rgb '#666666'\n"
-        "set label {1} at first {0}, graph 0.95 offset 0.6,0 textcolor rgb '#666666'\n",
-        *figure.vertical_line, quoted(figure.vertical_line_label));
+        "set label {1} at first {0}, graph {2} {3} offset {4},0 textcolor rgb '#666666'\n",
+        *figure.vertical_line, quoted(figure.vertical_line_label), place.top ? 0.95 : 0.05,
+        place.right ? "left" : "right", place.right ? 0.6 : -0.6);
   }
   std::string plot = "plot";
   for (std::size_t i = 0; i < figure.series.size(); ++i) {

@@ -185,7 +185,66 @@ std::string points_of(const Series& series, const Scale& x, const Scale& y) {
   return text + "</g>\n";
 }
 
+/// Where a value lies on an axis, 0 to 1 and beyond; NaN where it is not shown.
+class Share {
+ public:
+  Share(const Figure& figure, const Axis& axis, std::vector<double> Series::*values)
+      : logarithmic_(axis.logarithmic) {
+    const auto [low, high] = range(figure, values, axis.logarithmic);
+    low_ = at(axis.low.value_or(low));
+    width_ = at(axis.high.value_or(high)) - low_;
+  }
+  double operator()(double value) const { return (at(value) - low_) / width_; }
+
+ private:
+  double at(double value) const { return logarithmic_ ? std::log(value) : value; }
+  bool logarithmic_;
+  double low_ = 0, width_ = 1;
+};
+
 }  // namespace
+
+LabelPlace label_place(const Figure& figure) {
+  // A letter's width and a line's height in shares of the drawing, with some room around.
+  constexpr double kLetter = 0.019;
+  constexpr double kLine = 0.1;
+  const Share x(figure, figure.x, &Series::x);
+  const Share y(figure, figure.y, &Series::y);
+  const double line = std::clamp(x(figure.vertical_line.value_or(0)), 0.0, 1.0);
+  const double width = kLetter * static_cast<double>(figure.vertical_line_label.size() + 2);
+  const auto meets = [&](const LabelPlace& place) {
+    const double left = place.right ? line : line - width;
+    const double bottom = place.top ? 1 - kLine : 0;
+    // Beyond the frame there is no room at all.
+    if (!(left >= 0 && left + width <= 1)) return std::numeric_limits<std::size_t>::max();
+    std::size_t count = 0;
+    const auto look = [&](double px, double py) {
+      count += px >= left && px <= left + width && py >= bottom && py <= bottom + kLine ? 1 : 0;
+    };
+    const auto walk = [&](double px, double py, double qx, double qy) {
+      constexpr int kSteps = 64;
+      for (int i = 1; i <= kSteps; ++i) look(px + (qx - px) * i / kSteps, py + (qy - py) * i / kSteps);
+    };
+    for (const Series& series : figure.series) {
+      for (std::size_t i = 0; i < std::min(series.x.size(), series.y.size()); ++i) {
+        const double px = x(series.x[i]);
+        const double py = y(series.y[i]);
+        if (series.mark == Mark::Points || i == 0) {
+          look(px, py);
+          continue;
+        }
+        const double before = y(series.y[i - 1]);
+        const double middle = series.mark == Mark::Steps ? before : py;
+        walk(x(series.x[i - 1]), before, px, middle);
+        if (series.mark == Mark::Steps) walk(px, before, px, py);
+      }
+    }
+    return count;
+  };
+  const LabelPlace places[] = {{true, true}, {false, true}, {true, false}, {false, false}};
+  return *std::min_element(std::begin(places), std::end(places),
+                           [&](const LabelPlace& a, const LabelPlace& b) { return meets(a) < meets(b); });
+}
 
 std::string svg(const Figure& figure) {
   const auto [x_low, x_high] = range(figure, &Series::x, figure.x.logarithmic);
@@ -215,12 +274,13 @@ std::string svg(const Figure& figure) {
   text += fmt::format("<text x=\"0\" y=\"14\">{}</text></g>\n", escape_html(figure.y.label));
   if (figure.vertical_line && x.shows(*figure.vertical_line)) {
     const double at = x(*figure.vertical_line);
-    const bool left_half = at < kWidth / 2;
+    const LabelPlace place = label_place(figure);
     text += fmt::format(
         "<g class=\"mark\"><path d=\"M{0} {1}V{2}\"/><text x=\"{3}\" y=\"{4}\" "
         "text-anchor=\"{5}\">{6}</text></g>\n",
-        coordinate(at), kTop, kHeight - kBottom, coordinate(at + (left_half ? 5 : -5)), kTop + 12,
-        left_half ? "start" : "end", escape_html(figure.vertical_line_label));
+        coordinate(at), kTop, kHeight - kBottom, coordinate(at + (place.right ? 5 : -5)),
+        place.top ? kTop + 12 : kHeight - kBottom - 8, place.right ? "start" : "end",
+        escape_html(figure.vertical_line_label));
   }
   for (const Series& series : figure.series) {
     if (series.mark == Mark::Points) {

@@ -21,8 +21,11 @@ void run(const Context& context) {
   const Options& options = context.options;
   const std::filesystem::path out = options.out;
   require_writable(out);
-  if (options.data.empty() == options.input.empty()) {
-    throw ArgumentError("init: give the shape of an example by one of --data and --input");
+  if (out.extension() != ".npz") {
+    throw ArgumentError(fmt::format("--out: '{}' must be a name that ends in .npz", options.out));
+  }
+  if (options.data.empty() && options.input.empty()) {
+    throw ArgumentError("--data or --input: must be given, for the shape of an example");
   }
   Shape input;
   std::size_t outputs = std::max<std::size_t>(options.outputs, 1);
@@ -74,11 +77,7 @@ void run(const Context& context) {
 }  // namespace
 
 void run_init(const Context& context) {
-  if (context.options.dtype == "f64") {
-    run<double>(context);
-  } else {
-    run<float>(context);
-  }
+  in_precision(context.options, [&]<class T>() { run<T>(context); });
 }
 
 }  // namespace gradgram::cli

@@ -126,7 +126,12 @@ std::size_t memory_budget(const Options& options) {
 }
 
 std::vector<std::int32_t> read_labels(const std::string& path, std::size_t n, const char* option) {
-  std::vector<std::int32_t> labels = read_npy(path).to_labels();
+  std::vector<std::int32_t> labels;
+  try {
+    labels = read_npy(path).to_labels();
+  } catch (const FormatError& error) {
+    throw FormatError(fmt::format("{}: {}: {}", option, path, error.what()));
+  }
   if (labels.size() != n) {
     throw ArgumentError(
         fmt::format("{}: {} holds {} labels for {} examples", option, path, labels.size(), n));
@@ -153,7 +158,7 @@ std::filesystem::path array_output(const Options& options) {
   const std::filesystem::path out = options.out;
   require_writable(out);
   if (out.extension() != ".npy") {
-    throw ArgumentError(fmt::format("--out: '{}' must end in .npy", options.out));
+    throw ArgumentError(fmt::format("--out: '{}' must be a name that ends in .npy", options.out));
   }
   return out;
 }

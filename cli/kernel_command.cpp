@@ -290,11 +290,21 @@ void run(const Context& context) {
       }
       json["packed"] = options.packed;
       destination.verify_progress = meter.phase("verifying");
-      const ntk::KernelFile kernel =
-          options.versus.empty()
-              ? ntk::kernel_to_file<T>(network, x.view(), kernel_options, destination, workers)
-              : ntk::kernel_to_file<T>(network, x.view(), versus_x.view(), kernel_options, destination,
-                                       workers);
+      const ntk::KernelFile kernel = [&] {
+        try {
+          if (options.versus.empty()) {
+            return ntk::kernel_to_file<T>(network, x.view(), kernel_options, destination, workers);
+          }
+          return ntk::kernel_to_file<T>(network, x.view(), versus_x.view(), kernel_options, destination,
+                                        workers);
+        } catch (const ntk::StoppedResumable&) {
+          throw;
+        } catch (const Cancelled&) {
+          if (!json.contains("preview")) throw;
+          throw StoppedAfter("stopped; of the result only the preview was written, " +
+                             beside(out, ".diagonal.npy").string());
+        }
+      }();
       meter.close();
       json["block_examples"] = kernel.block_examples;
       json["planned_bytes"] = kernel.planned_bytes;
@@ -374,11 +384,7 @@ void run_kernel(const Context& context) {
     run_monte_carlo_kernel(context);
     return;
   }
-  if (context.options.dtype == "f64") {
-    run<double>(context);
-  } else {
-    run<float>(context);
-  }
+  in_precision(context.options, [&]<class T>() { run<T>(context); });
 }
 
 }  // namespace gradgram::cli

@@ -184,11 +184,7 @@ void run(const Context& context) {
 }  // namespace
 
 void run_learnability(const Context& context) {
-  if (context.options.dtype == "f64") {
-    run<double>(context);
-  } else {
-    run<float>(context);
-  }
+  in_precision(context.options, [&]<class T>() { run<T>(context); });
 }
 
 }  // namespace gradgram::cli

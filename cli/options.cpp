@@ -7,10 +7,13 @@
 #include <CLI/Formatter.hpp>
 #include <algorithm>
 #include <array>
+#include <charconv>
+#include <cmath>
 #include <filesystem>
 #include <map>
 #include <memory>
 #include <sstream>
+#include <system_error>
 
 #include "cli/modes.hpp"
 #include "engine/error.hpp"
@@ -93,6 +96,26 @@ struct Group {
   }
 };
 
+/// What is wrong with a whole number of at least `least`; CLI11 would read -3 as 2^64 - 3, and what is beyond
+/// 2^64 as that.
+std::string whole_number_fault(const std::string& text, std::size_t least) {
+  std::uint64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (text.starts_with('-')) return fmt::format("'{}' must not be negative", text);
+  if (error == std::errc::result_out_of_range) return fmt::format("'{}' is beyond 2^64 - 1", text);
+  if (error != std::errc() || end != text.data() + text.size()) {
+    return fmt::format("'{}' is not a whole number", text);
+  }
+  return value < least ? fmt::format("{} must be at least {}", value, least) : std::string();
+}
+
+std::string number_fault(const std::string& text) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const bool number = error == std::errc() && end == text.data() + text.size() && std::isfinite(value);
+  return number ? std::string() : fmt::format("'{}' is not a finite number", text);
+}
+
 struct Parser {
   CLI::App app{
       "Neural Tangent Kernels of networks on data: compute them, read them, and see what they predict."};
@@ -119,15 +142,11 @@ struct Parser {
     for (CLI::App* sub : app.get_subcommands({})) {
       for (CLI::Option* option : sub->get_options()) {
         const std::string type = option->get_type_name();
+        if (type == "X" || type == "SHARE") option->check(CLI::Validator(number_fault, ""));
         if (type != "N" && type != "S" && type != "K" && type != "M" && type != "D") continue;
         const std::size_t least = type == "S" ? 2 : type == "D" ? 16 : 0;
-        // CLI11 would read -3 as 2^64 - 3.
-        option->check(CLI::Validator(
-            [least](const std::string& text) {
-              if (!text.empty() && text.front() == '-') return "'" + text + "' must not be negative";
-              return least != 0 && text == "0" ? fmt::format("0 must be at least {}", least) : std::string();
-            },
-            ""));
+        option->check(
+            CLI::Validator([least](const std::string& text) { return whole_number_fault(text, least); }, ""));
       }
     }
   }
@@ -491,9 +510,6 @@ void check(const Options& options) {
           fmt::format("{}: {} must be {} zero", name, value, zero_is_good ? "at least" : "above"));
     }
   };
-  if (options.monte_carlo == 1) {
-    throw ArgumentError("--monte-carlo: 1 must be at least 2, or there is no standard error");
-  }
   constexpr std::size_t kMostDimensions = std::size_t{1} << 24;
   if (options.approximate != 0 && (options.approximate < 16 || options.approximate > kMostDimensions)) {
     throw ArgumentError(
@@ -582,6 +598,10 @@ Options parse_options(std::span<const std::string> arguments, std::string& name)
   } catch (const CLI::ParseError& error) {
     std::string text = error.what();
     std::replace(text.begin(), text.end(), '\n', ' ');
+    const std::string repeated = "At Most 1 required but received ";
+    if (const std::size_t at = text.find(repeated); at != std::string::npos) {
+      text = text.substr(0, at) + "must be given once, not " + text.substr(at + repeated.size()) + " times";
+    }
     throw ArgumentError(fmt::format("{} (see gradgram {}--help)", text, name.empty() ? "" : name + " "));
   }
   if (parser.version) {
@@ -605,6 +625,14 @@ Options parse_options(std::span<const std::string> arguments, std::string& name)
   }
   check(parser.options);
   const CLI::App& sub = *parser.app.get_subcommand(parser.options.name);
+  for (const CLI::Option* option : sub.get_options()) {
+    const bool takes_value = option->get_expected_min() != 0;
+    for (const std::string& value : option->results()) {
+      if (takes_value && value.empty()) {
+        throw ArgumentError(fmt::format("{}: its value is empty", option->get_name()));
+      }
+    }
+  }
   check_modes(parser.options, [&sub](const std::string& option) {
     const CLI::Option* const found = sub.get_option_no_throw(option);
     return found != nullptr && found->count() != 0;

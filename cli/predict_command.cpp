@@ -233,10 +233,11 @@ template <class T>
 Answer by_equations(const Problem<T>& problem, const Asked& asked, bool variance, const Workers& workers,
                     const Progress& progress, std::stop_token stop) {
   Answer answer;
-  {
+  // Once the equations are solved: they tell better what is wrong with a kernel.
+  const auto largest = [&] {
     ntk::MatrixOperator<T> products(problem.kernel, workers, problem.entry_error);
-    answer.largest_eigenvalue = std::max(0.0, ntk::largest_eigenvalue(products));
-  }
+    return std::max(0.0, ntk::largest_eigenvalue(products));
+  };
   if (variance) {
     ntk::CholeskyOptions cholesky;
     cholesky.shift = asked.learning.ridge;
@@ -249,6 +250,7 @@ Answer by_equations(const Problem<T>& problem, const Asked& asked, bool variance
     answer.variance = std::move(law.covariance);
     answer.residual = factor.residual(law.coefficients, problem.y, workers);
     answer.solver = "Cholesky";
+    answer.largest_eigenvalue = largest();
     answer.train = problem.y.clone();
     for (std::size_t i = 0; i < answer.train.size(); ++i) {
       answer.train.data()[i] -= asked.learning.ridge * law.coefficients.data()[i];
@@ -266,6 +268,7 @@ Answer by_equations(const Problem<T>& problem, const Asked& asked, bool variance
   const ntk::Regression solved =
       ntk::kernel_regression<T>(problem.kernel, missing, regression_options, workers);
   answer.residual = solved.residual;
+  answer.largest_eigenvalue = largest();
   answer.solver = solved.factored
                       ? "Cholesky"
                       : fmt::format("conjugate gradients, {} iterations, Nystrom preconditioner of rank {}",
@@ -671,6 +674,11 @@ void run_files(const Context& context, const KernelFacts& facts, const ntk::Mapp
   } else {
     problem.cross = cross_file.f64().reshaped(Shape{cross[0], n});
   }
+  for (std::size_t i = 0; i < problem.cross.size(); ++i) {
+    if (std::isfinite(problem.cross.data()[i])) continue;
+    throw NumericError(fmt::format("--cross: {} holds {} in row {}, column {}", options.cross,
+                                   problem.cross.data()[i], i / n, i % n));
+  }
   std::vector<std::int32_t> names;
   problem.y = read_targets(options.targets, n, "--targets", names, problem.classes);
   if (!options.test_targets.empty()) {
@@ -731,11 +739,7 @@ void run_predict(const Context& context) {
     }
     return;
   }
-  if (options.dtype == "f64") {
-    run_model<double>(context);
-  } else {
-    run_model<float>(context);
-  }
+  in_precision(options, [&]<class T>() { run_model<T>(context); });
 }
 
 }  // namespace gradgram::cli

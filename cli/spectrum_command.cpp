@@ -38,6 +38,9 @@ Tensor<double> label_targets(const std::string& path, std::size_t n, std::string
     const Tensor<double> values = array.to_tensor<double>();
     const bool whole = std::all_of(values.span().begin(), values.span().end(),
                                    [](double v) { return v == std::floor(v) && std::abs(v) < 1e6; });
+    for (const double value : values.span()) {
+      if (!std::isfinite(value)) throw NumericError(fmt::format("--labels: {} holds {}", path, value));
+    }
     if (!whole) {
       kind = "targets as they are";
       return Tensor<double>(Shape{n, 1}, values.span());

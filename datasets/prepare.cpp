@@ -261,7 +261,8 @@ Tensor<T> Dataset::inputs_as() const {
     // Finite doubles beyond float's range would silently become infinite.
     if (!std::isfinite(result.data()[i])) {
       throw NumericError(fmt::format(
-          "inputs_as: {} at element {} is outside the range of the asked precision", inputs.data()[i], i));
+          "inputs_as: example {} of {} holds {:g}, which is beyond the range of f32; f64 holds it",
+          i / example_shape().size(), source, inputs.data()[i]));
     }
   }
   return result;

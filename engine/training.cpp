@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/ops.hpp"
+#include "engine/parameter_ranges.hpp"
 #include "engine/random.hpp"
 #include "engine/sinks.hpp"
 
@@ -23,7 +24,6 @@ constexpr std::size_t kBlockOfVectors = 32;  // rows enough for a matrix product
 constexpr std::size_t kMaxGradients = 64;
 constexpr std::size_t kMinGradients = 4;
 constexpr std::size_t kGradientBytes = std::size_t{1} << 28;
-constexpr std::size_t kRange = std::size_t{1} << 14;  // parameters that one piece of an update owns
 
 void require(bool condition, const std::string& message) {
   if (!condition) throw ArgumentError("training: " + message);
@@ -45,13 +45,6 @@ void check_options(const TrainingOptions& options) {
           "epsilon (" + fmt::to_string(options.epsilon) + ") must be positive");
   require(options.epochs > 0, "epochs (0) must be positive");
 }
-
-/// A piece of one parameter tensor.
-struct Range {
-  std::size_t parameter;
-  std::size_t begin;
-  std::size_t end;
-};
 
 std::size_t block_of(const Shape& input) {
   return input.rank() == 3 ? kBlockOfImages : kBlockOfVectors;
@@ -83,7 +76,7 @@ struct Trainer<T>::State {
   std::vector<ParameterSet<T>> gradients;
   ParameterSet<T> first;   // momentum, or Adam's first moment
   ParameterSet<T> second;  // Adam's second moment
-  std::vector<Range> ranges;
+  std::vector<ParameterRange> ranges;
   std::vector<std::size_t> order;
   std::vector<Arena> arenas;
 
@@ -111,12 +104,7 @@ struct Trainer<T>::State {
     for (std::size_t group = 0; group < groups; ++group) gradients.push_back(parameters.zeros());
     if (options.optimizer != Optimizer::Sgd) first = parameters.zeros();
     if (options.optimizer == Optimizer::Adam) second = parameters.zeros();
-    for (std::size_t p = 0; p < parameters.count(); ++p) {
-      const std::size_t size = parameters.value(p).size();
-      for (std::size_t begin = 0; begin < size; begin += kRange) {
-        ranges.push_back({p, begin, std::min(size, begin + kRange)});
-      }
-    }
+    ranges = parameter_ranges(parameters);
     order.resize(n);
   }
 
@@ -237,7 +225,7 @@ struct Trainer<T>::State {
     return loss;
   }
 
-  void reduce(const Range& range, std::size_t used, double& penalty, char& finite) {
+  void reduce(const ParameterRange& range, std::size_t used, double& penalty, char& finite) {
     const T* const theta = std::as_const(module).parameters().value(range.parameter).data();
     T* const total = gradients[0].value(range.parameter).data();
     for (std::size_t group = 1; group < used; ++group) {
@@ -260,7 +248,7 @@ struct Trainer<T>::State {
     finite = good ? 1 : 0;
   }
 
-  void update(const Range& range, double step_rate, std::uint64_t number) {
+  void update(const ParameterRange& range, double step_rate, std::uint64_t number) {
     T* const theta = module.parameters().value(range.parameter).data();
     const T* const gradient = gradients[0].value(range.parameter).data();
     const T learning_rate = static_cast<T>(step_rate);

@@ -19,8 +19,12 @@ namespace {
 
 using blas::Transpose;
 
-/// Columns of a block: as deep as BLIS's own panels, so that the products run at its full rate.
+/// Rows and columns of a block of the solves.
 constexpr std::size_t kBlock = 256;
+/// Where a block of the factorization is factored by scalar code: BLIS gains nothing on so few rows.
+constexpr std::size_t kSmall = 64;
+/// Rows of a strip of a diagonal block, of which only what is below the diagonal is computed.
+constexpr std::size_t kStrip = 128;
 /// Right-hand sides that one piece of work takes.
 constexpr std::size_t kColumns = 128;
 constexpr double kEpsilon = std::numeric_limits<double>::epsilon();
@@ -42,6 +46,71 @@ std::size_t columns_of(const Shape& shape, std::size_t n, const char* call) {
 
 /// Of K_ij and K_ji: the rounding of entries that were computed one by one.
 constexpr double kSymmetric = 1e-5;
+
+/// Columns that the factorization finishes at once. What BLIS packs of all rows for a product serves as many
+/// columns, so wide blocks are faster, as long as the triangles in them are a small part.
+std::size_t factor_block(std::size_t n) {
+  return n < 3000 ? 256 : 512;
+}
+
+/// The factor of at most kSmall rows; nothing above the diagonal is read or written. Returns the first row
+/// whose pivot is not positive, or their number.
+std::size_t factor_small(const lapack::Block& matrix) {
+  const std::size_t n = matrix.rows;
+  // Transposed: columns of the factor are contiguous, and so are the updates.
+  double columns[kSmall * kSmall];
+  for (std::size_t i = 0; i < n; ++i) {
+    for (std::size_t j = 0; j <= i; ++j) columns[j * kSmall + i] = matrix.data[i * matrix.stride + j];
+  }
+  for (std::size_t j = 0; j < n; ++j) {
+    double* const column = columns + j * kSmall;
+    if (!(column[j] > 0)) return j;
+    column[j] = std::sqrt(column[j]);
+    for (std::size_t i = j + 1; i < n; ++i) column[i] /= column[j];
+    for (std::size_t k = j + 1; k < n; ++k) {
+      double* const other = columns + k * kSmall;
+      for (std::size_t i = k; i < n; ++i) other[i] -= column[k] * column[i];
+    }
+  }
+  for (std::size_t i = 0; i < n; ++i) {
+    for (std::size_t j = 0; j <= i; ++j) matrix.data[i * matrix.stride + j] = columns[j * kSmall + i];
+  }
+  return n;
+}
+
+/// x := x L^-T, the products by BLIS.
+void solve_from_right(const lapack::Block& lower, const lapack::Block& x) {
+  const std::size_t n = lower.rows;
+  if (n <= kSmall) {
+    lapack::solve_lower_from_right(lower, x);
+    return;
+  }
+  const std::size_t half = (n / 2 + kSmall - 1) / kSmall * kSmall;
+  solve_from_right({lower.data, half, half, lower.stride}, {x.data, x.rows, half, x.stride});
+  blas::gemm(Transpose::No, Transpose::Yes, x.rows, n - half, half, -1.0, x.data, x.stride,
+             lower.data + half * lower.stride, lower.stride, 1.0, x.data + half, x.stride);
+  solve_from_right({lower.data + half * lower.stride + half, n - half, n - half, lower.stride},
+                   {x.data + half, x.rows, n - half, x.stride});
+}
+
+/// The factor of a diagonal block, as factor_small().
+std::size_t factor_diagonal(const lapack::Block& matrix) {
+  const std::size_t stride = matrix.stride;
+  for (std::size_t begin = 0; begin < matrix.rows; begin += kSmall) {
+    const std::size_t width = std::min(kSmall, matrix.rows - begin);
+    double* const rows = matrix.data + begin * stride;
+    if (begin != 0) {
+      blas::gemm(Transpose::No, Transpose::Yes, matrix.rows - begin, width, begin, -1.0, rows, stride, rows,
+                 stride, 1.0, rows + begin, stride);
+    }
+    const lapack::Block diagonal{rows + begin, width, width, stride};
+    const std::size_t good = factor_small(diagonal);
+    if (good != width) return begin + good;
+    const std::size_t below = matrix.rows - begin - width;
+    if (below != 0) solve_from_right(diagonal, {rows + width * stride + begin, below, width, stride});
+  }
+  return matrix.rows;
+}
 
 double norm(const std::vector<double>& v) {
   double squares = 0;
@@ -78,47 +147,52 @@ CholeskyFactor::CholeskyFactor(Tensor<double> matrix, const Workers& workers, co
 
 void CholeskyFactor::factor(const Workers& workers, const CholeskyOptions& options) {
   const std::size_t n = size();
-  const std::size_t blocks = blocks_of(n);
+  const std::size_t block = factor_block(n);
   double* const a = matrix_.data();
-  Tensor<double> pivot(Shape{kBlock, kBlock});
-  for (std::size_t k = 0; k < blocks; ++k) {
-    const std::size_t begin = k * kBlock;
-    const std::size_t width = rows_of(k, n);
-    std::size_t bad = width;
+  Tensor<double> pivot(Shape{block, block});
+  for (std::size_t begin = 0; begin < n; begin += block) {
+    const std::size_t width = std::min(block, n - begin);
+    const std::size_t end = begin + width;
+    // Smaller pieces towards the end, where few are left for the workers to share.
+    const std::size_t piece = n - end >= 8 * block ? block : block / 2;
+    const std::size_t pieces = (n - end + piece - 1) / piece;
+    const auto rows_of_piece = [&](std::size_t index) { return std::min(piece, n - end - index * piece); };
+    std::size_t good = width;
     // Everything to the left of this block's columns at once; then the block itself.
     workers.run(
-        blocks - k,
+        1 + pieces,
         [&](std::size_t index, std::size_t) {
-          const std::size_t first = begin + index * kBlock;
-          const std::size_t rows = rows_of(k + index, n);
           if (index != 0) {
-            blas::gemm(Transpose::No, Transpose::Yes, rows, width, begin, -1.0, a + first * n, n,
-                       a + begin * n, n, 1.0, a + first * n + begin, n);
+            const std::size_t first = end + (index - 1) * piece;
+            blas::gemm(Transpose::No, Transpose::Yes, rows_of_piece(index - 1), width, begin, -1.0,
+                       a + first * n, n, a + begin * n, n, 1.0, a + first * n + begin, n);
             return;
           }
           // Aside, because the upper triangle of this tile keeps K.
           double* const tile = pivot.data();
           for (std::size_t i = 0; i < width; ++i) {
-            std::copy_n(a + (begin + i) * n + begin, i + 1, tile + i * kBlock);
+            std::copy_n(a + (begin + i) * n + begin, i + 1, tile + i * block);
           }
-          blas::gemm(Transpose::No, Transpose::Yes, width, width, begin, -1.0, a + begin * n, n,
-                     a + begin * n, n, 1.0, tile, kBlock);
-          bad = lapack::cholesky({tile, width, width, kBlock});
+          for (std::size_t strip = 0; strip < width; strip += kStrip) {
+            const std::size_t rows = std::min(kStrip, width - strip);
+            blas::gemm(Transpose::No, Transpose::Yes, rows, strip + rows, begin, -1.0,
+                       a + (begin + strip) * n, n, a + begin * n, n, 1.0, tile + strip * block, block);
+          }
+          good = factor_diagonal({tile, width, width, block});
           for (std::size_t i = 0; i < width; ++i) {
-            std::copy_n(tile + i * kBlock, i + 1, a + (begin + i) * n + begin);
+            std::copy_n(tile + i * block, i + 1, a + (begin + i) * n + begin);
           }
         },
         {}, options.stop);
-    if (bad != width) refuse(begin + bad, workers);
+    if (good != width) refuse(begin + good, workers);
     workers.run(
-        blocks - k - 1,
+        pieces,
         [&](std::size_t index, std::size_t) {
-          const std::size_t first = begin + (index + 1) * kBlock;
-          lapack::solve_lower_from_right({pivot.data(), width, width, kBlock},
-                                         {a + first * n + begin, rows_of(k + index + 1, n), width, n});
+          solve_from_right({pivot.data(), width, width, block},
+                           {a + (end + index * piece) * n + begin, rows_of_piece(index), width, n});
         },
         {}, options.stop);
-    if (options.progress) options.progress(k + 1, blocks);
+    if (options.progress) options.progress((end + block - 1) / block, (n + block - 1) / block);
   }
 }
 
@@ -161,7 +235,10 @@ void CholeskyFactor::refuse(std::size_t row, const Workers& workers) const {
   const double largest = std::max(std::abs(solver.eigenvalues()[count - 1]), std::abs(smallest));
   const double rounding = 4 * static_cast<double>(n) * kEpsilon * largest;
   const double jitter =
-      rounded_up(std::max({2 * std::max(-smallest, 0.0), rounding, std::numeric_limits<double>::min()}));
+      // Of a matrix of zeros any.
+      largest == 0 ? 1
+                   : rounded_up(std::max(
+                         {2 * std::max(-smallest, 0.0), rounding, std::numeric_limits<double>::min()}));
   throw NotPositiveDefinite(
       fmt::format("cholesky: the matrix ({} rows{}) is not positive definite: the pivot of row {} is not "
                   "positive, the smallest eigenvalue is about {:.3g} and the largest {:.3g}; add a jitter of "

@@ -40,8 +40,8 @@ struct CholeskyOptions {
 /// K + shift I = L L^T, and equations with it. L takes the place of the lower triangle while the upper one
 /// keeps K, so that residuals and, where there is no factor, the smallest eigenvalue are those of K.
 ///
-/// n^3 / 3 multiply-adds, left-looking by blocks of 256 columns, f64; nothing but K and 512 KiB is held. The
-/// same bits for any number of workers.
+/// n^3 / 6 multiply-adds, left-looking by blocks of 512 columns (256 below n = 3,000), f64; nothing but K and
+/// 2 MiB is held. The same bits for any number of workers.
 class CholeskyFactor {
  public:
   /// Takes K [n, n], symmetric (of which both triangles are read). Throws ShapeError, ArgumentError (not

@@ -1,6 +1,7 @@
 #include "ntk/estimators.hpp"
 
 #include <Spectra/SymEigsSolver.h>
+#include <fmt/format.h>
 
 #include <Eigen/Eigenvalues>
 #include <Eigen/QR>
@@ -340,9 +341,11 @@ TopPairs largest_pairs(SymmetricOperator& kernel, const TopOptions& options) {
     result.values.push_back(values[c]);
     result.residuals.push_back(residuals[c]);
     if (!(residuals[c] <= limit)) {
-      throw NumericError("largest_pairs: the residual ||K u - lambda u|| of pair " + std::to_string(c) +
-                         " is " + std::to_string(result.residuals.back()) + ", beyond rounding (" +
-                         std::to_string(limit) + ")");
+      throw NumericError(
+          fmt::format("largest_pairs: the residual ||K u - lambda u|| of pair {} is {:.3g}, beyond rounding "
+                      "({:.3g}): the "
+                      "kernel is not symmetric, or less precise than it says",
+                      c, result.residuals.back(), limit));
     }
   }
   return result;

@@ -8,6 +8,7 @@
 
 #include "engine/cpu.hpp"
 #include "engine/memory_account.hpp"
+#include "engine/parameter_ranges.hpp"
 #include "engine/sinks.hpp"
 #include "ntk/passes.hpp"
 #include "ntk/plan.hpp"
@@ -25,7 +26,6 @@ constexpr std::size_t kMaxPanelOfVectors = 1024;
 
 // These decide time and memory alone.
 constexpr std::size_t kMaxColumns = 16;
-constexpr std::size_t kRange = std::size_t{1} << 14;  // parameters that one piece of a reduction owns
 
 std::size_t ceiling(std::size_t a, std::size_t b) {
   return (a + b - 1) / b;
@@ -34,13 +34,6 @@ std::size_t ceiling(std::size_t a, std::size_t b) {
 std::size_t multiply(std::size_t a, std::size_t b) {
   return checked_multiply(a, b, "kernel operator: bytes");
 }
-
-/// A piece of one parameter tensor.
-struct Range {
-  std::size_t parameter;
-  std::size_t begin;
-  std::size_t end;
-};
 
 template <class T>
 std::size_t block_of(const Module<T>& module) {
@@ -109,7 +102,7 @@ struct KernelOperator<T>::State {
   std::size_t kept_count = 0;
   std::size_t planned = 0;
   std::size_t kept_bytes = 0;  ///< of one kept block
-  std::vector<Range> ranges;
+  std::vector<ParameterRange> ranges;
   std::vector<ParameterSet<T>> gradients;    ///< [slots * columns], made when first needed
   std::vector<ParameterSet<double>> totals;  ///< [columns]
   std::vector<std::unique_ptr<Arena>> arenas;
@@ -134,13 +127,7 @@ struct KernelOperator<T>::State {
     const std::size_t panel_limit = block == kBlockOfImages ? kMaxPanelOfImages : kMaxPanelOfVectors;
     panel_blocks =
         std::clamp<std::size_t>(ceiling(ceiling(n, kPanelsAimedAt), block), 1, panel_limit / block);
-    const ParameterSet<T>& parameters = module.parameters();
-    for (std::size_t p = 0; p < parameters.count(); ++p) {
-      const std::size_t size = parameters.value(p).size();
-      for (std::size_t begin = 0; begin < size; begin += kRange) {
-        ranges.push_back({p, begin, std::min(size, begin + kRange)});
-      }
-    }
+    ranges = parameter_ranges(module.parameters());
     if (n != 0) plan();
   }
 
@@ -256,7 +243,7 @@ struct KernelOperator<T>::State {
   void reduce(std::size_t used_columns, std::size_t used) {
     workers.run(ranges.size() * used_columns, [&](std::size_t piece, std::size_t) {
       const std::size_t c = piece / ranges.size();
-      const Range& range = ranges[piece % ranges.size()];
+      const ParameterRange& range = ranges[piece % ranges.size()];
       double* const total = totals[c].value(range.parameter).data();
       for (std::size_t slot = 0; slot < used; ++slot) {
         T* const part = gradients[slot * used_columns + c].value(range.parameter).data();
@@ -295,7 +282,7 @@ struct KernelOperator<T>::State {
     }
     workers.run(ranges.size() * used, [&](std::size_t piece, std::size_t) {
       const std::size_t c = piece / ranges.size();
-      const Range& range = ranges[piece % ranges.size()];
+      const ParameterRange& range = ranges[piece % ranges.size()];
       const double* const total = totals[c].value(range.parameter).data();
       T* const rounded = gradients[c].value(range.parameter).data();
       for (std::size_t i = range.begin; i < range.end; ++i) rounded[i] = static_cast<T>(total[i]);

@@ -16,6 +16,7 @@
 #include "engine/npy.hpp"
 #include "engine/random.hpp"
 #include "tests/cli/program.hpp"
+#include "tests/source_root.hpp"
 
 namespace gradgram::cli {
 namespace {
@@ -100,7 +101,7 @@ TEST_F(Command, HelpEverywhereWithAnExampleThatParses) {
 TEST_F(Command, TheDocumentIsWhatTheProgramSays) {
   const Outcome document = run({"--help-markdown"});
   EXPECT_EQ(document.code, kDone);
-  EXPECT_EQ(read_text(fs::path(GRADGRAM_SOURCE_ROOT) / "docs" / "command-line.md"), document.out)
+  EXPECT_EQ(read_text(source_root() / "docs" / "command-line.md"), document.out)
       << "run: gradgram --help-markdown > docs/command-line.md";
 }
 
@@ -324,6 +325,75 @@ TEST_F(Command, NoOptionIsIgnored) {
   std::vector<std::string> words = kernel;
   words.insert(words.end(), {"--infinite", "--parameterization", "ntk", "--no-preview", "--quiet"});
   EXPECT_EQ(run(words).code, kDone);
+}
+
+/// What a user gets wrong is told by the option, the file and what is there.
+TEST_F(Command, FaultsAreNamed) {
+  const std::string x = array("x.npy", Shape{5, 4}, 1);
+  Tensor<double> large(Shape{5, 4});
+  large.span()[13] = 1e200;
+  write_npy<double>(at("large.npy"), large.view());
+  Tensor<double> spoilt(Shape{5});
+  spoilt(2) = std::nan("");
+  write_npy<double>(at("nan.npy"), spoilt.view());
+  write_npy<double>(at("half.npy"), Tensor<double>(Shape{5}, std::vector<double>(5, 0.5)));
+  Tensor<double> k(Shape{5, 5});
+  for (std::size_t i = 0; i < 5; ++i) k(i, i) = i == 4 ? -1 : 1;
+  write_npy<double>(at("indefinite.npy"), k.view());
+  for (std::size_t i = 0; i < 5; ++i) k(i, i) = 1;
+  write_npy<double>(at("k.npy"), k.view());
+  k(1, 3) = 0.5;
+  write_npy<double>(at("skew.npy"), k.view());
+  write_npy<double>(at("cross.npy"),
+                    Tensor<double>(Shape{1, 5}, std::vector<double>{1, 2, std::nan(""), 4, 5}));
+  write_npy<double>(at("c.npy"), Tensor<double>(Shape{1, 5}, std::vector<double>(5, 1)));
+  const std::vector<std::string> kernel = {"kernel", "--model", "dense(2)", "--data",
+                                           x,        "--out",   at("o.npy")};
+  const auto predict = [&](const char* name, const char* cross) {
+    return std::vector<std::string>{"predict",   "--kernel",     at(name), "--cross",   at(cross),
+                                    "--targets", at("half.npy"), "--out",  at("p.npy"), "--quiet"};
+  };
+  const auto with = [](std::vector<std::string> words, const std::vector<std::string>& more) {
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  };
+  struct Case {
+    std::vector<std::string> words;
+    std::vector<std::string> named;
+  };
+  const Case cases[] = {
+      {with(kernel, {"--limit", "1.5"}), {"--limit", "'1.5' is not a whole number"}},
+      {with(kernel, {"--seed", "99999999999999999999"}), {"--seed", "beyond 2^64 - 1"}},
+      {with(kernel, {"--monte-carlo", "1"}), {"--monte-carlo", "1 must be at least 2"}},
+      {with(kernel, {"--weight-variance", "inf"}), {"--weight-variance", "'inf' is not a finite number"}},
+      {with(kernel, {"--classes", ""}), {"--classes: its value is empty"}},
+      {with(kernel, {"--data", x}), {"--data: must be given once, not 2 times"}},
+      {with(kernel, {"--classes", "0"}), {"--classes", "x.npy has no classes"}},
+      {with(kernel, {"--reduce", "true-class", "--labels", at("half.npy")}), {"--labels", "half.npy", "0.5"}},
+      {{"kernel", "--model", "dense(1)", "--data", x, "--out", at(".npy")}, {"a name that ends in .npy"}},
+      {{"kernel", "--model", "dense(1)", "--data", at("large.npy"), "--out", at("o.npy"), "--quiet"},
+       {"example 3", "large.npy", "1e+200", "f32"}},
+      {{"init", "--model", "dense(1)", "--input", "3", "--out", at("w.txt")}, {"ends in .npz"}},
+      {{"spectrum", at("k.npy"), "--labels", at("nan.npy")}, {"--labels", "nan.npy holds nan"}},
+      {{"spectrum", at("k.npy"), "--top", "6"}, {"--top: 6 must be at most", "5"}},
+      {{"spectrum", at("skew.npy")}, {"gradgram spectrum: the kernel must be symmetric", "(1, 3) = 0.5"}},
+      {predict("skew.npy", "c.npy"), {"must be symmetric", "(1, 3) = 0.5"}},
+      {predict("k.npy", "cross.npy"), {"--cross", "cross.npy holds nan in row 0, column 2"}},
+      {predict("indefinite.npy", "c.npy"), {"not positive definite", "(--ridge 5)"}},
+      {with(predict("k.npy", "c.npy"), {"--steps", "3.5"}), {"--steps", "'3.5' is not a whole number"}},
+      {{"predict", "--model", "dense(1)", "--data", "moons:n=20", "--train", "10", "--memory", "10", "--out",
+        at("p.npy"), "--quiet"},
+       {"--memory: the budget is 10 bytes"}},
+  };
+  for (const Case& one : cases) {
+    const Outcome outcome = run(one.words);
+    std::string line;
+    for (const std::string& word : one.words) line += word + " ";
+    EXPECT_NE(outcome.code, kDone) << line;
+    for (const std::string& name : one.named) {
+      EXPECT_NE(outcome.err.find(name), std::string::npos) << line << outcome.err;
+    }
+  }
 }
 
 TEST_F(Command, DoctorTellsTheMachine) {

@@ -61,6 +61,36 @@ TEST(Figure, AnEmptyOrConstantSeriesIsStillAPicture) {
   EXPECT_EQ(svg(figure).find("nan"), std::string::npos);
 }
 
+TEST(Figure, ALabelStandsWhereNoCurveRuns) {
+  Figure figure;
+  figure.name = "cdf";
+  figure.y.low = 0;
+  figure.y.high = 1;
+  figure.x.logarithmic = true;
+  figure.vertical_line = 1e-3;
+  figure.vertical_line_label = "error bar";
+  const auto place = [&](std::vector<double> x, std::vector<double> y) {
+    figure.series = {{"", Colour::Blue, Mark::Steps, std::move(x), std::move(y)}};
+    return label_place(figure);
+  };
+  // Low there and high behind it: above the curve.
+  LabelPlace found = place({1e-6, 1e-3, 1}, {0.1, 0.3, 1});
+  EXPECT_TRUE(found.right && found.top);
+  // Nearly one from the line on: before it.
+  found = place({1e-6, 0.9e-3, 1.1e-3, 1}, {0.2, 0.3, 0.97, 1});
+  EXPECT_TRUE(!found.right && found.top);
+  // Near the upper edge on both sides: below.
+  found = place({1e-6, 1e-5, 1e-3, 1}, {0.93, 0.95, 0.97, 1});
+  EXPECT_TRUE(found.right && !found.top);
+  // No room at the right edge.
+  figure.vertical_line = 0.9;
+  found = place({1e-6, 1e-5, 1e-3, 1}, {0.1, 0.2, 0.3, 0.4});
+  EXPECT_TRUE(!found.right && found.top);
+  EXPECT_EQ(count(svg(figure), "text-anchor=\"end\">error bar"), 1U);
+  figure.series.clear();
+  EXPECT_EQ(svg(figure).find("nan"), std::string::npos);
+}
+
 class GnuplotFigure : public testing::Test {
  protected:
   void SetUp() override {

@@ -11,6 +11,7 @@
 #include "engine/random.hpp"
 #include "tests/cli/program.hpp"
 #include "tests/reference/linear_training.hpp"
+#include "tests/source_root.hpp"
 
 namespace gradgram::cli {
 namespace {
@@ -106,7 +107,7 @@ TEST_F(PredictCommand, LinearNetworksLearnLinearRegression) {
 }
 
 TEST_F(PredictCommand, ClassesOfTheEmbeddedImages) {
-  const std::string source = std::string(GRADGRAM_SOURCE_ROOT) + "/datasets/fashion-mnist-sample";
+  const std::string source = (source_root() / "datasets" / "fashion-mnist-sample").string();
   const std::vector<std::string> base = {
       "predict",  "--infinite", "--model", "flatten dense(8) relu dense(10)",
       "--data",   source,       "--train", "150",
@@ -233,7 +234,7 @@ TEST_F(PredictCommand, PackedKernelsAreReadLikeSquareOnes) {
 }
 
 TEST_F(PredictCommand, FiniteNetworksOfSeveralOutputs) {
-  const std::string source = std::string(GRADGRAM_SOURCE_ROOT) + "/datasets/fashion-mnist-sample";
+  const std::string source = (source_root() / "datasets" / "fashion-mnist-sample").string();
   const std::vector<std::string> base = {"predict",  "--model", "flatten dense(16) relu dense(3)",
                                          "--data",   source,    "--classes",
                                          "0,1,2",    "--train", "30",

@@ -5,6 +5,7 @@
 
 #include "engine/file.hpp"
 #include "tests/fuzz/readers.hpp"
+#include "tests/source_root.hpp"
 
 namespace gradgram::fuzz {
 namespace {
@@ -14,8 +15,7 @@ namespace fs = std::filesystem;
 /// Every file of the corpus through the function that the fuzzer calls: the files named good... must be
 /// taken, those that a fuzzer found (crash-..., oom-...) need only end well, all others must be refused.
 void replay(const std::string& format, bool (*read)(std::span<const std::byte>)) {
-  // The build hands the compiler a path relative to the folder in which the tests run.
-  const fs::path folder = fs::path(__FILE__).parent_path().parent_path() / "fuzz" / "corpus" / format;
+  const fs::path folder = source_root() / "tests" / "fuzz" / "corpus" / format;
   std::size_t good = 0;
   std::size_t broken = 0;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {

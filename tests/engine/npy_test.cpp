@@ -12,6 +12,7 @@
 
 #include "engine/error.hpp"
 #include "engine/file.hpp"
+#include "tests/source_root.hpp"
 
 namespace gradgram {
 namespace {
@@ -19,8 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 
 fs::path golden(const std::string& name) {
-  // The build hands the compiler a path relative to the folder in which the tests run.
-  return fs::path(__FILE__).parent_path().parent_path() / "golden" / "npy" / name;
+  return source_root() / "tests" / "golden" / "npy" / name;
 }
 
 std::vector<std::byte> bytes_of(const std::string& text) {

@@ -17,6 +17,7 @@
 #include "engine/npy.hpp"
 #include "models/network.hpp"
 #include "tests/models/random_model.hpp"
+#include "tests/source_root.hpp"
 
 namespace gradgram::models {
 namespace {
@@ -24,7 +25,7 @@ namespace {
 namespace fs = std::filesystem;
 
 fs::path golden(const std::string& name) {
-  return fs::path(__FILE__).parent_path().parent_path() / "golden" / "models" / name;
+  return source_root() / "tests" / "golden" / "models" / name;
 }
 
 /// A folder of this test alone, removed at its end.

@@ -10,6 +10,7 @@
 #include "models/network.hpp"
 #include "ntk/kernel.hpp"
 #include "ntk/precision.hpp"
+#include "tests/source_root.hpp"
 
 /// Kernels that PyTorch's gradients in f64 gave for eight networks (tests/golden/make_kernels.py).
 namespace gradgram::ntk {
@@ -18,7 +19,7 @@ namespace {
 namespace fs = std::filesystem;
 
 fs::path folder() {
-  return fs::path(__FILE__).parent_path().parent_path() / "golden" / "kernels";
+  return source_root() / "tests" / "golden" / "kernels";
 }
 
 struct Golden {

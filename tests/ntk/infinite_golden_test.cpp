@@ -13,6 +13,7 @@
 #include "engine/npy.hpp"
 #include "models/model.hpp"
 #include "ntk/infinite/infinite.hpp"
+#include "tests/source_root.hpp"
 
 namespace gradgram::ntk {
 namespace {
@@ -25,7 +26,7 @@ struct Case {
 };
 
 std::filesystem::path folder() {
-  return std::filesystem::path(__FILE__).parent_path().parent_path() / "golden" / "infinite";
+  return source_root() / "tests" / "golden" / "infinite";
 }
 
 std::vector<Case> cases() {

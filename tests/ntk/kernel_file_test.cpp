@@ -575,6 +575,50 @@ TEST_F(KernelFileTest, GoesOnWithOtherThreadsAndBudget) {
   expect_finished_like_reference();
 }
 
+/// A tile is noted once it is whole: blocks that pass by must not be narrower than tiles, which would be
+/// finished in parts. From the budget that just holds everything down to the least.
+TEST_F(KernelFileTest, NoBudgetCutsATile) {
+  job.workers = 1;
+  const auto network = job.network();
+  for (const Reduce reduce : {Reduce::Full, Reduce::TraceMean}) {
+    for (const std::size_t n : {67u, 101u, 157u, 331u}) {
+      job.n = n;
+      job.options.reduce = reduce;
+      const auto x = job.x();
+      job.options.ways.clear();
+      std::size_t cut_most = 0, streams = 0;
+      std::vector<std::pair<std::string, Way>> ways;
+      for (std::size_t memory = std::size_t{1} << 24; memory > 1 << 16; memory -= 1 << 12) {
+        job.options.memory = memory;
+        Plan plan;
+        try {
+          plan = kernel_file_plan<float>(network, x.view(), nullptr, job.options, job.workers);
+        } catch (const BudgetError&) {
+          break;
+        }
+        if (plan.resident == n) continue;
+        if (streams++ == 0) {
+          cut_most = memory;
+          ways = plan.ways();
+        }
+        EXPECT_EQ(plan.resident % plan.tile, 0u) << n << ' ' << memory;
+        EXPECT_EQ(plan.streamed, plan.tile) << n << ' ' << memory;
+      }
+      EXPECT_TRUE(streams > 0 || n < 331) << n;
+      if (cut_most == 0) continue;
+      job.options.memory = cut_most;
+      job.options.ways = ways;  // those of plenty may be others, with other bits
+      interrupt(2);
+      const KernelFile file = job.run();
+      EXPECT_EQ(file.damaged, 0u);
+      EXPECT_GE(file.found, 2u);
+      EXPECT_LT(file.found, file.tiles);
+      job.options.memory = 0;
+      expect_finished_like_reference();
+    }
+  }
+}
+
 TEST_F(KernelFileTest, KeepsTheTilesOfTheFirstCallUnderAnotherBudget) {
   // A budget so small that tiles shrink, then plenty; and the other way round, which may be refused.
   job.options.memory = 0;

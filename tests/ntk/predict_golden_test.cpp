@@ -12,13 +12,14 @@
 #include "models/model.hpp"
 #include "ntk/infinite/infinite.hpp"
 #include "ntk/predict.hpp"
+#include "tests/source_root.hpp"
 
 namespace gradgram::ntk {
 namespace {
 
 /// tests/golden/predict, made by tests/golden/make_predictions.py with neural-tangents.
 std::filesystem::path folder() {
-  return std::filesystem::path(__FILE__).parent_path().parent_path() / "golden" / "predict";
+  return source_root() / "tests" / "golden" / "predict";
 }
 
 Tensor<double> golden(const std::string& name) {

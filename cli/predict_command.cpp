@@ -206,7 +206,7 @@ Tensor<double> widened(TensorView<const T> values) {
 
 /// All eigenpairs: any time, and the variance of ensembles.
 template <class T>
-Answer by_eigenpairs(const Problem<T>& problem, const Asked& asked, bool variance) {
+Answer by_eigenpairs(const Problem<T>& problem, const Asked& asked, bool variance, const Workers& workers) {
   Answer answer;
   const Tensor<double> kernel = widened(problem.kernel);
   const Tensor<double> cross = widened(problem.cross);
@@ -222,7 +222,7 @@ Answer by_eigenpairs(const Problem<T>& problem, const Asked& asked, bool varianc
   answer.test = ntk::predict(pairs, asked.learning, cross, problem.y, problem.initial, problem.initial_test);
   if (variance) {
     answer.variance = std::move(ntk::ensemble(pairs, asked.learning, cross, problem.nngp, problem.nngp_cross,
-                                              problem.prior, problem.y)
+                                              problem.prior, problem.y, workers)
                                     .covariance);
   }
   return answer;
@@ -299,7 +299,7 @@ void finish(const Context& context, const Problem<T>& problem, std::vector<std::
   const bool equations = by_one_system(asked, options.variance, problem.posterior);
   const Answer answer = equations ? by_equations(problem, asked, options.variance, workers,
                                                  meter.phase("solving"), context.stop)
-                                  : by_eigenpairs(problem, asked, options.variance);
+                                  : by_eigenpairs(problem, asked, options.variance, workers);
   meter.close();
 
   // The rates, in both usual measures.

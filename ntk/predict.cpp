@@ -185,20 +185,31 @@ Tensor<double> residual_of(TensorView<const double> y, TensorView<const double> 
   return result;
 }
 
+/// Rows of a product that one piece of work makes.
+constexpr std::size_t kRows = 128;
+
+/// c [m, n] := a [m, k] op(b) + beta c of matrices without gaps, panels of rows on all workers.
+void multiply(const Workers& workers, Transpose of_b, std::size_t m, std::size_t n, std::size_t k,
+              const double* a, const double* b, double beta, double* c) {
+  workers.run((m + kRows - 1) / kRows, [&](std::size_t piece, std::size_t) {
+    const std::size_t begin = piece * kRows;
+    blas::gemm(Transpose::No, of_b, std::min(kRows, m - begin), n, k, 1.0, a + begin * k, k, b,
+               of_b == Transpose::No ? n : k, beta, c + begin * n, n);
+  });
+}
+
 /// matrix * U^T diag(factors) U for a matrix [m, n].
 Tensor<double> times_function(TensorView<const double> matrix, const Spectrum& spectrum,
-                              const std::vector<double>& factors) {
+                              const std::vector<double>& factors, const Workers& workers) {
   const std::size_t m = matrix.shape()[0];
   const std::size_t n = spectrum.n;
   Tensor<double> along(Shape{m, n});
-  blas::gemm(Transpose::No, Transpose::Yes, m, n, n, 1.0, matrix.data(), n, spectrum.vectors.data(), n, 0.0,
-             along.data(), n);
+  multiply(workers, Transpose::Yes, m, n, n, matrix.data(), spectrum.vectors.data(), 0.0, along.data());
   for (std::size_t i = 0; i < m; ++i) {
     for (std::size_t j = 0; j < n; ++j) along.data()[i * n + j] *= factors[j];
   }
   Tensor<double> result(Shape{m, n});
-  blas::gemm(Transpose::No, Transpose::No, m, n, n, 1.0, along.data(), n, spectrum.vectors.data(), n, 0.0,
-             result.data(), n);
+  multiply(workers, Transpose::No, m, n, n, along.data(), spectrum.vectors.data(), 0.0, result.data());
   return result;
 }
 
@@ -342,8 +353,12 @@ GaussianOutputs gaussian_process(const CholeskyFactor& factor, TensorView<const 
     }
     return result;
   }
-  blas::gemm(Transpose::Yes, Transpose::No, points, points, n, -1.0, half.data(), points, half.data(), points,
-             1.0, result.covariance.data(), points);
+  workers.run((points + kRows - 1) / kRows, [&](std::size_t piece, std::size_t) {
+    const std::size_t begin = piece * kRows;
+    blas::gemm(Transpose::Yes, Transpose::No, std::min(kRows, points - begin), points, n, -1.0,
+               half.data() + begin, points, half.data(), points, 1.0,
+               result.covariance.data() + begin * points, points);
+  });
   symmetrize(result.covariance);
   return result;
 }
@@ -364,7 +379,7 @@ double log_marginal_likelihood(const CholeskyFactor& factor, TensorView<const do
 GaussianOutputs ensemble(const Spectrum& tangent, const Learning& learning,
                          TensorView<const double> tangent_versus, TensorView<const double> nngp,
                          TensorView<const double> nngp_versus, TensorView<const double> prior,
-                         TensorView<const double> y) {
+                         TensorView<const double> y, const Workers& workers) {
   require_pairs(tangent);
   const std::size_t n = tangent.n;
   const std::size_t points = rows_of(tangent_versus, n, "tangent_versus");
@@ -372,17 +387,16 @@ GaussianOutputs ensemble(const Spectrum& tangent, const Learning& learning,
   require_matrix(nngp_versus, points, n, "nngp_versus");
   const std::size_t columns = columns_of(y, n, "y");
   const Wanted wanted = wanted_of(prior, points);
-  const Tensor<double> a = times_function(tangent_versus, tangent, gained_of(along_all(tangent, learning)));
+  const Tensor<double> a =
+      times_function(tangent_versus, tangent, gained_of(along_all(tangent, learning)), workers);
   GaussianOutputs result;
   result.mean = Tensor<double>(Shape{points, columns});
-  blas::gemm(Transpose::No, Transpose::No, points, columns, n, 1.0, a.data(), n, y.data(), columns, 0.0,
-             result.mean.data(), columns);
+  multiply(workers, Transpose::No, points, columns, n, a.data(), y.data(), 0.0, result.mean.data());
   require_finite(tangent, learning, result.mean.span());
   if (wanted == Wanted::Mean) return result;
   // A (A K - 2 K*)^T, whose symmetric part is what is added to the prior.
   Tensor<double> beside(Shape{points, n});
-  blas::gemm(Transpose::No, Transpose::No, points, n, n, 1.0, a.data(), n, nngp.data(), n, 0.0, beside.data(),
-             n);
+  multiply(workers, Transpose::No, points, n, n, a.data(), nngp.data(), 0.0, beside.data());
   for (std::size_t i = 0; i < beside.size(); ++i) beside.data()[i] -= 2 * nngp_versus.data()[i];
   result.covariance = Tensor<double>(prior.shape(), prior.span());
   if (wanted == Wanted::Variance) {
@@ -392,8 +406,8 @@ GaussianOutputs ensemble(const Spectrum& tangent, const Learning& learning,
       }
     }
   } else {
-    blas::gemm(Transpose::No, Transpose::Yes, points, points, n, 1.0, a.data(), n, beside.data(), n, 1.0,
-               result.covariance.data(), points);
+    multiply(workers, Transpose::Yes, points, points, n, a.data(), beside.data(), 1.0,
+             result.covariance.data());
     symmetrize(result.covariance);
   }
   require_finite(tangent, learning, result.covariance.span());
@@ -401,7 +415,8 @@ GaussianOutputs ensemble(const Spectrum& tangent, const Learning& learning,
 }
 
 GaussianOutputs ensemble_train(const Spectrum& tangent, const Learning& learning,
-                               TensorView<const double> nngp, TensorView<const double> y, bool covariance) {
+                               TensorView<const double> nngp, TensorView<const double> y, bool covariance,
+                               const Workers& workers) {
   require_pairs(tangent);
   const std::size_t n = tangent.n;
   require_matrix(nngp, n, n, "nngp");
@@ -410,13 +425,12 @@ GaussianOutputs ensemble_train(const Spectrum& tangent, const Learning& learning
   const std::vector<double> remaining = remaining_of(along_all(tangent, learning));
   Tensor<double> identity(Shape{n, n});
   for (std::size_t i = 0; i < n; ++i) identity.data()[i * n + i] = 1;
-  const Tensor<double> b = times_function(identity.view(), tangent, remaining);
+  const Tensor<double> b = times_function(identity.view(), tangent, remaining, workers);
   Tensor<double> half(Shape{n, n});
-  blas::gemm(Transpose::No, Transpose::No, n, n, n, 1.0, b.data(), n, nngp.data(), n, 0.0, half.data(), n);
+  multiply(workers, Transpose::No, n, n, n, b.data(), nngp.data(), 0.0, half.data());
   if (covariance) {
     result.covariance = Tensor<double>(Shape{n, n});
-    blas::gemm(Transpose::No, Transpose::Yes, n, n, n, 1.0, half.data(), n, b.data(), n, 0.0,
-               result.covariance.data(), n);
+    multiply(workers, Transpose::Yes, n, n, n, half.data(), b.data(), 0.0, result.covariance.data());
     symmetrize(result.covariance);
   } else {
     result.covariance = Tensor<double>(Shape{n});

@@ -103,18 +103,18 @@ double log_marginal_likelihood(const CholeskyFactor& factor, TensorView<const do
 /// a trained network is f_0(x*) - A (f_0(X) - y) with A = T(x*, X) U^T gained U and f_0 a Gaussian process of
 /// covariance K, so that
 ///   mean A y,  covariance K(x*, x*) - A K(X, x*) - K(x*, X) A^T + A K(X, X) A^T
-/// with T the tangent kernel, whose eigenpairs are `tangent`, and K the NNGP covariance. For an ensemble of
-/// finite networks this is the limit of its mean and covariance. `prior` as for gaussian_process(). m n^2 + n
-/// m^2 multiply-adds or, for variances, 2 m n^2.
+/// with T the tangent kernel, whose eigenpairs are `tangent`, and K the NNGP covariance. The same bits for
+/// any number of workers. For an ensemble of finite networks this is the limit of its mean and covariance.
+/// `prior` as for gaussian_process(). m n^2 + n m^2 multiply-adds or, for variances, 2 m n^2.
 GaussianOutputs ensemble(const Spectrum& tangent, const Learning& learning,
                          TensorView<const double> tangent_versus, TensorView<const double> nngp,
                          TensorView<const double> nngp_versus, TensorView<const double> prior,
-                         TensorView<const double> y);
+                         TensorView<const double> y, const Workers& workers = Workers(1));
 /// The same on the training examples: mean y - B y, covariance B K(X, X) B, B = U^T remaining U. Variances
 /// [n] alone unless `covariance`.
 GaussianOutputs ensemble_train(const Spectrum& tangent, const Learning& learning,
                                TensorView<const double> nngp, TensorView<const double> y,
-                               bool covariance = true);
+                               bool covariance = true, const Workers& workers = Workers(1));
 
 struct RegressionOptions {
   double ridge = 0;

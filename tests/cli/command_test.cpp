@@ -383,7 +383,7 @@ TEST_F(Command, FaultsAreNamed) {
       {with(predict("k.npy", "c.npy"), {"--steps", "3.5"}), {"--steps", "'3.5' is not a whole number"}},
       {{"predict", "--model", "dense(1)", "--data", "moons:n=20", "--train", "10", "--memory", "10", "--out",
         at("p.npy"), "--quiet"},
-       {"--memory: the budget is 10 bytes"}},
+       {"budget (10 bytes)", "the least that would do"}},
   };
   for (const Case& one : cases) {
     const Outcome outcome = run(one.words);

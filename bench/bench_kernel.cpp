@@ -138,7 +138,6 @@ void tile(benchmark::State& state) {
   const bool diagonal = state.range(1) != 0;
   ntk::ModuleProfile profile;
   ntk::PlannedUse use;
-  use.convolution = true;
   use.d_in = 18527;
   use.d_out = 1;
   profile.uses = {use};

@@ -11,7 +11,7 @@ namespace {
 
 /// Rows that are packed at once: with panels of kGramDepth they stay in the second-level cache, beside a
 /// group of columns that meets all of them and the next group, which is packed meanwhile.
-constexpr std::size_t kRowBytes = 1536;
+constexpr std::size_t kRowBytes = 2048;
 
 template <class T>
 std::size_t padded(std::size_t count) {

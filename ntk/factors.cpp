@@ -36,13 +36,6 @@ FactorMatrix<T> make_matrix(Arena& memory, bool packed, std::size_t examples, st
     matrix.seeds_per_row = seeds_per_row;
     matrix.packed_rows = gram_padded(rows, sizeof(T));
     matrix.data = memory.tensor<T>({matrix.packed_rows, columns}).data();
-    // The padding of the last group enters products that nobody reads, as long as it is a number.
-    if (matrix.packed_rows != rows) {
-      const std::size_t group = matrix.packed_rows - simd::kGramPadding<T>;
-      for (const Panel& panel : panels) {
-        std::fill_n(matrix.packed(panel, group), simd::kGramPadding<T> * panel.depth, T(0));
-      }
-    }
   } else {
     matrix = make_rows<T>(memory, examples, rows_per_example, seeds_per_row, width);
   }
@@ -107,6 +100,29 @@ void FactorMatrix<T>::pack(const T* source, std::size_t source_stride, std::size
                                  .first = first,
                                  .step = step});
   }
+}
+
+template <class T>
+void FactorMatrix<T>::pad(std::size_t examples) const {
+  const std::size_t rows = examples * rows_per_example;
+  if (packed_rows == 0 || rows % simd::kGramPadding<T> == 0) return;
+  const std::size_t end = gram_padded(rows, sizeof(T));
+  const std::size_t group = kernels<T>().vector_length * simd::kGramGroupVectors;
+  for (const Panel& panel : panels) {
+    for (std::size_t row = rows; row < end; row = (row / group + 1) * group) {
+      T* const first = packed(panel, row / group * group) + row % group;
+      for (std::size_t k = 0; k < panel.depth; ++k) std::fill_n(first + k * group, group - row % group, T(0));
+    }
+  }
+}
+
+template <class T>
+void Factors<T>::pad(std::size_t examples) const {
+  for (const Outer& outer : outer_) {
+    outer.inputs.pad(examples);
+    outer.cotangents.pad(examples);
+  }
+  rows_.pad(examples);
 }
 
 template <class T>

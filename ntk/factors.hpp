@@ -35,6 +35,9 @@ struct FactorMatrix {
   /// + i * step. Different rows may be packed by several threads at once.
   void pack(const T* source, std::size_t source_stride, std::size_t rows, std::size_t column,
             std::size_t count, std::size_t first, std::size_t step) const;
+  /// Zeroes the packed rows behind those of `examples` examples to the end of a group: they enter products
+  /// that nobody reads, as long as they are numbers.
+  void pad(std::size_t examples) const;
 };
 
 /// The gradients of a block of examples, as factors: inputs A and output cotangents B of every use that is
@@ -54,6 +57,8 @@ class Factors {
   const Outer& outer(std::size_t use) const { return outer_[use]; }
   /// [examples, seeds of a round * row_width] or [examples * seeds, row_width].
   const FactorMatrix<T>& rows() const { return rows_; }
+  /// Call when `examples` of them are filled, before products: FactorMatrix::pad() of all.
+  void pad(std::size_t examples) const;
 
  private:
   Arena memory_;

@@ -34,17 +34,19 @@ std::vector<Span> split(std::size_t total, std::size_t step) {
 }
 
 /// The tiles of a block of `rows` examples against `columns` (or, symmetric, against itself: lower triangle).
-/// The full tiles come first: the cheaper diagonal ones even out the end of the work.
+/// The largest come first: the others, those on the diagonal among them, even out the end of the work.
 std::vector<TileRange> tiles_of(std::size_t rows, std::size_t columns, bool symmetric, std::size_t tile) {
   std::vector<TileRange> tiles;
-  std::vector<TileRange> diagonal;
   for (const Span& r : split(rows, tile)) {
     for (const Span& c : split(symmetric ? r.end() : columns, tile)) {
-      const bool on_diagonal = symmetric && c.begin == r.begin;
-      (on_diagonal ? diagonal : tiles).push_back({r.begin, r.count, c.begin, c.count, on_diagonal});
+      tiles.push_back({r.begin, r.count, c.begin, c.count, symmetric && c.begin == r.begin});
     }
   }
-  tiles.insert(tiles.end(), diagonal.begin(), diagonal.end());
+  const auto entries = [](const TileRange& range) {
+    return range.rows * (range.diagonal ? (range.rows + 1) / 2 : range.columns);
+  };
+  std::stable_sort(tiles.begin(), tiles.end(),
+                   [&](const TileRange& a, const TileRange& b) { return entries(a) > entries(b); });
   return tiles;
 }
 
@@ -246,6 +248,8 @@ class Builder {
                      *arenas_[worker], round);
       seconds_[worker].passes += thread_seconds() - start;
     });
+    // Only now: whoever touches memory first has it cleared, and that is shared work.
+    factors.pad(examples.count);
   }
 
   void contract(const Step& step, const std::vector<TileRange>& ranges, const Factors<T>& columns,

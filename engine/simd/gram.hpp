@@ -37,7 +37,8 @@ GRADGRAM_INLINE void transpose(Batch<T>* x) {
 
 /// `rows` <= kLanes rows into one vector of every column of a group. Rows are far apart and their pieces
 /// short, too short for the processor to foresee: with `more`, the next kLanes rows are fetched meanwhile.
-template <class T>
+/// Streaming: whole cache lines past the caches, for what is read much later; end with a fence.
+template <class T, bool Streaming = false>
 void gram_pack_lanes(const T* source, std::size_t stride, std::size_t rows, std::size_t depth, bool more,
                      T* packed) noexcept {
   constexpr std::size_t kLane = kLanes<T>;
@@ -54,7 +55,12 @@ void gram_pack_lanes(const T* source, std::size_t stride, std::size_t rows, std:
       }
       transpose<T, kLane>(x);
       Unroll<0, kLane>::run([&](std::size_t i) __attribute__((always_inline)) {
-        store(packed + (k + i) * kGramGroup<T>, x[i]);
+        T* const target = packed + (k + i) * kGramGroup<T>;
+        if constexpr (Streaming) {
+          store_streaming(target, x[i]);
+        } else {
+          store(target, x[i]);
+        }
       });
     }
   }
@@ -89,7 +95,11 @@ void gram_pack_rows(const GramPacking<T>& job) noexcept {
     const std::size_t row = job.first + i * job.step;
     const std::size_t left = job.rows - i;
     if (job.step == 1 && row % kLane == 0 && left >= kLane) {
-      gram_pack_lanes(source, job.stride, kLane, job.columns, left >= 2 * kLane, target(row));
+      T* const out = target(row);
+      const bool streaming =
+          sizeof(Batch<T>) == kCacheLine && reinterpret_cast<std::uintptr_t>(out) % kCacheLine == 0;
+      const auto pack = streaming ? gram_pack_lanes<T, true> : gram_pack_lanes<T, false>;
+      pack(source, job.stride, kLane, job.columns, left >= 2 * kLane, out);
       i += kLane;
       continue;
     }
@@ -102,6 +112,7 @@ void gram_pack_rows(const GramPacking<T>& job) noexcept {
     }
     i += run;
   }
+  fence_streaming();
 }
 
 GRADGRAM_INLINE void add_wide(double* sum, const Batch<float>& value, bool accumulate) {
@@ -118,6 +129,13 @@ GRADGRAM_INLINE void add_wide(double* sum, const Batch<double>& value, bool accu
 /// rows of results: early enough to arrive, late enough not to be pushed out by the columns that pass.
 inline constexpr std::size_t kAheadSteps = 4;
 inline constexpr std::size_t kWantedRuns = 2;
+
+/// Those of so many runs of kAheadSteps steps during which the rows of results are not fetched yet.
+template <class T>
+constexpr std::size_t early_runs(std::size_t depth) {
+  const std::size_t runs = depth / kAheadSteps;
+  return runs < kGramRows<T> * kWantedRuns ? runs % kWantedRuns : runs - kGramRows<T> * kWantedRuns;
+}
 
 /// The products of a tile, its columns Vectors registers wide. Meanwhile fetch(), called `fetches` times
 /// about evenly at most, fetches what comes next, wanted(r) the results of row r.
@@ -148,8 +166,8 @@ GRADGRAM_INLINE void gram_sums(const T* row, const T* column, std::size_t depth,
     }
   };
   const std::size_t runs = depth / kAheadSteps;
-  const std::size_t last = runs < kRows * kWantedRuns ? runs / kWantedRuns : kRows;
-  const std::size_t early = runs - last * kWantedRuns;
+  const std::size_t early = early_runs<T>(depth);
+  const std::size_t last = (runs - early) / kWantedRuns;
   const std::size_t spacing = fetches < early ? early / fetches : 1;
   if (fetches > early) fetches = early;
   for (std::size_t at = 0; at < fetches; ++at) {
@@ -256,6 +274,16 @@ class PanelAhead {
     return piece < pieces_ ? begin(depth_of(piece), column_of(piece)) + (kLane - 1) : idle;
   }
   std::size_t stride() const { return job_.stride; }
+  /// Whether this share is two squares that need no more than copying.
+  bool copies() const {
+    return !job_.transposed && share_ == 2 && at_ + 1 < pieces_ && whole(at_) && whole(at_ + 1);
+  }
+  /// Where piece `index` of this share comes from and goes to, when it copies().
+  const T* from(std::size_t index) const { return begin(depth_of(at_ + index), column_of(at_ + index)); }
+  T* to(std::size_t index) const {
+    return job_.packed + depth_of(at_ + index) * kGramGroup<T> + column_of(at_ + index);
+  }
+  void skip_share() { at_ += share_; }
 
   void pack_share() {
     for (std::size_t end = at_ + share_ < pieces_ ? at_ + share_ : pieces_; at_ < end; ++at_) {
@@ -288,6 +316,9 @@ class PanelAhead {
   std::size_t column_of(std::size_t piece) const {
     return (job_.transposed ? piece / steps_ : piece % kGramVectors) * kLane;
   }
+  bool whole(std::size_t piece) const {
+    return depth_of(piece) + kLane <= job_.depth && column_of(piece) + kLane <= job_.columns;
+  }
   const T* begin(std::size_t k, std::size_t column) const {
     return job_.source + (job_.transposed ? column * job_.stride + k : k * job_.stride + column);
   }
@@ -297,33 +328,48 @@ class PanelAhead {
   std::size_t at_ = 0;
 };
 
-/// `rows` and `columns` say how much of the tile is there. `first` and `second`: two squares to fetch
-/// meanwhile, their rows `ahead_stride` apart.
-template <class T, std::size_t Vectors>
+/// `rows` and `columns` say how much of the tile is there. Meanwhile the next share's first two pieces are
+/// fetched (when there are none, `column` is) and, with Copy, this share is copied.
+template <class T, std::size_t Vectors, bool Copy>
 void panel_tile(const T* row, const T* column, const PanelProduct<T>& job, T* out, std::size_t rows,
-                std::size_t columns, const T* first, const T* second, std::size_t ahead_stride) noexcept {
+                std::size_t columns, const PanelAhead<T>& ahead) noexcept {
   constexpr std::size_t kRows = kGramRows<T>;
   constexpr std::size_t kLane = kLanes<T>;
   constexpr std::size_t kWidth = Vectors * kLane;
   Batch<T> part[kRows * Vectors];
   const bool whole = rows >= kRows && columns >= kWidth;
-  alignas(64) T edge[kRows * kWidth] = {};
+  alignas(64) T edge[kRows * kWidth];
   T* const target = whole ? out : edge;
   const std::size_t stride = whole ? job.stride : kWidth;
   if (!whole) {
+    std::memset(edge, 0, sizeof(edge));
     rows = rows < kRows ? rows : kRows;
     columns = columns < kWidth ? columns : kWidth;
     for (std::size_t r = 0; job.accumulate && r < rows; ++r) {
       std::memcpy(edge + r * kWidth, out + r * job.stride, columns * sizeof(T));
     }
   }
-  auto next = reinterpret_cast<std::uintptr_t>(first);
-  auto after = reinterpret_cast<std::uintptr_t>(second);
+  auto next = reinterpret_cast<std::uintptr_t>(ahead.source(0, column));
+  auto after = reinterpret_cast<std::uintptr_t>(ahead.source(1, column));
+  const std::size_t stride_bytes = ahead.stride() * sizeof(T);
+  const T* from = Copy ? ahead.from(0) : nullptr;
+  const T* from_after = Copy ? ahead.from(1) : nullptr;
+  T* to = Copy ? ahead.to(0) : nullptr;
+  T* to_after = Copy ? ahead.to(1) : nullptr;
   const auto fetch = [&]() __attribute__((always_inline)) {
     __builtin_prefetch(reinterpret_cast<const void*>(next), 0, 2);
-    const std::uintptr_t done = next;
+    const std::uintptr_t fetched = next;
     next = after;
-    after = done + ahead_stride * sizeof(T);
+    after = fetched + stride_bytes;
+    if constexpr (Copy) {
+      store(to, load(from));
+      const T* const copied = from;
+      from = from_after;
+      from_after = copied + ahead.stride();
+      T* const stored = to;
+      to = to_after;
+      to_after = stored + kGramGroup<T>;
+    }
   };
   const auto wanted = [&](std::size_t r) __attribute__((always_inline)) {
     Unroll<0, Vectors>::run([&](std::size_t vector) __attribute__((always_inline)) {
@@ -349,17 +395,22 @@ void panel_product(const PanelProduct<T>& job) noexcept {
   const std::size_t tiles = (job.column_count + kGroup - 1) / kGroup * ((job.row_count + kRows - 1) / kRows);
   PanelAhead<T> ahead(job.next, tiles);
   if (tiles == 0) ahead.pack_share();
+  const bool all_fetched = early_runs<T>(job.depth) >= 2 * kLane;
   for (std::size_t column = 0; column < job.column_count; column += kGroup) {
     const std::size_t columns = job.column_count - column;
-    const auto tile = columns <= kLane       ? panel_tile<T, 1>
-                      : columns <= 2 * kLane ? panel_tile<T, 2>
-                                             : panel_tile<T, kGramVectors>;
     for (std::size_t row = 0; row < job.row_count; row += kRows) {
-      const T* const passing = job.columns + column * job.depth;
-      tile(job.rows + row / kGroup * kGroup * job.depth + row % kGroup, passing, job,
-           job.out + row * job.stride + column, job.row_count - row, columns, ahead.source(0, passing),
-           ahead.source(1, passing), ahead.stride());
-      ahead.pack_share();
+      const bool copy = all_fetched && columns > 2 * kLane && ahead.copies();
+      const auto tile = columns <= kLane       ? panel_tile<T, 1, false>
+                        : columns <= 2 * kLane ? panel_tile<T, 2, false>
+                        : copy                 ? panel_tile<T, kGramVectors, true>
+                                               : panel_tile<T, kGramVectors, false>;
+      tile(job.rows + row / kGroup * kGroup * job.depth + row % kGroup, job.columns + column * job.depth, job,
+           job.out + row * job.stride + column, job.row_count - row, columns, ahead);
+      if (copy) {
+        ahead.skip_share();
+      } else {
+        ahead.pack_share();
+      }
     }
   }
 }

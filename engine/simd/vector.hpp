@@ -33,6 +33,26 @@ template <class T>
 GRADGRAM_INLINE void store(T* target, const Batch<T>& value) {
   value.store_unaligned(target);
 }
+/// To an address aligned to the register, past the caches where a register is a cache line; a store
+/// otherwise. Other threads see it after fence_streaming().
+inline constexpr std::size_t kCacheLine = 64;
+template <class T>
+GRADGRAM_INLINE void store_streaming(T* target, const Batch<T>& value) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    _mm512_stream_ps(target, value);
+  } else {
+    _mm512_stream_pd(target, value);
+  }
+#else
+  store(target, value);
+#endif
+}
+GRADGRAM_INLINE void fence_streaming() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
 template <class T>
 GRADGRAM_INLINE Batch<T> broadcast(T value) {
   return Batch<T>(value);

@@ -30,7 +30,9 @@ template <class T>
 Var dense(Tape<T>& tape, Var x, const Affine<T>& affine);
 
 /// x [n, in_h, in_w, c_in] -> [n, out_h, out_w, c_out]; W [kernel_h, kernel_w, c_in, c_out];
-/// cross-correlation, as in every deep-learning library. Direct, no im2col: 2 n out_pixels patch c_out FLOP.
+/// cross-correlation, as in every deep-learning library. Direct, no im2col: 2 n out_pixels patch c_out FLOP;
+/// 3 x 3 windows of stride 1 on whole registers of channels by Winograd's F(2x2, 3x3), 4/9 of that, where an
+/// infinity or NaN reaches all outputs of its 2 x 2 tile.
 template <class T>
 Var conv2d(Tape<T>& tape, Var x, const ConvGeometry& geometry, const Affine<T>& affine);
 

@@ -197,7 +197,9 @@ TYPED_TEST(Gemm, ThePackedProductIsExactOnIntegers) {
                            {7, 50, 33},
                            {49, 95, 385},
                            {401, 257, 31},
-                           {5, 250, 771}}) {
+                           {5, 250, 771},
+                           {300, 150, 400},
+                           {523, 101, 390}}) {
       for (const bool accumulate : {false, true}) {
         const std::size_t lda = s.depth + 2;
         const std::size_t ldb = (transposed ? s.depth : s.columns) + 3;

@@ -1,7 +1,5 @@
 #include "cli/cli.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <exception>
 #include <new>
@@ -10,7 +8,6 @@
 #include "cli/commands.hpp"
 #include "cli/inputs.hpp"
 #include "engine/error.hpp"
-#include "ntk/cholesky.hpp"
 #include "ntk/kernel_file.hpp"
 
 namespace gradgram::cli {
@@ -69,8 +66,6 @@ int cli_main(std::span<const std::string> arguments, std::ostream& out, std::ost
     return fail(kFailed, std::string(error.what()) + " (--restart begins anew)");
   } catch (const StoppedAfter& error) {
     return fail(kFailed, error.what());
-  } catch (const ntk::NotPositiveDefinite& error) {
-    return fail(kFailed, fmt::format("{} (--ridge {:g})", error.what(), error.jitter()));
   } catch (const Cancelled&) {
     return fail(kFailed, "stopped; nothing was written");
   } catch (const std::bad_alloc&) {

@@ -143,7 +143,8 @@ void require_writable(const std::filesystem::path& path) {
   const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
   std::error_code error;
   if (!std::filesystem::is_directory(folder, error)) {
-    throw IoError(fmt::format("{}: the folder {} does not exist", path.string(), folder.string()));
+    throw IoError(fmt::format("{}: {} {}", path.string(), folder.string(),
+                              std::filesystem::exists(folder, error) ? "is not a folder" : "does not exist"));
   }
   if (access(folder.c_str(), W_OK) != 0) {
     throw IoError(fmt::format("{}: cannot write into {}: {}", path.string(), folder.string(),

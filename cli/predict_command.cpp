@@ -228,6 +228,29 @@ Answer by_eigenpairs(const Problem<T>& problem, const Asked& asked, bool varianc
   return answer;
 }
 
+/// What a matrix that is not positive definite asks for: a ridge above its negative eigenvalues, as far as
+/// they were found, and above what the errors of its entries are likely to have moved them by.
+template <class T, class Solve>
+auto or_ridge(const Problem<T>& problem, const Solve& solve) {
+  try {
+    return solve();
+  } catch (const ntk::NotPositiveDefinite& error) {
+    const std::size_t n = problem.kernel.shape()[0];
+    double largest = 0;
+    double trace = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      const double entry = std::abs(static_cast<double>(problem.kernel.data()[i * n + i]));
+      largest = std::max(largest, entry);
+      trace += entry;
+    }
+    const double likely = 2 * problem.entry_error * std::sqrt(largest * trace);
+    const double ridge = likely > error.jitter() ? ntk::rounded_up(likely) : error.jitter();
+    throw NumericError(
+        fmt::format("{} (--ridge {:g}{})", error.what(), ridge,
+                    likely > error.jitter() ? ", above the errors of the kernel's entries" : ""));
+  }
+}
+
 /// One set of equations: kernel regression, the posterior of a Gaussian process.
 template <class T>
 Answer by_equations(const Problem<T>& problem, const Asked& asked, bool variance, const Workers& workers,
@@ -243,7 +266,8 @@ Answer by_equations(const Problem<T>& problem, const Asked& asked, bool variance
     cholesky.shift = asked.learning.ridge;
     cholesky.progress = progress;
     cholesky.stop = stop;
-    const ntk::CholeskyFactor factor(widened(problem.kernel), workers, cholesky);
+    const ntk::CholeskyFactor factor =
+        or_ridge(problem, [&] { return ntk::CholeskyFactor(widened(problem.kernel), workers, cholesky); });
     ntk::GaussianOutputs law =
         ntk::gaussian_process(factor, widened(problem.cross), problem.prior, problem.y, workers);
     answer.test = std::move(law.mean);
@@ -265,8 +289,9 @@ Answer by_equations(const Problem<T>& problem, const Asked& asked, bool variance
   regression_options.memory = problem.memory;
   regression_options.progress = progress;
   regression_options.stop = stop;
-  const ntk::Regression solved =
-      ntk::kernel_regression<T>(problem.kernel, missing, regression_options, workers);
+  const ntk::Regression solved = or_ridge(problem, [&] {
+    return ntk::kernel_regression<T>(problem.kernel, missing, regression_options, workers);
+  });
   answer.residual = solved.residual;
   answer.largest_eigenvalue = largest();
   answer.solver = solved.factored

@@ -112,6 +112,30 @@ std::size_t factor_diagonal(const lapack::Block& matrix) {
   return matrix.rows;
 }
 
+/// Whether all entries are finite and both triangles have the same bits, as those of computed kernels do: one
+/// pass in the place of two.
+bool is_plainly_symmetric(const double* matrix, std::size_t n, const Workers& workers) {
+  constexpr std::size_t kTile = 32;  // two tiles of 8 KiB stay in the first-level cache
+  const std::size_t tiles = (n + kTile - 1) / kTile;
+  std::vector<char> sound(tiles, 0);
+  workers.run(tiles, [&](std::size_t row_tile, std::size_t) {
+    const std::size_t rows = row_tile * kTile;
+    double sum = 0;  // of zeros, unless an entry is not finite
+    bool same = true;
+    for (std::size_t columns = 0; columns <= rows; columns += kTile) {
+      for (std::size_t i = rows; i < std::min(n, rows + kTile); ++i) {
+        for (std::size_t j = columns; j < std::min(i + 1, columns + kTile); ++j) {
+          const double lower = matrix[i * n + j];
+          same = same && lower == matrix[j * n + i];
+          sum += 0.0 * lower;
+        }
+      }
+    }
+    sound[row_tile] = same && sum == 0 ? 1 : 0;
+  });
+  return std::all_of(sound.begin(), sound.end(), [](char good) { return good != 0; });
+}
+
 double norm(const std::vector<double>& v) {
   double squares = 0;
   for (const double value : v) squares += value * value;
@@ -138,8 +162,10 @@ CholeskyFactor::CholeskyFactor(Tensor<double> matrix, const Workers& workers, co
     throw ArgumentError(fmt::format("cholesky: shift ({}) must be a finite number >= 0", shift_));
   }
   const std::size_t n = shape[0];
-  require_finite_entries(matrix_.data(), n, "cholesky", "matrix");
-  require_symmetric(matrix_.data(), n, kSymmetric, "cholesky", "matrix");
+  if (!is_plainly_symmetric(matrix_.data(), n, workers)) {
+    require_finite_entries(matrix_.data(), n, "cholesky", "matrix");
+    require_symmetric(matrix_.data(), n, kSymmetric, "cholesky", "matrix");
+  }
   diagonal_.resize(n);
   for (std::size_t i = 0; i < n; ++i) diagonal_[i] = matrix_.data()[i * n + i] += shift_;
   factor(workers, options);
@@ -184,7 +210,7 @@ void CholeskyFactor::factor(const Workers& workers, const CholeskyOptions& optio
           }
         },
         {}, options.stop);
-    if (good != width) refuse(begin + good, workers);
+    if (good != width) refuse(begin + good, workers, options.stop);
     workers.run(
         pieces,
         [&](std::size_t index, std::size_t) {
@@ -196,7 +222,7 @@ void CholeskyFactor::factor(const Workers& workers, const CholeskyOptions& optio
   }
 }
 
-void CholeskyFactor::refuse(std::size_t row, const Workers& workers) const {
+void CholeskyFactor::refuse(std::size_t row, const Workers& workers, const std::stop_token& stop) const {
   // Lanczos with full reorthogonalization on K, which the upper triangle still holds: the smallest Ritz value
   // bounds the smallest eigenvalue from above.
   const std::size_t n = size();
@@ -209,6 +235,7 @@ void CholeskyFactor::refuse(std::size_t row, const Workers& workers) const {
   for (double& value : next) value = random.normal();
   double length = norm(next);
   while (basis.size() < steps) {
+    if (stop.stop_requested()) throw Cancelled("cholesky: stopped");
     for (double& value : next) value /= length;
     basis.push_back(next);
     const Tensor<double> product = multiply({basis.back().data(), Shape{n}}, workers);

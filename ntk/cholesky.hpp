@@ -65,7 +65,7 @@ class CholeskyFactor {
 
  private:
   void factor(const Workers& workers, const CholeskyOptions& options);
-  [[noreturn]] void refuse(std::size_t row, const Workers& workers) const;
+  [[noreturn]] void refuse(std::size_t row, const Workers& workers, const std::stop_token& stop) const;
 
   Tensor<double> matrix_;         ///< L below and on the diagonal, K above
   std::vector<double> diagonal_;  ///< of K + shift I

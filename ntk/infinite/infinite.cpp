@@ -96,6 +96,48 @@ class Inputs {
   std::size_t stride_ = 0;
 };
 
+/// Whether planes end in an inner pooling.
+bool pools_planes(const Program& program) {
+  if (!has_planes(program) || program.reach != Reach::Full) return false;
+  const std::vector<int> zeros(program.pixels.size());
+  return plan_planes(program, Scales{zeros, zeros}).window_h > 0;
+}
+
+/// From sums over windows, in the units of planes, to the state after the pooling at plan.head.
+template <class T>
+void finish_windows(const PlanePlan& plan, Propagator<T>& propagator, const BlockPlace<T>& place,
+                    bool tangent) {
+  PairState<T>& state = propagator.state();
+  const auto pairs = static_cast<double>(plan.window_h * plan.window_w * plan.window_h * plan.window_w);
+  const T delta_unit = static_cast<T>(plan.delta_out / pairs);
+  const T theta_unit = static_cast<T>(plan.theta_out / pairs);
+  for (std::size_t i = 0; i < state.size(); ++i) {
+    state.delta()[i] *= delta_unit;
+    if (tangent) state.theta()[i] *= theta_unit;
+  }
+  propagator.set_windows(plan.head, place);
+}
+
+/// The pair of an image, [pixel][channel], with itself, up to the pooling at plan.head.
+template <class T>
+void pool_own_planes(const PlanePlan& plan, PlaneWorker<double>& planes, const T* image, double scale,
+                     const Sides<double>& own, Propagator<double>& pairs, const BlockPlace<double>& place) {
+  const std::size_t pixels = plan.height * plan.width;
+  const std::size_t stride = padded<double>(pixels);
+  std::vector<double> channels(plan.channels * stride);
+  for (std::size_t p = 0; p < pixels; ++p) {
+    for (std::size_t c = 0; c < plan.channels; ++c) {
+      channels[c * stride + p] = scale * static_cast<double>(image[p * plan.channels + c]);
+    }
+  }
+  const std::size_t windows = plan.height / plan.window_h * (plan.width / plan.window_w);
+  PairState<double>& state = pairs.start(1, windows, windows);
+  std::fill_n(state.delta(), state.size(), 0.0);
+  const PlaneWorker<double>::Image both{channels.data(), stride, &own, 0};
+  planes.run_windows(both, both, state.delta(), nullptr, state.stride());
+  finish_windows(plan, pairs, place, false);
+}
+
 /// Variances of every example of one side.
 template <class T>
 Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList& series,
@@ -110,9 +152,12 @@ Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList&
   for (std::size_t s = 0; s < program.steps.size(); ++s) {
     if (program.pooled_variances && program.steps[s].kind == StepKind::AveragePool) last_pool = s + 1;
   }
+  std::optional<PlanePlan> plan;
+  if (last_pool != 0 && pools_planes(program)) plan = plan_planes(program, scales);
+  std::vector<std::unique_ptr<PlaneWorker<double>>> planes(workers.count());
   const std::size_t chunk = last_pool == 0 ? 16 : 1;
   workers.run((examples + chunk - 1) / chunk,
-              [&](std::size_t piece, std::size_t) {
+              [&](std::size_t piece, std::size_t worker) {
                 ExampleVariances example;
                 example.variance.resize(program.pixels.size());
                 example.factor.resize(program.steps.size());
@@ -131,6 +176,8 @@ Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList&
                       own = std::make_unique<Sides<double>>(program, 1);
                     }
                     place = {own.get(), own.get(), 0, 0, true};
+                  }
+                  if (last_pool != 0 && !plan) {
                     PairState<double>& state = pairs->start(1, pixels, pixels);
                     const T* const image = x.data() + i * pixels * channels;
                     for (std::size_t p = 0; p < pixels; ++p) {
@@ -155,10 +202,17 @@ Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList&
                     }
                     example.variance[program.steps[s].out].assign(program.pixels[program.steps[s].out], 0.0);
                     own->set(0, example);
-                    pairs->run(place, followed, s);
                     BlockPlace<double> apart = place;
                     apart.same_set = false;
-                    pairs->run(apart, s, s + 1);
+                    if (plan && s == plan->head) {
+                      if (planes[worker] == nullptr)
+                        planes[worker] = std::make_unique<PlaneWorker<double>>(*plan);
+                      pool_own_planes(*plan, *planes[worker], x.data() + i * pixels * channels,
+                                      std::ldexp(1.0, -scales.variance[0] / 2), *own, *pairs, apart);
+                    } else {
+                      pairs->run(place, followed, s);
+                      pairs->run(apart, s, s + 1);
+                    }
                     followed = s + 1;
                     PairState<double>& state = pairs->state();
                     std::vector<double>& pooled = example.variance[program.steps[s].out];
@@ -215,7 +269,7 @@ std::size_t builder_bytes(const Program& program, std::size_t examples, std::siz
   const std::size_t pixels = *std::ranges::max_element(program.pixels);
   if (program.reach == Reach::Diagonal)
     block = (has_planes(program) ? 1 : pixels) * kDiagonalRows * kDiagonalColumns;
-  const bool planes = has_planes(program) && !program.pooled_variances;
+  const bool planes = has_planes(program) && (!program.pooled_variances || pools_planes(program));
   if (program.reach == Reach::Full && !planes)
     block = 2 * checked_multiply(pixels, padded<T>(pixels), kBytes);
   const std::vector<int> zeros(program.pixels.size());
@@ -230,6 +284,7 @@ std::size_t builder_bytes(const Program& program, std::size_t examples, std::siz
       block = std::max(block, checked_multiply(windows, padded<T>(windows), kBytes));
     }
     plane_scratch = PlaneWorker<T>::bytes(plan);
+    if (program.pooled_variances && plan.window_h > 0) plane_scratch = PlaneWorker<double>::bytes(plan);
     if (plan.diagonal) bytes = checked_add(bytes, PlaneImages<T>::bytes(plan, examples), kBytes);
   }
   const std::size_t scratch = checked_add(
@@ -253,10 +308,9 @@ bool holds_examples(const Program& program, TensorView<const T> x) {
 
 /// What planes in f32 add to a Builder in f64.
 std::size_t narrow_bytes(const Program& program, std::size_t examples, std::size_t workers) {
-  if (!has_planes(program) || program.reach != Reach::Full) return 0;
+  if (!pools_planes(program)) return 0;
   const std::vector<int> zeros(program.pixels.size());
   const PlanePlan plan = plan_planes(program, Scales{zeros, zeros});
-  if (plan.window_h == 0) return 0;
   const std::size_t windows = program.steps[plan.head].geometry.out_pixels();
   const std::size_t matrices = checked_multiply(2 * sizeof(float) * windows, windows, kBytes);
   const std::size_t inputs = checked_multiply(examples, program.input.size() * sizeof(float), kBytes);
@@ -622,22 +676,8 @@ class Builder {
     PairState<T>& state = propagators_[worker]->start(1, g.out_pixels(), g.out_pixels());
     std::fill_n(state.delta(), state.size(), T(0));
     scratch_[worker].planes->run_windows(left, right, state.delta(), state.theta(), state.stride());
-    pooled(left.index, right.index, worker);
+    finish_windows(*plan_, *propagators_[worker], place(left.index, right.index), what_.ntk);
     propagators_[worker]->run(place(left.index, right.index), plan_->head + 1, program_.steps.size());
-  }
-
-  /// Makes sums over windows, in the units of planes, the state after them.
-  void pooled(std::size_t row, std::size_t column, std::size_t worker) {
-    const ConvGeometry& g = program_.steps[plan_->head].geometry;
-    PairState<T>& state = propagators_[worker]->state();
-    const auto pairs = static_cast<double>(g.kernel_h * g.kernel_w * g.kernel_h * g.kernel_w);
-    const T delta_unit = static_cast<T>(plan_->delta_out / pairs);
-    const T theta_unit = static_cast<T>(plan_->theta_out / pairs);
-    for (std::size_t i = 0; i < state.size(); ++i) {
-      state.delta()[i] *= delta_unit;
-      if (what_.ntk) state.theta()[i] *= theta_unit;
-    }
-    propagators_[worker]->set_windows(plan_->head, place(row, column));
   }
 
   /// The same with planes in f32. False where two windows' pre-activations are nearly parallel: pooling has
@@ -664,7 +704,7 @@ class Builder {
       std::copy_n(deltas.data() + p * windows, windows, state.delta() + p * state.stride());
       if (what_.ntk) std::copy_n(thetas.data() + p * windows, windows, state.theta() + p * state.stride());
     }
-    pooled(row, column, worker);
+    finish_windows(*plan_, *propagators_[worker], place(row, column), what_.ntk);
     const auto roots = [&](const Sides<T>& side, std::size_t example) {
       std::vector<T> result(side.variance(head.out, 0, example),
                             side.variance(head.out, 0, example) + windows);
@@ -718,8 +758,13 @@ class Builder {
       if (what_.ntk) {
         T* const out = scratch.ntk.data() + to;
         const T* const theta = state.theta() + r * state.stride();
-        for (std::size_t c = 0; c < count; ++c) {
-          out[c] = static_cast<T>(theta_unit * static_cast<double>(theta[c]));
+        const T narrow_unit = static_cast<T>(theta_unit);
+        if (std::isnormal(narrow_unit)) {  // a power of two: as exact as in f64
+          for (std::size_t c = 0; c < count; ++c) out[c] = narrow_unit * theta[c];
+        } else {
+          for (std::size_t c = 0; c < count; ++c) {
+            out[c] = static_cast<T>(theta_unit * static_cast<double>(theta[c]));
+          }
         }
         clear_nulls(out, i, part.column, count);
       }

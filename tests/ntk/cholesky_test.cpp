@@ -82,6 +82,28 @@ TEST(Cholesky, SolvesAtRaggedSizes) {
   }
 }
 
+// Blocks of 512 columns and whole pieces of rows, which smaller matrices do not see; made in n^2 operations.
+TEST(Cholesky, LargeBlocks) {
+  for (const std::size_t n : {2503u, 3001u}) {
+    Random random(n);
+    Tensor<double> k(Shape{n, n});
+    for (std::size_t i = 0; i < n; ++i) {
+      for (std::size_t j = 0; j < i; ++j) k(i, j) = k(j, i) = random.normal();
+      k(i, i) = 3 * std::sqrt(static_cast<double>(n));
+    }
+    const Tensor<double> y = random_tensor(Shape{n, 2}, 13);
+    std::vector<Tensor<double>> solutions;
+    for (const std::size_t threads : {1, 3}) {
+      const Workers workers(threads);
+      const CholeskyFactor factor(k.clone(), workers);
+      solutions.push_back(y.clone());
+      factor.solve(solutions.back(), workers);
+    }
+    EXPECT_LE(backward_error(k, 0, solutions[0], y), 4 * static_cast<double>(n) * kEpsilon);
+    EXPECT_EQ(std::memcmp(solutions[0].data(), solutions[1].data(), y.size() * sizeof(double)), 0);
+  }
+}
+
 TEST(Cholesky, AgreesWithLapackOnTheWholeMatrix) {
   const Workers workers(2);
   constexpr std::size_t n = 523;

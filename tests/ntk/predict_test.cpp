@@ -351,6 +351,10 @@ TEST(Predict, EnsembleIsTheLawOfTrainedLinearModels) {
       const GaussianOutputs variances =
           ensemble(problem.pairs, learning, problem.versus, nngp, nngp_versus, nngp_diagonal, problem.y);
       const GaussianOutputs train_variances = ensemble_train(problem.pairs, learning, nngp, problem.y, false);
+      const GaussianOutputs on_three = ensemble(problem.pairs, learning, problem.versus, nngp, nngp_versus,
+                                                nngp_test, problem.y, Workers(3));
+      EXPECT_TRUE(std::ranges::equal(on_three.mean.span(), test.mean.span()));
+      EXPECT_TRUE(std::ranges::equal(on_three.covariance.span(), test.covariance.span()));
       constexpr double kTolerance = 1e-8;  // of entries up to a few thousand
       for (std::size_t i = 0; i < kTest; ++i) {
         EXPECT_NEAR(test.mean(i, 0), mean[kTrain + i], 1e-10);

@@ -52,7 +52,7 @@ ResultFolder::ResultFolder(fs::path target, bool force) : target_(std::move(targ
   if (error) fail(parent, "cannot create the folder", error);
   temporary_ = parent / fmt::format(".{}.unfinished-{}", target_.filename().string(), getpid());
   fs::create_directory(temporary_, error);
-  if (error) fail(temporary_, "cannot create the folder", error);
+  if (error) fail(target_, "cannot create the folder", error);
 }
 
 ResultFolder::~ResultFolder() {

@@ -160,21 +160,28 @@ GRADGRAM_INLINE void gram_sums(const T* row, const T* column, std::size_t depth,
     column += kGramGroup<T>;
     row += kGramGroup<T>;
   };
+  const auto four = [&]() __attribute__((always_inline)) {
+    Unroll<0, kAheadSteps>::run([&](std::size_t) __attribute__((always_inline)) { step(); });
+  };
   const auto steps = [&](std::size_t runs) __attribute__((always_inline)) {
-    for (std::size_t run = 0; run < runs; ++run) {
-      Unroll<0, kAheadSteps>::run([&](std::size_t) __attribute__((always_inline)) { step(); });
-    }
+    for (std::size_t run = 0; run < runs; ++run) four();
   };
   const std::size_t runs = depth / kAheadSteps;
   const std::size_t early = early_runs<T>(depth);
   const std::size_t last = (runs - early) / kWantedRuns;
-  const std::size_t spacing = fetches < early ? early / fetches : 1;
-  if (fetches > early) fetches = early;
-  for (std::size_t at = 0; at < fetches; ++at) {
-    fetch();
-    steps(spacing);
+  if (fetches >= early) {
+    for (std::size_t run = 0; run < early; ++run) {
+      fetch();
+      four();
+    }
+  } else {
+    const std::size_t spacing = early / fetches;
+    for (std::size_t at = 0; at < fetches; ++at) {
+      fetch();
+      steps(spacing);
+    }
+    steps(early - fetches * spacing);
   }
-  steps(early - fetches * spacing);
   for (std::size_t r = 0; r < last; ++r) {
     wanted(r);
     steps(kWantedRuns);
@@ -229,28 +236,35 @@ class GramAhead {
   std::size_t at_ = 0;
 };
 
-/// Row by row: a tile's rows stay in the first-level cache while the columns pass, which come from the
-/// second.
+/// Wide columns come from the second-level cache anyway: row by row, so that a tile's rows stay in the first.
+/// Narrower ones stay there themselves, column by column.
 template <class T>
 void gram_product(const GramProduct<T>& job) noexcept {
   constexpr std::size_t kGroup = kGramGroup<T>;
   constexpr std::size_t kRows = kGramRows<T>;
   constexpr std::size_t kLane = kLanes<T>;
   GramAhead<T> ahead(job);
-  for (std::size_t row = 0; row < job.row_count; row += kRows) {
-    const T* const rows = job.rows + row / kGroup * kGroup * job.depth + row % kGroup;
-    // kRows divides kGroup: a tile on the diagonal lies in the last group of its columns.
-    const std::size_t end = job.lower ? row / kGroup * kGroup + kGroup : job.column_count;
-    for (std::size_t column = 0; column < end && column < job.column_count; column += kGroup) {
-      const T* const columns = job.columns + column * job.depth;
-      double* const sum = job.sum + row * job.sum_stride + column;
-      const T* const fetched = ahead.next(columns);
-      // Of a tile on the diagonal only the registers that reach down to it.
-      const std::size_t reach = job.lower ? row + kRows - column : kGroup;
-      const auto tile = reach <= kLane       ? gram_tile<T, 1>
-                        : reach <= 2 * kLane ? gram_tile<T, 2>
-                                             : gram_tile<T, kGramVectors>;
-      tile(rows, columns, job.depth, sum, job.sum_stride, job.accumulate, fetched);
+  const auto product = [&](std::size_t row, std::size_t column) {
+    const T* const columns = job.columns + column * job.depth;
+    // Of a tile on the diagonal only the registers that reach down to it.
+    const std::size_t reach = job.lower ? row + kRows - column : kGroup;
+    const auto tile = reach <= kLane       ? gram_tile<T, 1>
+                      : reach <= 2 * kLane ? gram_tile<T, 2>
+                                           : gram_tile<T, kGramVectors>;
+    tile(job.rows + row / kGroup * kGroup * job.depth + row % kGroup, columns, job.depth,
+         job.sum + row * job.sum_stride + column, job.sum_stride, job.accumulate, ahead.next(columns));
+  };
+  // kRows divides kGroup: a tile on the diagonal lies in the last group of its columns.
+  if constexpr (sizeof(Batch<T>) == kCacheLine) {
+    for (std::size_t row = 0; row < job.row_count; row += kRows) {
+      const std::size_t end = job.lower ? row + kRows : job.column_count;
+      for (std::size_t column = 0; column < end && column < job.column_count; column += kGroup) {
+        product(row, column);
+      }
+    }
+  } else {
+    for (std::size_t column = 0; column < job.column_count; column += kGroup) {
+      for (std::size_t row = job.lower ? column : 0; row < job.row_count; row += kRows) product(row, column);
     }
   }
 }

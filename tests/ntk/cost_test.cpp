@@ -152,6 +152,25 @@ TEST(Cost, WaysWhoseFactorsRepeatPassesLose) {
   }
 }
 
+/// Several layers must change their ways together before one pass is enough.
+TEST(Cost, ASmallerBudgetIsNoCliff) {
+  const models::Network<float> network(models::parse("resnet18-plain", {32, 32, 3}, {.outputs = 10}), {});
+  const Tensor<float> x(Shape{64, 32, 32, 3});
+  KernelOptions options;
+  options.reduce = Reduce::TraceMean;
+  // Into a file: without rounds.
+  const auto plan = [&](std::size_t memory) {
+    options.memory = memory;
+    return plan_for<float>(network, x.view(), nullptr, options, 1, true);
+  };
+  const Plan ample = plan(std::size_t{16} << 30);
+  ASSERT_EQ(ample.resident, 64U);
+  const Plan tight = plan(std::size_t{3300} << 20);
+  ASSERT_LE(tight.total_bytes(), std::size_t{3300} << 20);
+  EXPECT_EQ(tight.resident, 64U);
+  EXPECT_LT(plan_cost(tight).wall, 1.5 * plan_cost(ample).wall);
+}
+
 TEST(Cost, RatesDecideWays) {
   Greedy greedy;
   const auto first = [&] {

@@ -9,6 +9,7 @@
 //   of_fma    the share of the multiply-add peak of as many cores, probed before and after;
 //   of_gemm   the share of what blas::gemm reaches on as many;
 //   gram_part the contraction's part of the operations;
+//   passes_s, contraction_s  processor seconds of all threads in either: the last kernel's;
 //   planned_MB, peak_MB  what the plan takes and the peak of resident memory during the case (Linux).
 
 #include <benchmark/benchmark.h>
@@ -101,6 +102,8 @@ void whole_kernel(benchmark::State& state, const Case& c) {
   const Workers workers(static_cast<std::size_t>(state.range(0)));
   ntk::KernelOptions options;
   options.memory = c.memory;
+  ntk::KernelTimings timings;
+  options.timings = &timings;
   ntk::Plan plan = ntk::plan_for<float>(net, x.view(), nullptr, options, workers.count());
   if (state.range(1) != 0) plan.tile = static_cast<std::size_t>(state.range(1));
   if (state.range(2) != 0) plan.tape_block = static_cast<std::size_t>(state.range(2));
@@ -114,6 +117,8 @@ void whole_kernel(benchmark::State& state, const Case& c) {
   const Useful useful = useful_flop(plan);
   limit.report(state, useful.total(), workers.count());
   state.counters["gram_part"] = useful.contraction / useful.total();
+  state.counters["passes_s"] = timings.passes;
+  state.counters["contraction_s"] = timings.contraction;
   state.counters["tile"] = static_cast<double>(plan.tile);
   state.counters["tape_block"] = static_cast<double>(plan.tape_block);
   state.counters["planned_MB"] = static_cast<double>(plan.total_bytes()) * 1e-6;

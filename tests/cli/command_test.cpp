@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -51,8 +52,8 @@ std::vector<std::string> shell_words(const std::string& line) {
 class Command : public testing::Test {
  protected:
   void SetUp() override {
-    folder = fs::path(testing::TempDir()) /
-             (std::string("gradgram-") + testing::UnitTest::GetInstance()->current_test_info()->name());
+    folder = fs::path(testing::TempDir()) / ("gradgram-" + std::to_string(getpid()) + "-" +
+                                             testing::UnitTest::GetInstance()->current_test_info()->name());
     fs::remove_all(folder);
     fs::create_directories(folder);
   }

@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <filesystem>
@@ -21,7 +22,7 @@ namespace fs = std::filesystem;
 class PredictCommand : public testing::Test {
  protected:
   void SetUp() override {
-    folder = fs::path(testing::TempDir()) / (std::string("gradgram-predict-") +
+    folder = fs::path(testing::TempDir()) / ("gradgram-predict-" + std::to_string(getpid()) + "-" +
                                              testing::UnitTest::GetInstance()->current_test_info()->name());
     fs::remove_all(folder);
     fs::create_directories(folder);

@@ -1,6 +1,7 @@
 #include "ntk/infinite/infinite_file.hpp"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -40,7 +41,7 @@ const std::vector<Case> kCases = {
 class InfiniteFileTest : public testing::Test {
  protected:
   void SetUp() override {
-    folder = fs::path(testing::TempDir()) / (std::string("gradgram-infinite-file-") +
+    folder = fs::path(testing::TempDir()) / ("gradgram-infinite-file-" + std::to_string(getpid()) + "-" +
                                              testing::UnitTest::GetInstance()->current_test_info()->name());
     fs::remove_all(folder);
     fs::create_directories(folder);

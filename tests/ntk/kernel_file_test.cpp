@@ -228,8 +228,8 @@ std::string thrown(F call) {
 class KernelFileTest : public testing::Test {
  protected:
   void SetUp() override {
-    folder = fs::path(testing::TempDir()) /
-             (std::string("gradgram-file-") + testing::UnitTest::GetInstance()->current_test_info()->name());
+    folder = fs::path(testing::TempDir()) / ("gradgram-file-" + std::to_string(getpid()) + "-" +
+                                             testing::UnitTest::GetInstance()->current_test_info()->name());
     fs::remove_all(folder);
     fs::create_directories(folder);
     job.destination.path = path();

@@ -102,19 +102,15 @@ void Workers::run(std::size_t pieces, const std::function<void(std::size_t, std:
       }
     }
   };
+  const auto body = [&](std::size_t worker) {
+    const HandoverScope scope;
+    tbb::this_task_arena::isolate([&] { work(worker); });
+  };
   Handover::give();
   struct TakeBack {
     ~TakeBack() { Handover::take(); }
   } const take_back;
-  arena_->arena.execute([&] {
-    tbb::parallel_for(
-        std::size_t{0}, count(),
-        [&](std::size_t worker) {
-          const HandoverScope scope;
-          tbb::this_task_arena::isolate([&] { work(worker); });
-        },
-        tbb::simple_partitioner());
-  });
+  arena_->arena.execute([&] { tbb::parallel_for(std::size_t{0}, count(), body, tbb::simple_partitioner()); });
 }
 
 }  // namespace gradgram

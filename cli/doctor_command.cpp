@@ -30,11 +30,14 @@ std::vector<std::vector<std::string>> kernel_rows(const ntk::KernelRates& rates)
     rows.push_back({name, giga(single, unit), giga(twice, unit)});
   };
   row("products of gradients", rates.f32.gram, rates.f64.gram, " GFLOP/s");
-  row("packing them", rates.f32.pack, rates.f64.pack, " GB/s");
+  row("fetching them for a tile", rates.f32.fetch, rates.f64.fetch, " GB/s");
+  row("packing them for a tile", rates.f32.pack, rates.f64.pack, " GB/s");
+  row("laying them out when formed", rates.f32.lay, rates.f64.lay, " GB/s");
   row("adding up a tile", rates.f32.entries, rates.f64.entries, " G entries/s");
   row("position Gram, products", rates.f32.position, rates.f64.position, " GFLOP/s");
   row("position Gram, taps", rates.f32.taps, rates.f64.taps, " G additions/s");
   row("passes of dense layers", rates.f32.gemm, rates.f64.gemm, " GFLOP/s");
+  row("new memory", rates.touch, rates.touch, " GB/s");
   row("copying", rates.f32.bandwidth, rates.f64.bandwidth, " GB/s");
   row("activations and pooling", rates.f32.elementwise, rates.f64.elementwise, " GB/s");
   for (std::size_t i = 0; i < rates.f32.convolutions.size(); ++i) {

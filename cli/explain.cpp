@@ -161,8 +161,9 @@ std::string explain_text(const Explanation& explanation, const models::Model& mo
     if (bytes != 0) memory += fmt::format("{}{} {}", memory.empty() ? "" : ", ", name, bytes_text(bytes));
   }
   std::vector<std::vector<std::string>> totals = {
-      {"passes", fmt::format("{} GFLOP, {} of one thread with forming; {} a tape", giga(cost.pass_flop),
-                             seconds(cost.passes), grouped(plan.tape_block))}};
+      {"passes", fmt::format("{} GFLOP, {} of one thread with forming and new memory ({}); {} a tape",
+                             giga(cost.pass_flop), seconds(cost.passes), seconds(cost.touching),
+                             grouped(plan.tape_block))}};
   if (!explanation.diagonal) {
     totals.push_back(
         {"contraction", fmt::format("{} GFLOP, {} of one thread; {} tiles of {} examples", giga(cost.flop),
@@ -210,6 +211,7 @@ ordered_json explain_json(const Explanation& explanation, const models::Model& m
   json["total"] = {{"pass_flop", cost.pass_flop},
                    {"passes_seconds", cost.passes},
                    {"forming_seconds", cost.forming},
+                   {"new_memory_seconds", cost.touching},
                    {"contraction_flop", cost.flop},
                    {"contraction_seconds", cost.contraction},
                    {"passes_per_example", cost.passed},

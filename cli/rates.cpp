@@ -24,14 +24,16 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 
-constexpr int kLayout = 1;
+constexpr int kLayout = 2;
 constexpr std::size_t kLargestFile = std::size_t{1} << 20;
 
 /// f(name, value) for every number of one precision; `Rates` may be const.
 template <class Rates, class F>
 void each_rate(Rates& rates, F f) {
   f("gram_flop_per_second", rates.gram);
+  f("fetched_bytes_per_second", rates.fetch);
   f("packed_bytes_per_second", rates.pack);
+  f("laid_bytes_per_second", rates.lay);
   f("tile_entries_per_second", rates.entries);
   f("position_gram_flop_per_second", rates.position);
   f("tap_additions_per_second", rates.taps);
@@ -92,7 +94,10 @@ ordered_json circumstances() {
 }  // namespace
 
 ordered_json to_json(const ntk::KernelRates& rates) {
-  return {{"f32", to_json(rates.f32)}, {"f64", to_json(rates.f64)}, {"share_kept_together", rates.together}};
+  return {{"f32", to_json(rates.f32)},
+          {"f64", to_json(rates.f64)},
+          {"touched_bytes_per_second", rates.touch},
+          {"share_kept_together", rates.together}};
 }
 
 fs::path rates_path() {
@@ -133,6 +138,7 @@ std::optional<MeasuredRates> read_rates(const fs::path& path) {
     MeasuredRates measured;
     from_json(json.at("rates").at("f32"), measured.rates.f32);
     from_json(json.at("rates").at("f64"), measured.rates.f64);
+    measured.rates.touch = positive(json.at("rates").at("touched_bytes_per_second"));
     measured.rates.together = positive(json.at("rates").at("share_kept_together"));
     measured.when = json.at("measured").get<std::string>();
     return measured;

@@ -19,6 +19,10 @@ constexpr double kPairs = 1000;
 constexpr double kSide = 336;
 /// Other ways are taken for want of memory only where they are that much faster: they change the bits.
 constexpr double kWorthwhile = 0.9;
+/// Seconds in which one weight in f32 is laid out for the products of a tape block: packed, or of a
+/// convolution transformed.
+constexpr double kDenseLayout = 0.4e-9;
+constexpr double kConvolutionLayout = 2e-9;
 /// Products of rows in bfloat16 against f32, rounding included.
 constexpr double kBf16Speed = 2;
 
@@ -30,50 +34,84 @@ double square(double value) {
   return value * value;
 }
 
-/// What is contracted: pairs of examples, and the sides of all tiles (examples that are packed).
+/// What is contracted: pairs of examples, and the sides of all tiles.
 struct Work {
   double passed = 0;  ///< examples, counted as often as they are passed
   double pairs = 0;
-  double sides = 0;
+  double products = 0;  ///< of rows, as the tiles' kernels compute them
+  double sides = 0;     ///< examples; of a tile on the diagonal one side
   std::size_t blocks = 0;
   std::size_t tiles = 0;
 };
 
-void add_rectangle(std::size_t rows, std::size_t columns, std::size_t tile, Work& work) {
-  const std::size_t down = (rows + tile - 1) / tile;
-  const std::size_t across = (columns + tile - 1) / tile;
-  work.pairs += real(rows) * real(columns);
-  work.sides += real(rows) * real(across) + real(columns) * real(down);
-  work.tiles += down * across;
-}
+/// Adds up the tiles of blocks. Kernels compute eight rows by a group of columns at a time.
+class TileWork {
+ public:
+  explicit TileWork(const Plan& plan)
+      : tile_(plan.tile), per_example_(plan.rows_per_example()), group_(gram_padded(1, plan.element_bytes)) {}
 
-void add_triangle(std::size_t n, std::size_t tile, Work& work) {
-  const std::size_t down = (n + tile - 1) / tile;
-  work.pairs += real(n) * (real(n) + 1) / 2;
-  work.sides += real(n) * real(down);
-  work.tiles += down * (down + 1) / 2;
-}
+  void add_rectangle(std::size_t rows, std::size_t columns, Work& work) const {
+    const std::size_t down = (rows + tile_ - 1) / tile_;
+    const std::size_t across = (columns + tile_ - 1) / tile_;
+    work.pairs += real(rows) * real(columns);
+    work.products += computed(rows, kRows) * computed(columns, group_);
+    work.sides += real(rows) * real(across) + real(columns) * real(down);
+    work.tiles += down * across;
+  }
+
+  void add_triangle(std::size_t n, Work& work) const {
+    const std::size_t whole = n / tile_;
+    const std::size_t rest = n % tile_;
+    const std::size_t below = whole * (whole - std::min<std::size_t>(whole, 1)) / 2;
+    work.pairs += real(n) * (real(n) + 1) / 2;
+    work.products += real(below) * padded(tile_, kRows) * padded(tile_, group_) +
+                     real(whole) * padded(rest, kRows) * padded(tile_, group_) +
+                     real(whole) * diagonal(tile_) + diagonal(rest);
+    work.sides += real(2 * below * tile_) + (rest != 0 ? real(whole * (tile_ + rest)) : 0) + real(n);
+    const std::size_t down = whole + (rest != 0 ? 1 : 0);
+    work.tiles += down * (down + 1) / 2;
+  }
+
+ private:
+  static constexpr std::size_t kRows = 8;
+
+  double padded(std::size_t examples, std::size_t unit) const {
+    const std::size_t rows = examples * per_example_;
+    return real((rows + unit - 1) / unit * unit);
+  }
+  double computed(std::size_t examples, std::size_t unit) const {
+    return real(examples / tile_) * padded(tile_, unit) + padded(examples % tile_, unit);
+  }
+  /// Registers that reach over the diagonal: a sixth of a group on average.
+  double diagonal(std::size_t examples) const {
+    const double rows = real(examples * per_example_);
+    return rows * (rows + 1) / 2 + rows * real(group_) / 6;
+  }
+
+  std::size_t tile_, per_example_, group_;
+};
 
 Work work_of(const Plan& plan) {
   Work work;
+  const TileWork tiles(plan);
   const std::size_t rows = plan.request.rows;
   for (std::size_t begin = 0; begin < rows; begin += std::max<std::size_t>(plan.resident, 1)) {
     const std::size_t count = std::min(plan.resident, rows - begin);
     ++work.blocks;
     work.passed += real(count);
-    if (plan.request.symmetric) add_triangle(count, plan.tile, work);
+    if (plan.request.symmetric) tiles.add_triangle(count, work);
     const std::size_t stream = plan.request.symmetric ? begin : plan.request.columns;
     if (stream == 0) continue;
     work.passed += real(stream);
     const std::size_t whole = stream / plan.streamed;
     Work part;
-    add_rectangle(count, plan.streamed, plan.tile, part);
+    tiles.add_rectangle(count, plan.streamed, part);
     work.pairs += real(whole) * part.pairs;
+    work.products += real(whole) * part.products;
     work.sides += real(whole) * part.sides;
     work.tiles += whole * part.tiles;
-    if (stream % plan.streamed != 0) add_rectangle(count, stream % plan.streamed, plan.tile, work);
+    if (stream % plan.streamed != 0) tiles.add_rectangle(count, stream % plan.streamed, work);
   }
-  if (plan.packed) work.sides = work.passed;
   return work;
 }
 
@@ -96,8 +134,11 @@ const ConvolutionRate& nearest(const PrecisionRates& rates, const ConvGeometry& 
 /// Prices of one request, in seconds of one worker.
 class Prices {
  public:
-  Prices(const PlanRequest& request, std::size_t element_bytes)
-      : rates_(request.rates.of(element_bytes)),
+  /// `packed`: factors are packed once, when they are known; `kept`: there are factors at all.
+  Prices(const PlanRequest& request, std::size_t element_bytes, bool packed, bool kept = true)
+      : packed_(packed),
+        kept_(kept),
+        rates_(request.rates.of(element_bytes)),
         bytes_(real(element_bytes)),
         group_(request.full ? real(request.seeds) : 1),
         per_row_(request.full ? 1 : real(request.seeds)),
@@ -120,15 +161,17 @@ class Prices {
     return 0;
   }
 
-  double contraction(const PlannedUse& use, Way way, double pairs, double sides) const {
+  /// `waste`: products that are computed for each one that is wanted.
+  double contraction(const PlannedUse& use, Way way, double pairs, double sides, double waste) const {
     const double product = pairs * flop(use, way);
     const double entries = pairs * square(group_) / rates_.entries;
+    const double moved = sides * bytes_ * (1 / rates_.fetch + (packed_ ? 0 : 1 / rates_.pack));
     switch (way) {
       case Way::Materialize:
-        return product / gram_ + sides * group_ * per_row_ * row_width(use) * bytes_ / rates_.pack;
+        return waste * product / gram_ + moved * group_ * per_row_ * row_width(use);
       case Way::Outer:
-        return product / gram_ + entries +
-               sides * (real(use.d_in) + group_ * per_row_ * real(use.d_out)) * bytes_ / rates_.pack;
+        return waste * product / gram_ + entries +
+               moved * (real(use.d_in) + group_ * per_row_ * real(use.d_out));
       case Way::PositionGram:
         return product / rates_.position + pairs * position(use).additions() / rates_.taps + entries;
     }
@@ -137,13 +180,17 @@ class Prices {
 
   /// Of one example, all seeds.
   double forming(const PlannedUse& use, Way way) const {
+    const bool lay = packed_ && kept_;
     if (way != Way::Materialize) {
-      return 2 * bytes_ * (real(use.input_size()) + seeds_ * real(use.cotangent_size())) / rates_.bandwidth;
+      const double bytes = bytes_ * (real(use.input_size()) + seeds_ * real(use.cotangent_size()));
+      return lay && way == Way::Outer ? bytes / rates_.lay : 2 * bytes / rates_.bandwidth;
     }
     const double flop = seeds_ * use_flop(use);
-    const double written = seeds_ * 2 * bytes_ * real(use.d_in) * real(use.d_out) / rates_.bandwidth;
-    if (use.convolution) return flop / nearest(rates_, use.geometry).weight_gradient;
-    return flop / rates_.gemm + written;
+    const double bytes = seeds_ * bytes_ * real(use.d_in) * real(use.d_out);
+    const double written = lay                         ? bytes / rates_.lay
+                           : kept_ || !use.convolution ? 2 * bytes / rates_.bandwidth
+                                                       : 0;
+    return flop / (use.convolution ? nearest(rates_, use.geometry).weight_gradient : rates_.gemm) + written;
   }
 
   /// Of one example among `block` on a tape.
@@ -182,13 +229,16 @@ class Prices {
     return 2 * real(use.positions) * real(use.d_in) * real(use.d_out);
   }
   double affine(const PlannedUse& use, std::size_t block, double rate) const {
-    const double weights = 2 * bytes_ * real(use.d_in) * real(use.d_out) / real(block) / rates_.bandwidth;
-    return use_flop(use) / rate + (use.convolution ? 0 : weights);
+    // Weights are laid out for the products of a block.
+    const double weights = real(use.d_in) * real(use.d_out) * bytes_ / sizeof(float) *
+                           (use.convolution ? kConvolutionLayout : kDenseLayout) / real(block);
+    return use_flop(use) / rate + weights;
   }
   double elementwise(const PlannedUse& use) const {
     return bytes_ * real(use.input_size() + use.cotangent_size()) / rates_.elementwise;
   }
 
+  bool packed_, kept_;
   const PrecisionRates& rates_;
   double bytes_, group_, per_row_, seeds_;
   double gram_;
@@ -201,7 +251,9 @@ double imbalance(std::size_t pieces, std::size_t workers) {
 }
 
 PlanCost cost_of(const Plan& plan, const Work& work, bool contracted) {
-  const Prices prices(plan.request, plan.element_bytes);
+  const Prices prices(plan.request, plan.element_bytes, plan.packed, contracted);
+  const double group = real(plan.rows_per_example());
+  const double waste = work.pairs > 0 ? work.products / (work.pairs * square(group)) : 1;
   const std::vector<bool> shared = shared_uses(plan.uses, plan.parameter_sizes.size());
   PlanCost cost;
   const std::size_t examples = plan.request.rows + (plan.request.symmetric ? 0 : plan.request.columns);
@@ -224,7 +276,7 @@ PlanCost cost_of(const Plan& plan, const Work& work, bool contracted) {
       one.bytes = prices.factor_bytes(use, way);
       if (contracted) {
         one.flop = work.pairs * prices.flop(use, way);
-        one.contraction = prices.contraction(use, way, work.pairs, work.sides);
+        one.contraction = prices.contraction(use, way, work.pairs, work.sides, waste);
       }
       if (way == use.way) {
         price.chosen = one;
@@ -240,6 +292,10 @@ PlanCost cost_of(const Plan& plan, const Work& work, bool contracted) {
     cost.uses.push_back(std::move(price));
   }
   const std::size_t workers = plan.request.workers;
+  const std::size_t touched = plan.factor_bytes(plan.resident) + plan.factor_bytes(plan.streamed) +
+                              plan.kept_bytes() + workers * plan.arena_bytes();
+  cost.touching = real(touched) / plan.request.rates.touch;
+  cost.passes += cost.touching;
   const double together = real(workers) * (workers > 1 ? plan.request.rates.together : 1);
   const auto blocks = static_cast<std::size_t>(work.passed / real(plan.tape_block)) + 1;
   cost.wall = (cost.passes * imbalance(blocks, workers) + cost.contraction * imbalance(work.tiles, workers)) /
@@ -321,7 +377,7 @@ std::vector<bool> shared_uses(const std::vector<PlannedUse>& uses, std::size_t p
 
 void choose_ways(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse>& uses) {
   const std::vector<bool> shared = shared_uses(uses, profile.parameter_sizes.size());
-  const Prices prices(request, profile.element_bytes);
+  const Prices prices(request, profile.element_bytes, !request.bf16);
   for (std::size_t u = 0; u < uses.size(); ++u) {
     PlannedUse& use = uses[u];
     if (!shared[u] && !use.convolution && use.positions == 1) {
@@ -334,7 +390,8 @@ void choose_ways(const ModuleProfile& profile, const PlanRequest& request, std::
       if (way == Way::PositionGram && position_bytes(use, request, profile.element_bytes) > kPositionBytes) {
         continue;
       }
-      const double seconds = prices.contraction(use, way, 1, 2 / kSide) + prices.forming(use, way) / kPairs;
+      const double seconds =
+          prices.contraction(use, way, 1, 2 / kSide, 1) + prices.forming(use, way) / kPairs;
       if (way == Way::Materialize || seconds < least) {
         least = seconds;
         use.way = way;

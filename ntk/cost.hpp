@@ -50,8 +50,9 @@ struct PlanCost {
   std::size_t tiles = 0;
   double pass_flop = 0;
   double flop = 0;         ///< of the contraction
-  double passes = 0;       ///< of all workers together: forward, reverse and forming
+  double passes = 0;       ///< of all workers together: forward, reverse, forming and touching
   double forming = 0;      ///< this much of it
+  double touching = 0;     ///< and this: memory that is written for the first time
   double contraction = 0;  ///< of all workers together
   double wall = 0;         ///< from the first pass to the last tile
 };

@@ -6,7 +6,9 @@
 #include <memory>
 #include <string>
 
-#include "engine/blas.hpp"
+#include "engine/arena.hpp"
+#include "engine/cpu.hpp"
+#include "engine/matrix_product.hpp"
 #include "engine/ops.hpp"
 #include "engine/ops/conv2d.hpp"
 #include "engine/random.hpp"
@@ -85,12 +87,58 @@ void measure_products(PrecisionRates& rates) {
   constexpr std::size_t kTile = 48;
   constexpr double kWidth = 9 * 64 * 64 + 64;
   const Tiles<T> tiles("conv(64,3) gap dense(1)", {4, 4, 64}, kExamples);
-  rates.gram = 2.0 * kExamples * kExamples * kWidth / tiles.seconds(Way::Materialize, kExamples, 3);
-  const double before = tiles.seconds(Way::Materialize, kTile, 3);
-  const double within = tiles.seconds(Way::Materialize, kTile, 3, 1, false);
+  constexpr double kProducts = 2.0 * kExamples * kExamples * kWidth;
   constexpr double kSides = 2.0 * kExamples * kExamples / kTile;
+  const double whole = tiles.seconds(Way::Materialize, kExamples, 3);
+  const double before = tiles.seconds(Way::Materialize, kTile, 3);
+  const double within = tiles.seconds(Way::Materialize, kTile, 2, 1, false);
+  // whole and before = products / gram + sides / fetch, with 2 and 8 x kExamples examples on the sides.
+  const double a_side = std::clamp((before - whole) / (kSides - 2.0 * kExamples), 0.02 * before / kSides,
+                                   0.5 * before / kSides);
+  rates.fetch = kWidth * sizeof(T) / a_side;
+  rates.gram = kProducts / (whole - 2.0 * kExamples * a_side);
   // A share of the whole, whatever disturbed the runs.
   rates.pack = kSides * kWidth * sizeof(T) / std::clamp(within - before, 0.05 * within, 0.9 * within);
+}
+
+/// A block of gradients, written as rows and packed among many.
+template <class T>
+void measure_laying(PrecisionRates& rates) {
+  constexpr std::size_t kBlock = 16;
+  constexpr std::size_t kRows = 192;
+  constexpr std::size_t kWidth = 9 * 64 * 64;
+  const std::vector<Panel> panels = panels_of(0, kWidth, sizeof(T));
+  const std::size_t stride = padded_stride(kWidth, sizeof(T));
+  const std::size_t packed_rows = gram_padded(kRows, sizeof(T));
+  Tensor<T> rows(Shape{kBlock, stride});
+  Tensor<T> packed(Shape{packed_rows, kWidth});
+  const double seconds = best_seconds(2, [&] {
+    for (std::size_t first = 0; first < kRows; first += kBlock) {
+      std::fill_n(rows.data(), rows.size(), static_cast<T>(first));
+      for (const Panel& panel : panels) {
+        kernels<T>().gram_pack_rows({.source = rows.data() + panel.begin,
+                                     .stride = stride,
+                                     .rows = kBlock,
+                                     .columns = panel.depth,
+                                     .packed = packed.data() + packed_rows * panel.begin,
+                                     .depth = panel.depth,
+                                     .column = 0,
+                                     .first = first,
+                                     .step = 1});
+      }
+    }
+  });
+  rates.lay = kRows * kWidth * sizeof(T) / seconds;
+}
+
+/// As an arena takes it. Once: memory that was given back a moment ago is still in a cache.
+double measure_touch() {
+  constexpr std::size_t kBytes = std::size_t{128} << 20;
+  Arena arena(kBytes);
+  void* const memory = arena.allocate(kBytes);
+  const double first = best_seconds(1, [&] { std::memset(memory, 1, kBytes); });
+  const double again = best_seconds(1, [&] { std::memset(memory, 2, kBytes); });
+  return kBytes / std::max(first - again, 0.1 * first);
 }
 
 template <class T>
@@ -129,7 +177,8 @@ void measure_positions(PrecisionRates& rates) {
 
 template <class T>
 void measure_convolution(ConvolutionRate& rate) {
-  constexpr std::size_t kImages = 4;
+  // Weights are laid out once for all of them.
+  const std::size_t kImages = std::clamp<std::size_t>(256 / (rate.side * rate.side) * 4, 4, 8);
   const ConvGeometry g = conv_geometry(rate.side, rate.side, rate.c_in, rate.c_out, rate.kernel, rate.kernel,
                                        rate.stride, rate.stride, {});
   const auto x = normal<T>({kImages, rate.side, rate.side, rate.c_in});
@@ -140,21 +189,23 @@ void measure_convolution(ConvolutionRate& rate) {
   Arena arena;
   NoSink<T> sink;
   // As in a run of many blocks: the arena's memory is there already.
-  rate.forward = kImages * flop / best_seconds(3, [&] {
+  rate.forward = static_cast<double>(kImages) * flop / best_seconds(3, [&] {
                    Tape<T> tape(arena);
                    ops::conv2d<T>(tape, tape.input(x.view(), true), g, {parameters, 0});
                  });
   {
     Tape<T> tape(arena);
     const Var y = ops::conv2d<T>(tape, tape.input(x.view(), true), g, {parameters, 0});
-    rate.reverse = kImages * flop / best_seconds(3, [&] { tape.reverse(y, seed.view(), sink); });
+    rate.reverse =
+        static_cast<double>(kImages) * flop / best_seconds(3, [&] { tape.reverse(y, seed.view(), sink); });
   }
-  Tensor<T> gradient(Shape{kImages, g.weights()});
+  constexpr std::size_t kGradients = 4;
+  Tensor<T> gradient(Shape{kGradients, g.weights()});
   rate.weight_gradient =
-      kImages * flop / best_seconds(3, [&] {
+      kGradients * flop / best_seconds(3, [&] {
         const ArenaScope scope(arena);
         const ops::ConvWeightGradient<T> form(g, T(0.5), T(1), arena);
-        for (std::size_t i = 0; i < kImages; ++i) {
+        for (std::size_t i = 0; i < kGradients; ++i) {
           form(x.data() + i * g.in_pixels() * g.c_in, seed.data() + i * g.out_pixels() * g.c_out, false,
                gradient.data() + i * g.weights(), nullptr);
         }
@@ -163,14 +214,14 @@ void measure_convolution(ConvolutionRate& rate) {
 
 template <class T>
 void measure_gemm(PrecisionRates& rates) {
-  constexpr std::size_t kBlock = 128;
+  constexpr std::size_t kBlock = 192;
   constexpr std::size_t kWidth = 1024;
   const auto x = normal<T>({kBlock, kWidth});
   const auto w = normal<T>({kWidth, kWidth});
   Tensor<T> y(Shape{kBlock, kWidth});
   rates.gemm = 2.0 * kBlock * kWidth * kWidth / best_seconds(4, [&] {
-                 blas::gemm(blas::Transpose::No, blas::Transpose::Yes, kBlock, kWidth, kWidth, T(1), x.data(),
-                            kWidth, w.data(), kWidth, T(0), y.data(), kWidth);
+                 multiply<T>(true, kBlock, kWidth, kWidth, T(1), x.data(), kWidth, w.data(), kWidth, false,
+                             y.data(), kWidth);
                });
 }
 
@@ -209,6 +260,7 @@ void measure_elementwise(PrecisionRates& rates) {
 template <class T>
 void measure(PrecisionRates& rates) {
   measure_products<T>(rates);
+  measure_laying<T>(rates);
   measure_entries<T>(rates);
   measure_positions<T>(rates);
   for (ConvolutionRate& convolution : rates.convolutions) measure_convolution<T>(convolution);
@@ -228,17 +280,21 @@ double measure_together(std::size_t threads) {
 }  // namespace
 
 KernelRates::KernelRates() {
-  f32 = {.gram = 150e9,
+  touch = 4e9;
+  f32 = {.gram = 165e9,
+         .fetch = 12e9,
          .pack = 17e9,
+         .lay = 5e9,
          .entries = 0.45e9,
          .position = 140e9,
          .taps = 22e9,
-         .gemm = 110e9,
+         .gemm = 140e9,
          .bandwidth = 25e9,
          .elementwise = 14e9,
          .convolutions = {{{3, 64, 32, 3, 1, 140e9, 17e9, 140e9},
                            {64, 64, 32, 3, 1, 160e9, 150e9, 150e9},
                            {16, 16, 16, 3, 1, 120e9, 100e9, 90e9},
+                           {32, 32, 16, 3, 1, 180e9, 170e9, 170e9},
                            {64, 128, 32, 3, 2, 160e9, 145e9, 140e9},
                            {256, 256, 8, 3, 1, 155e9, 145e9, 135e9},
                            {512, 512, 4, 3, 1, 125e9, 130e9, 65e9},
@@ -255,6 +311,8 @@ KernelRates::KernelRates() {
 
 KernelRates measure_kernel_rates(std::size_t threads) {
   KernelRates rates;
+  // Before the others have memory to give back.
+  rates.touch = measure_touch();
   measure<float>(rates.f32);
   measure<double>(rates.f64);
   rates.together = measure_together(threads);

@@ -16,15 +16,17 @@ struct ConvolutionRate {
 
 /// In FLOP/s (a multiply-add is two) or bytes/s, one worker, one precision.
 struct PrecisionRates {
-  double gram = 0;         ///< FLOP/s of products of rows, packing not counted
-  double pack = 0;         ///< bytes/s of packing them
+  double gram = 0;         ///< FLOP/s of products of rows, neither packing nor fetching counted
+  double fetch = 0;        ///< bytes/s at which both sides of a tile come to its products, beside them
+  double pack = 0;         ///< bytes/s of packing rows for one tile
+  double lay = 0;          ///< bytes/s of gradients that are written as rows and packed among the factors
   double entries = 0;      ///< entries/s that a tile's ways are added up with, in f64
   double position = 0;     ///< FLOP/s of the position Gram's products
   double taps = 0;         ///< additions/s of its sums over taps
   double gemm = 0;         ///< FLOP/s of the passes of dense layers
   double bandwidth = 0;    ///< bytes/s that are copied, read and written counted
   double elementwise = 0;  ///< bytes/s of what lies between affine layers: activations, pooling
-  std::array<ConvolutionRate, 7> convolutions{};
+  std::array<ConvolutionRate, 8> convolutions{};
 };
 
 /// The numbers that it starts with are built in: rounded from an AVX-512 core. Only their ratios decide ways,
@@ -32,6 +34,7 @@ struct PrecisionRates {
 struct KernelRates {
   PrecisionRates f32;
   PrecisionRates f64;
+  double touch = 0;     ///< bytes/s of memory that is written for the first time
   double together = 1;  ///< share of its rate that a worker keeps when all work at once
 
   KernelRates();
@@ -40,7 +43,7 @@ struct KernelRates {
   }
 };
 
-/// Measures all of them on small kernels with the active instruction set, within about two seconds; takes
+/// Measures all of them on small kernels with the active instruction set, within two to three seconds; takes
 /// about 150 MB. `threads`: of `together`.
 KernelRates measure_kernel_rates(std::size_t threads);
 

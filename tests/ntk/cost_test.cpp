@@ -83,7 +83,7 @@ TEST(Cost, CountsWhatARunDoes) {
       if (first.chosen.way == Way::Materialize) {
         EXPECT_NEAR(first.chosen.flop, pairs * 2 * (27 * 5 + 5), 1e-6 * first.chosen.flop);
       }
-      double passes = 0;
+      double passes = cost.touching;
       double contraction = 0;
       for (const UseCost& use : cost.uses) {
         passes += use.forward + use.reverse + use.chosen.forming;
@@ -202,6 +202,41 @@ TEST(Cost, TheLeastBudgetIsThatOfTheSmallestWays) {
   const auto k = kernel<float>(greedy.network, x, greedy.options, Workers(1));
   EXPECT_EQ(k.planned_bytes, least);
   EXPECT_GT(k.values(11, 11), 0);
+}
+
+/// Everything that new memory, fetching, packing and ragged tiles cost beside the work that is wanted.
+TEST(Cost, KnowsWhatGoesBesideTheProducts) {
+  const Counted module(kText, {8, 8, 3});
+  const auto cost_of = [&](std::size_t n, auto change) {
+    const auto x = kernel_cases::inputs_of<float>({8, 8, 3}, n, 1);
+    KernelRates rates;
+    change(rates);
+    KernelOptions options;
+    options.rates = &rates;
+    const Plan plan = plan_for<float>(module, x.view(), nullptr, options, 1);
+    EXPECT_TRUE(plan.packed);
+    return std::pair(plan, plan_cost(plan));
+  };
+  const auto [plan, before] = cost_of(64, [](KernelRates&) {});
+  const double touched = static_cast<double>(plan.factor_bytes(64) + plan.arena_bytes());
+  EXPECT_DOUBLE_EQ(before.touching, touched / KernelRates().touch);
+  const auto [same, touching] = cost_of(64, [](KernelRates& rates) { rates.touch /= 2; });
+  EXPECT_NEAR(touching.passes - before.passes, before.touching, 1e-9 * before.passes);
+  EXPECT_EQ(touching.contraction, before.contraction);
+  // Rows are laid out once for each example.
+  const double rows = 64.0 * static_cast<double>(plan.packed_row_bytes + plan.packed_input_bytes);
+  const auto [laid, laying] = cost_of(64, [](KernelRates& rates) { rates.f32.lay /= 2; });
+  EXPECT_NEAR(laying.passes - before.passes, rows / KernelRates().f32.lay,
+              0.2 * (laying.passes - before.passes));
+  const auto [moved, fetching] = cost_of(64, [](KernelRates& rates) { rates.f32.fetch /= 2; });
+  EXPECT_GT(fetching.contraction, before.contraction);
+  EXPECT_EQ(fetching.passes, before.passes);
+  // A tile of 9 examples computes groups of 48 columns, and of few pairs.
+  const auto per_pair = [&](std::size_t n) {
+    return cost_of(n, [](KernelRates& rates) { rates.f32.fetch = 1e30; }).second.contraction * 2 /
+           static_cast<double>(n * (n + 1));
+  };
+  EXPECT_GT(per_pair(9), 1.5 * per_pair(576));
 }
 
 TEST(Cost, ATapeCountsOnceWhatDoesNotGrowWithItsExamples) {

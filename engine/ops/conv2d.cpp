@@ -274,27 +274,33 @@ class Winograd {
   Offset *window_base_ = nullptr, *product_base_ = nullptr, *channels_ = nullptr;
 };
 
+/// What is convolved. Winograd's transforms round about three times more coarsely than direct sums; what is
+/// linear in them does not mind, but the values decide about rectifiers and maxima, and one that tips the
+/// other way moves all entries of its example: they are summed directly.
+enum class Convolved { Values, Tangents };
+
 /// Images of one product of a forward convolution.
 template <class T>
-std::size_t forward_group(const ConvGeometry& g, std::size_t n) {
+std::size_t forward_group(const ConvGeometry& g, Convolved what, std::size_t n) {
   const std::size_t group =
       group_images<T>(n, g.out_pixels(), image_frame(g).size(), g.out_pixels() * g.c_out);
-  return winograd<T>(g) ? winograd_group<T>(n, group, g.c_in, g.c_out, winograd_tiles(g.out_h, g.out_w))
-                        : group;
+  return what == Convolved::Tangents && winograd<T>(g)
+             ? winograd_group<T>(n, group, g.c_in, g.c_out, winograd_tiles(g.out_h, g.out_w))
+             : group;
 }
 
 /// scale * (x correlated with the weights) + bias_scale * bias for n images; bias may be absent (null). A
 /// group of images goes to target(first image); then finish(its images, first image) may do something with
 /// it.
 template <class T, class Target, class Finish>
-void convolve(const ConvGeometry& g, const T* x, const T* weights, T scale, const T* bias, T bias_scale,
-              bool accumulate, bool rectify, std::size_t n, Arena& arena, const Target& target,
+void convolve(const ConvGeometry& g, Convolved what, const T* x, const T* weights, T scale, const T* bias,
+              T bias_scale, bool accumulate, bool rectify, std::size_t n, Arena& arena, const Target& target,
               const Finish& finish) {
   const ArenaScope scope(arena);
   Frame frame = image_frame(g);
   const std::size_t rows = g.out_pixels();
-  const std::size_t group = forward_group<T>(g, n);
-  if (winograd<T>(g)) {
+  const std::size_t group = forward_group<T>(g, what, n);
+  if (what == Convolved::Tangents && winograd<T>(g)) {
     const Winograd<T> product(g, weights, scale, false, group, frame, arena);
     each_group(frame, x, n, group, arena, [&](std::size_t count, const T* images, std::size_t first) {
       product(images, count, target(first), accumulate, bias, bias_scale, rectify);
@@ -330,10 +336,10 @@ void convolve(const ConvGeometry& g, const T* x, const T* weights, T scale, cons
 
 /// The same into y (+)=.
 template <class T>
-void convolve(const ConvGeometry& g, const T* x, const T* weights, T scale, const T* bias, T bias_scale,
-              bool accumulate, bool rectify, T* y, std::size_t n, Arena& arena) {
+void convolve(const ConvGeometry& g, Convolved what, const T* x, const T* weights, T scale, const T* bias,
+              T bias_scale, bool accumulate, bool rectify, T* y, std::size_t n, Arena& arena) {
   convolve(
-      g, x, weights, scale, bias, bias_scale, accumulate, rectify, n, arena,
+      g, what, x, weights, scale, bias, bias_scale, accumulate, rectify, n, arena,
       [&](std::size_t first) { return y + first * g.out_pixels() * g.c_out; },
       [](std::size_t, std::size_t) {});
 }
@@ -559,12 +565,13 @@ class Conv2dNode final : public Node<T> {
       return;
     }
     if (x) {
-      convolve(g, x.data(), affine_.parameters.value(affine_.weight).data(), affine_.weight_scale,
-               bias.data(), affine_.bias_scale, false, false, y, n, tape.arena());
+      convolve(g, Convolved::Tangents, x.data(), affine_.parameters.value(affine_.weight).data(),
+               affine_.weight_scale, bias.data(), affine_.bias_scale, false, false, y, n, tape.arena());
     }
     if (weight) {
-      convolve<T>(g, tape.value(x_).data(), weight.data(), affine_.weight_scale, x ? nullptr : bias.data(),
-                  affine_.bias_scale, static_cast<bool>(x), false, y, n, tape.arena());
+      convolve<T>(g, Convolved::Tangents, tape.value(x_).data(), weight.data(), affine_.weight_scale,
+                  x ? nullptr : bias.data(), affine_.bias_scale, static_cast<bool>(x), false, y, n,
+                  tape.arena());
     }
   }
 
@@ -600,7 +607,8 @@ Var unpooled(Tape<T>& tape, Var x, const ConvGeometry& g, const Affine<T>& affin
   check_conv2d(tape, x, g, affine);
   const std::size_t n = tape.examples(x);
   const Var y = tape.emit(Shape{n, g.out_h, g.out_w, g.c_out}, true);
-  convolve<T>(g, tape.value(x).data(), affine.parameters.value(affine.weight).data(), affine.weight_scale,
+  convolve<T>(g, Convolved::Values, tape.value(x).data(), affine.parameters.value(affine.weight).data(),
+              affine.weight_scale,
               affine.bias == kNoParameter ? nullptr : affine.parameters.value(affine.bias).data(),
               affine.bias_scale, false, relu, tape.mutable_value(y).data(), n, tape.arena());
   record_conv2d(tape, g, affine, Tail<T>{.relu = relu}, x, y);
@@ -827,10 +835,12 @@ Var conv2d_relu(Tape<T>& tape, Var x, const ConvGeometry& geometry, const Affine
     const ArenaScope scope(tape.arena());
     const std::size_t size = g.out_pixels() * g.c_out;
     const std::size_t pooled = pool->out_pixels() * g.c_out;
-    T* const before = tape.arena().template tensor<T>(Shape{forward_group<T>(g, n), size}).data();
+    T* const before =
+        tape.arena().template tensor<T>(Shape{forward_group<T>(g, Convolved::Values, n), size}).data();
     T* const values = tape.mutable_value(y).data();
     convolve<T>(
-        g, tape.value(x).data(), affine.parameters.value(affine.weight).data(), affine.weight_scale,
+        g, Convolved::Values, tape.value(x).data(), affine.parameters.value(affine.weight).data(),
+        affine.weight_scale,
         affine.bias == kNoParameter ? nullptr : affine.parameters.value(affine.bias).data(),
         affine.bias_scale, false, false, n, tape.arena(), [&](std::size_t) { return before; },
         [&](std::size_t count, std::size_t first) {

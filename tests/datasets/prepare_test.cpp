@@ -199,8 +199,10 @@ TEST(Dataset, InputsInSinglePrecisionAreCheckedForRange) {
   data.inputs = Tensor<double>(Shape{1, 2}, std::vector<double>{1.0 / 3, 2});
   EXPECT_EQ(data.inputs_as<float>()(0, 0), static_cast<float>(1.0 / 3));
   EXPECT_EQ(data.inputs_as<double>()(0, 0), 1.0 / 3);
+  data.source = "x.npy";
   data.inputs(0, 1) = 1e39;
-  expect_holds(message<NumericError>([&] { (void)data.inputs_as<float>(); }), {"1e+39", "element 1"});
+  expect_holds(message<NumericError>([&] { (void)data.inputs_as<float>(); }),
+               {"1e+39", "example 0 of x.npy", "f32"});
 }
 
 }  // namespace

@@ -137,7 +137,7 @@ void run(const Context& context) {
   json["tiles_of_earlier_runs"] = kernel.found;
   json["tiles_found_damaged"] = kernel.damaged;
   // What every architecture that is compared with others keeps to (docs/infinite.md).
-  const double entry_error = std::is_same_v<T, float> ? 1e-5 : 1e-10;
+  const double entry_error = ntk::infinite_entry_error<T>();
   json["relative_entry_error"] = entry_error;
   json["seconds"] = seconds;
   const std::filesystem::path sidecar = beside(out, ".json");

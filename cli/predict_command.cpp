@@ -534,7 +534,7 @@ void run_model(const Context& context) {
       problem.nngp_cross = widened<T>(cross.view());
     }
     problem.posterior = nngp;
-    problem.entry_error = std::is_same_v<T, float> ? 1e-6 : 1e-12;
+    problem.entry_error = ntk::infinite_entry_error<T>();
     json["model"] = model.to_text();
     json["infinite"] = true;
     json["get"] = nngp ? "nngp" : "ntk";

@@ -1,5 +1,7 @@
 #include "ntk/infinite/infinite.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -293,7 +295,7 @@ std::size_t builder_bytes(const Program& program, std::size_t examples, std::siz
   return checked_add(bytes, checked_multiply(scratch, workers, kBytes), kBytes);
 }
 
-/// In f32 a fragile program (Program::fragile) would be off by 1e-4 for near-duplicates: it runs in f64
+/// In f32 a fragile program (Program::fragile) would be off by 1e-4 and more for some pairs: it runs in f64
 /// inside.
 template <class T>
 bool runs_wide(const Program& program) {
@@ -342,7 +344,8 @@ template <class T>
 class Builder {
  public:
   Builder(const models::Model& model, const models::NetworkOptions& options, TensorView<const T> x,
-          const TensorView<const T>* versus, const InfiniteOptions& what, const Workers& workers)
+          const TensorView<const T>* versus, const InfiniteOptions& what, const Workers& workers,
+          double promised)
       : program_(compile(model, options, what.ntk)),
         rows_(x.shape().rank() == 0 ? 0 : x.shape()[0]),
         same_(versus == nullptr),
@@ -376,6 +379,7 @@ class Builder {
           prepare<T>(program_, scales_, series_, *versus, right, workers_, what_.stop));
       right_inputs_ = std::make_unique<Inputs<T>>(program_, *versus, scales_.variance[0], transposed);
     }
+    if (program_.powers) check_powers(promised);
     if (has_planes(program_)) plan_ = plan_planes(program_, scales_);
     if (plan_ && plan_->diagonal) {
       left_images_ =
@@ -507,6 +511,57 @@ class Builder {
       throw ArgumentError("InfiniteKernel::block: " + std::string(name) + ": found [" +
                           std::to_string(range.begin) + ", " + std::to_string(range.end) + ") of " +
                           std::to_string(count));
+    }
+  }
+
+  /// Covariances are held as the mean of both variances less delta: one between variances q and q' is off by
+  /// half a unit in the last place of the mean, (q + q') / 2, and every power multiplies what is relative to
+  /// sqrt(q q') by its degree. Throws NumericError when that passes `promised` somewhere.
+  void check_powers(double promised) const {
+    struct Range {
+      double least = std::numeric_limits<double>::infinity(), most = 0;
+      std::size_t least_at = 0, most_at = 0;
+    };
+    const auto range_of = [&](const Sides<T>& side, std::size_t slot) {
+      Range range;
+      const std::size_t pixels = program_.pixels[slot];
+      for (std::size_t i = 0; i < side.examples(); ++i) {
+        double sum = 0;
+        for (std::size_t p = 0; p < pixels; ++p) {
+          sum += static_cast<double>(program_.reach == Reach::Full ? side.variance(slot, 0, i)[p]
+                                                                   : *side.variance(slot, p, i));
+        }
+        if (side.null(i) || !(sum > 0)) continue;  // exact zeros, or not held
+        if (sum < range.least) range.least = sum, range.least_at = i;
+        if (sum > range.most) range.most = sum, range.most_at = i;
+      }
+      return range;
+    };
+    const auto check = [&](std::size_t slot, double growth, const std::string& where) {
+      const Range left = range_of(*left_sides_, slot);
+      const Range right = same_ ? left : range_of(*right_sides_, slot);
+      if (left.most == 0 || right.most == 0) return;
+      const bool left_largest = left.most / right.least >= right.most / left.least;
+      const double root = std::sqrt(left_largest ? left.most / right.least : right.most / left.least);
+      const double error = growth * std::numeric_limits<T>::epsilon() / 4 * (root + 1 / root);
+      if (error <= promised) return;
+      throw NumericError(fmt::format(
+          "infinite_kernel: the variances {} of example {} of x and {} of {} are a factor {:.2g} apart: "
+          "their "
+          "entry would be off by {:.1e} sqrt(k_ii k_jj), where {:g} is promised; bring the examples to one "
+          "norm{}",
+          where, left_largest ? left.most_at : left.least_at, left_largest ? right.least_at : right.most_at,
+          same_ ? "x" : "versus", root * root, error, promised,
+          promised < infinite_entry_error<float>() ? ", or ask for f32, which promises less" : ""));
+    };
+    double growth = 1;
+    check(program_.steps.back().out, growth, "at the end");
+    for (std::size_t s = program_.steps.size(); s-- > 0;) {
+      const Step& step = program_.steps[s];
+      if (step.kind == StepKind::AveragePool) check(step.in, growth, "before " + step.name);
+      if (step.kind != StepKind::Nonlinear || step.phi.kind != Nonlinearity::Kind::Monomial) continue;
+      growth *= static_cast<double>(std::max<std::size_t>(1, step.phi.degree));
+      check(step.in, growth, "before " + step.name);
     }
   }
 
@@ -881,13 +936,15 @@ struct InfiniteKernel<T>::Implementation {
         Tensor<double> wide_versus;
         if (versus != nullptr) wide_versus = infinite::converted<double, float>(*versus);
         const TensorView<const double> view = std::as_const(wide_versus).view();
-        wide = std::make_unique<infinite::Builder<double>>(
-            model, options, wide_x.view(), versus == nullptr ? nullptr : &view, what, workers);
+        wide = std::make_unique<infinite::Builder<double>>(model, options, wide_x.view(),
+                                                           versus == nullptr ? nullptr : &view, what, workers,
+                                                           infinite_entry_error<T>());
         wide->narrow_planes();
         return;
       }
     }
-    narrow = std::make_unique<infinite::Builder<T>>(model, options, x, versus, what, workers);
+    narrow = std::make_unique<infinite::Builder<T>>(model, options, x, versus, what, workers,
+                                                    infinite_entry_error<T>());
   }
   template <class Call>
   auto visit(const Call& call) const {

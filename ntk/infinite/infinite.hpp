@@ -19,6 +19,13 @@ struct InfiniteOptions {
   std::stop_token stop;
 };
 
+/// What an entry of infinite_kernel() is good to, relative to sqrt(k_ii k_jj): docs/infinite.md tells what it
+/// was measured on.
+template <class T>
+constexpr double infinite_entry_error() {
+  return sizeof(T) == sizeof(float) ? 1e-5 : 1e-10;
+}
+
 /// Those asked for; the other is empty.
 template <class T>
 struct InfiniteKernels {
@@ -33,10 +40,11 @@ struct InfiniteKernels {
 ///
 /// Cost per pair: one entry per layer (vectors), per layer and pixel (images whose head is flatten) or per
 /// layer and pair of pixels (images with average pooling). Precision: f64 1e-10, f32 1e-5 relative to
-/// sqrt(k_ii k_jj) (docs/infinite.md); f32 models that pool between nonlinearities, or have a smooth one
-/// before one with a kink, run in f64 inside. Throws ArgumentError naming the layer that has no such
-/// limit and why, ShapeError, BudgetError, NumericError when an input, variance or entry is not finite,
-/// Cancelled.
+/// sqrt(k_ii k_jj) (docs/infinite.md); f32 models that pool between nonlinearities, have a smooth one before
+/// one with a kink, or a monomial of degree 2 or more run in f64 inside. Throws ArgumentError naming the
+/// layer that has no such limit and why, ShapeError, BudgetError, NumericError when an input, variance or
+/// entry is not finite, or when monomials drive the variances of two examples so far apart that their entry
+/// has not that precision, Cancelled.
 template <class T>
 InfiniteKernels<T> infinite_kernel(const models::Model& model, const models::NetworkOptions& options,
                                    TensorView<const T> x, const InfiniteOptions& what,

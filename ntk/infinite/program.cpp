@@ -255,6 +255,9 @@ Program compile(const models::Model& model, const models::NetworkOptions& option
       program.pooled_variances = true;
     }
     if (rounded && kink) program.fragile = true;
+    if (nonlinear && step.phi.kind == Nonlinearity::Kind::Monomial && step.phi.degree >= 2) {
+      program.fragile = program.powers = true;
+    }
     if (nonlinear && !kink) rounded = true;
   }
   program.reach = !image ? Reach::Vector : pooled ? Reach::Full : Reach::Diagonal;

@@ -58,9 +58,12 @@ struct Program {
   /// give. Otherwise variances behind the first pooling layer are unknown and held as zero, where
   /// delta = -covariance.
   bool pooled_variances = false;
-  /// Whether f32 would cost near-duplicates half of its digits: their deltas are rounded differences behind
-  /// pooling and behind smooth nonlinearities, and one with a kink comes later.
+  /// Whether f32 would cost near-duplicates half of its digits (their deltas are rounded differences behind
+  /// pooling and behind smooth nonlinearities, and one with a kink comes later), or there are powers.
   bool fragile = false;
+  /// Whether there is a monomial of degree 2 or more: variances move apart as powers of what they were, and a
+  /// covariance between a large and a small one is a small difference of large numbers.
+  bool powers = false;
   std::size_t depth = 1;  ///< states alive at once
 };
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -199,6 +200,93 @@ TEST(InfiniteKernel, SingleAgreesWithDoubleOnHardImages) {
       }
     }
     RecordProperty("worst", std::to_string(worst));
+  }
+}
+
+/// Largest |single - exact| / sqrt(exact_ii exact_jj).
+double worst_entry(const Tensor<float>& single, const Tensor<double>& exact) {
+  double worst = 0;
+  for (std::size_t i = 0; i < exact.shape()[0]; ++i) {
+    for (std::size_t j = 0; j < exact.shape()[0]; ++j) {
+      const double error = std::abs(static_cast<double>(single(i, j)) - exact(i, j));
+      const double relative = error / std::sqrt(exact(i, i) * exact(j, j));
+      if (!(relative <= worst)) worst = relative;
+    }
+  }
+  return worst;
+}
+
+std::string repeated(const std::string& layers, std::size_t times) {
+  std::string text;
+  for (std::size_t i = 0; i < times; ++i) text += layers + " ";
+  return text + "dense(1)";
+}
+
+/// dense + x^degree, `depth` times, and a dense layer, in covariances themselves: nothing cancels.
+std::pair<double, double> power_kernels(int degree, int depth, const std::vector<double>& a,
+                                        const std::vector<double>& b) {
+  using Wide = long double;
+  const auto product = [](const std::vector<double>& u, const std::vector<double>& v) {
+    Wide sum = 0;
+    for (std::size_t k = 0; k < u.size(); ++k) sum += static_cast<Wide>(u[k]) * static_cast<Wide>(v[k]);
+    return sum / static_cast<Wide>(u.size());
+  };
+  Wide q = product(a, a);
+  Wide r = product(b, b);
+  Wide c = product(a, b);
+  Wide tangent = c;
+  for (int layer = 0; layer < depth; ++layer) {
+    const Wide slope = degree == 2 ? 4 * c : 9 * (q * r + 2 * c * c);
+    c = degree == 2 ? q * r + 2 * c * c : c * (9 * q * r + 6 * c * c);
+    q = degree == 2 ? 3 * q * q : 15 * q * q * q;
+    r = degree == 2 ? 3 * r * r : 15 * r * r * r;
+    tangent = c + slope * tangent;
+  }
+  return {static_cast<double>(c), static_cast<double>(tangent)};
+}
+
+TEST(InfiniteKernel, DeepMonomialsKeepTheirPrecisionOrSayThatTheyCannot) {
+  constexpr std::size_t kExamples = 9;
+  constexpr std::size_t kInputs = 24;
+  for (const int degree : {2, 3}) {
+    const std::string text = repeated("dense(8) monomial(" + std::to_string(degree) + ")", 4);
+    Tensor<float> x = normal<float>({kExamples, kInputs}, 3);
+    const Tensor<float> shared = normal<float>({kInputs}, 4);
+    // Acute angles, so that cosines have powers; norms within 20%, small enough for the 81st power.
+    for (std::size_t i = 0; i < kExamples; ++i) {
+      double sum = 0;
+      for (std::size_t k = 0; k < kInputs; ++k) {
+        x(i, k) = shared(k) + 0.05F * x(i, k);
+        sum += static_cast<double>(x(i, k) * x(i, k));
+      }
+      const double norm = 0.4 * (1 + 0.025 * static_cast<double>(i));
+      const auto factor = static_cast<float>(norm * std::sqrt(kInputs / sum));
+      for (std::size_t k = 0; k < kInputs; ++k) x(i, k) *= factor;
+    }
+    Tensor<double> nngp(Shape{kExamples, kExamples});
+    Tensor<double> ntk(nngp.shape());
+    for (std::size_t i = 0; i < kExamples; ++i) {
+      for (std::size_t j = 0; j < kExamples; ++j) {
+        const std::vector<double> a(x.view().slice(i).span().begin(), x.view().slice(i).span().end());
+        const std::vector<double> b(x.view().slice(j).span().begin(), x.view().slice(j).span().end());
+        std::tie(nngp(i, j), ntk(i, j)) = power_kernels(degree, 4, a, b);
+      }
+    }
+    const auto found = both<float>(text, variances(1, 0), x);
+    EXPECT_LE(worst_entry(found.nngp, nngp), 1e-5) << text;
+    EXPECT_LE(worst_entry(found.ntk, ntk), 1e-5) << text;
+    ntk(2, 1) *= 1.00005;
+    EXPECT_GT(worst_entry(found.ntk, ntk), 1e-5) << "negative control";
+
+    // One example of a thousandth of the norm: its variance ends at the 1e-48th or 1e-243rd of the others'.
+    for (std::size_t k = 0; k < kInputs; ++k) x(4, k) *= 1e-3F;
+    try {
+      both<float>(text, variances(1, 0), x);
+      FAIL() << text << ": no error";
+    } catch (const NumericError& error) {
+      EXPECT_NE(std::string(error.what()).find("bring the examples to one norm"), std::string::npos)
+          << error.what();
+    }
   }
 }
 

@@ -331,7 +331,7 @@ void plane_lines(const PlaneRun<T>& run) noexcept {
   constants.straight = T(3.14159265358979323846) * run.ratio;
   constants.twice_bias = T(2) * run.bias;
   const auto has_seam = [&](std::size_t line) { return run.seams != nullptr && run.seams[line] != 0; };
-  for (std::size_t line = 0; line < ahead && line < run.lines; ++line) {
+  const auto sum_line = [&](std::size_t line) {
     T* const sums = run.sums + line % slots * slot;
     plane_frame_cells(run, line, (line + run.line_offset) % run.lines, sums);
     const bool seam = has_seam(line);
@@ -358,7 +358,8 @@ void plane_lines(const PlaneRun<T>& run) noexcept {
         sum_lines<Radius, First, false>(state, pitch, radius, square, cells, outside, drops, to);
       }
     }
-  }
+  };
+  for (std::size_t line = 0; line < ahead && line < run.lines; ++line) sum_line(line);
   std::size_t partner_line = run.line_offset;
   std::size_t now = 0;
   std::size_t then = ahead;
@@ -366,7 +367,10 @@ void plane_lines(const PlaneRun<T>& run) noexcept {
     T* const later = run.sums + then * slot;
     const T* const sums = run.sums + now * slot;
     bool seam = false;
-    if (line + ahead < run.lines) {
+    if (ahead == 0) {
+      // No earlier line summed this one, and windows of cells reach ahead of what plane_line sums itself.
+      sum_line(line);
+    } else if (line + ahead < run.lines) {
       const std::size_t later_partner = partner_line + ahead;
       plane_frame_cells(run, line + ahead,
                         later_partner < run.lines ? later_partner : later_partner % run.lines, later);

@@ -418,6 +418,10 @@ TEST(InfinitePlanes, AgreeWithTheGeneralPath) {
       {"conv(8,1) relu conv(8,5) relu conv(8,3) abs ", 6, 7, 2},
       {"conv(8,7) leakyrelu(0.3) conv(8,3) leakyrelu(-0.2) conv(8,3,sigma_w=2,sigma_b=0.5) relu ", 5, 9, 3},
       {"conv(8,5,sigma_w=3) relu ", 6, 6, 1},
+      // Windows of one column: nothing to sum ahead.
+      {"conv(8,3x1) relu conv(8,5x1) relu conv(8,3x1) relu ", 7, 5, 2},
+      {"conv(8,1x3) relu conv(8,3x1) relu conv(8,3) relu ", 6, 5, 1},
+      {"conv(8,3x5) relu conv(8,5x3) leakyrelu(0.1) conv(8,1) relu ", 5, 4, 3},
   };
   for (const PlaneCase& entry : cases) {
     const Tensor<double> x = plane_images(entry.height, entry.width, entry.channels);

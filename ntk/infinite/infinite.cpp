@@ -41,6 +41,14 @@ constexpr double kNear = 1.0 / 64;
 /// the angle would be off by more than 1e-5.
 constexpr double kNearlyParallel = 1.0 / 1024;
 
+/// Vectors in f32: 1 - |cosine| is known to about eps (s + s^2), s^2 = (sqrt q - sqrt q')^2 / sqrt(q q'),
+/// where it is small, and the angle to that divided by itself. Pairs are followed in f64 where (s + s^2)^2 >
+/// this times 1 - cosine, which leaves the others angles to 16 eps; likewise opposite ones, whose 1 + cosine
+/// is known to eps (1 + s^2 / 2).
+constexpr double kAngleDigits = 256;
+/// Columns of a row that are followed in f64 together.
+constexpr std::size_t kWideColumns = 32;
+
 /// Mean square of the features of each pixel. Throws NumericError for inputs that are not finite.
 template <class T>
 std::vector<double> input_variances(const Program& program, TensorView<const T> x, const char* name) {
@@ -141,9 +149,9 @@ void pool_own_planes(const PlanePlan& plan, PlaneWorker<double>& planes, const T
 }
 
 /// Variances of every example of one side.
-template <class T>
+template <class T, class In>
 Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList& series,
-                 TensorView<const T> x, const std::vector<double>& variances, const Workers& workers,
+                 TensorView<const In> x, const std::vector<double>& variances, const Workers& workers,
                  std::stop_token stop) {
   const std::size_t pixels = program.pixels[0];
   const std::size_t channels = program.channels;
@@ -181,7 +189,7 @@ Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList&
                   }
                   if (last_pool != 0 && !plan) {
                     PairState<double>& state = pairs->start(1, pixels, pixels);
-                    const T* const image = x.data() + i * pixels * channels;
+                    const In* const image = x.data() + i * pixels * channels;
                     for (std::size_t p = 0; p < pixels; ++p) {
                       for (std::size_t q = 0; q < pixels; ++q) {
                         double sum = 0;
@@ -258,6 +266,12 @@ Tile largest_tile(Reach reach) {
   return {};
 }
 
+/// Whether pairs of nearly parallel vectors are followed in f64 (kAngleDigits).
+template <class T>
+bool widens_vectors(const Program& program) {
+  return std::is_same_v<T, float> && program.reach == Reach::Vector && program.kinked;
+}
+
 /// What a Builder takes for so many examples of both sides together.
 template <class T>
 std::size_t builder_bytes(const Program& program, std::size_t examples, std::size_t workers) {
@@ -288,6 +302,10 @@ std::size_t builder_bytes(const Program& program, std::size_t examples, std::siz
     plane_scratch = PlaneWorker<T>::bytes(plan);
     if (program.pooled_variances && plan.window_h > 0) plane_scratch = PlaneWorker<double>::bytes(plan);
     if (plan.diagonal) bytes = checked_add(bytes, PlaneImages<T>::bytes(plan, examples), kBytes);
+  }
+  if (widens_vectors<T>(program)) {
+    bytes = checked_add(bytes, Sides<double>::bytes(program, examples), kBytes);
+    block += kWideColumns;
   }
   const std::size_t scratch = checked_add(
       checked_multiply(2 * (program.depth + 2), checked_multiply(block, sizeof(double), kBytes), kBytes),
@@ -370,13 +388,12 @@ class Builder {
     const double tolerance = std::is_same_v<T, float> ? 1e-9 : 1e-14;
     scales_ = choose_scales(program_, largest, smallest, tolerance, series_);
     const bool transposed = program_.reach != Reach::Vector;
-    left_sides_ =
-        std::make_unique<Sides<T>>(prepare<T>(program_, scales_, series_, x, left, workers_, what_.stop));
+    if (widens_vectors<T>(program_)) wide_ = std::make_unique<WideVectors>();
+    left_sides_ = prepared_sides(x, left, wide_ ? &wide_->left : nullptr);
     left_inputs_ = std::make_unique<Inputs<T>>(program_, x, scales_.variance[0],
                                                transposed && (same_ || has_planes(program_)));
     if (!same_) {
-      right_sides_ = std::make_unique<Sides<T>>(
-          prepare<T>(program_, scales_, series_, *versus, right, workers_, what_.stop));
+      right_sides_ = prepared_sides(*versus, right, wide_ ? &wide_->right : nullptr);
       right_inputs_ = std::make_unique<Inputs<T>>(program_, *versus, scales_.variance[0], transposed);
     }
     if (program_.powers) check_powers(promised);
@@ -391,6 +408,10 @@ class Builder {
     }
     for (std::size_t w = 0; w < workers_.count(); ++w) {
       propagators_.push_back(std::make_unique<Propagator<T>>(program_, scales_, series_, what_.ntk));
+      if (wide_) {
+        wide_->propagators.push_back(
+            std::make_unique<Propagator<double>>(program_, scales_, series_, what_.ntk));
+      }
     }
     scratch_.resize(workers_.count());
     for (Scratch& scratch : scratch_) {
@@ -490,6 +511,10 @@ class Builder {
     std::vector<std::unique_ptr<PlaneWorker<float>>> workers;
     std::vector<Tensor<float>> deltas, thetas;  ///< per worker, [windows, windows]
   };
+  struct WideVectors {
+    std::unique_ptr<Sides<double>> left, right;  ///< right: null when both sides are the same
+    std::vector<std::unique_ptr<Propagator<double>>> propagators;  ///< per worker
+  };
   /// Of one worker.
   struct Scratch {
     Tensor<T> products, nngp, ntk;
@@ -512,6 +537,20 @@ class Builder {
                           std::to_string(range.begin) + ", " + std::to_string(range.end) + ") of " +
                           std::to_string(count));
     }
+  }
+
+  /// `wide`: where the same go before they are rounded, or null.
+  std::unique_ptr<Sides<T>> prepared_sides(TensorView<const T> x, const std::vector<double>& variances,
+                                           std::unique_ptr<Sides<double>>* wide) const {
+    if constexpr (std::is_same_v<T, float>) {
+      if (wide != nullptr) {
+        *wide = std::make_unique<Sides<double>>(
+            prepare<double>(program_, scales_, series_, x, variances, workers_, what_.stop));
+        return std::make_unique<Sides<T>>(program_, **wide);
+      }
+    }
+    return std::make_unique<Sides<T>>(
+        prepare<T>(program_, scales_, series_, x, variances, workers_, what_.stop));
   }
 
   /// Covariances are held as the mean of both variances less delta: one between variances q and q' is off by
@@ -579,6 +618,8 @@ class Builder {
     Tensor<T>& products = scratch_[worker].products;
     blas::gemm(blas::Transpose::No, blas::Transpose::Yes, tile.rows, tile.columns, d,
                T(1) / static_cast<T>(d), left, d, right, d, T(0), products.data(), kVectorTile);
+    std::optional<NearlyParallel> parallel;
+    if (wide_) parallel.emplace(*wide_->left, same_ ? *wide_->left : *wide_->right, tile);
     for (std::size_t row = 0; row < tile.rows; row += kVectorRows) {
       const std::size_t rows = std::min(kVectorRows, tile.rows - row);
       std::size_t columns = tile.columns;
@@ -596,24 +637,127 @@ class Builder {
           delta[c] = mean - product[c];
           near |= delta[c] < static_cast<T>(kNear) * mean ? 1U : 0U;
         }
-        if (near == 0) continue;
-        for (std::size_t c = 0; c < columns; ++c) {
+        for (std::size_t c = 0; near != 0 && c < columns; ++c) {
           if (delta[c] < static_cast<T>(kNear) * (half + right_variance[c] / 2)) {
-            delta[c] = half_squared_distance(left + (row + r) * d, right + c * d, d);
+            delta[c] = static_cast<T>(half_squared_distance(left + (row + r) * d, right + c * d, d));
           }
         }
+        if (parallel) parallel->mark(r, tile.row + row + r, product, delta, columns);
       }
       run_and_store({tile.row + row, rows, tile.column, columns}, tile, worker);
+      for (std::size_t r = 0; parallel && r < rows; ++r) {
+        if (!parallel->any(r)) continue;
+        const std::size_t i = tile.row + row + r;
+        const std::size_t end = same_ ? std::min(columns, i + 1 - tile.column) : columns;
+        for (std::size_t c = 0; c < end; c += kWideColumns) {
+          follow_wide(i, tile, c, std::min(kWideColumns, end - c), parallel->marks(r) + c, worker);
+        }
+      }
     }
   }
 
-  static T half_squared_distance(const T* a, const T* b, std::size_t n) {
+  /// Finds the pairs of a tile of vectors whose angles f32 would not know (kAngleDigits).
+  class NearlyParallel {
+   public:
+    NearlyParallel(const Sides<double>& left, const Sides<double>& right, const Tile& tile) : left_(left) {
+      const double* const variance = right.variance(0, 0, tile.column);
+      for (std::size_t c = 0; c < tile.columns; ++c) {
+        root_[c] = std::sqrt(variance[c]);
+        fourth_root_[c] = std::sqrt(root_[c]);
+        narrow_root_[c] = static_cast<T>(root_[c]);
+        if (root_[c] == 0) continue;
+        least_ = std::min(least_, root_[c]);
+        most_ = std::max(most_, root_[c]);
+      }
+    }
+
+    /// Row r of those followed together is example i; products and deltas with the tile's columns.
+    void mark(std::size_t r, std::size_t i, const T* product, const T* delta, std::size_t columns) {
+      any_[r] = false;
+      const double root = std::sqrt(*left_.variance(0, 0, i));
+      if (root == 0 || most_ == 0) return;
+      // One comparison for most pairs, from the column whose norm differs most.
+      const double ratio = std::max(root / least_, most_ / root);
+      const double apart = std::sqrt(ratio) - 1 / std::sqrt(ratio);
+      const double unknown =
+          std::max(square(apart + apart * apart), square(1 + apart * apart / 2)) / kAngleDigits;
+      const T limit = static_cast<T>(std::max(0.0, 1 - unknown) * root);
+      unsigned candidates = 0;
+      for (std::size_t c = 0; c < columns; ++c) {
+        candidates |= std::abs(product[c]) > limit * narrow_root_[c] ? 1U : 0U;
+      }
+      if (candidates == 0) return;
+      const double fourth_root = std::sqrt(root);
+      unsigned marked = 0;
+      for (std::size_t c = 0; c < columns; ++c) {
+        const double gap = std::abs(root - root_[c]);
+        const double mean = fourth_root * fourth_root_[c];  // sqrt(s.d. s.d.'): s = gap / mean
+        const double both = mean * mean;
+        const double below = static_cast<double>(delta[c]) - gap * gap / 2;  // (1 - cosine) both
+        const bool parallel = square(gap * (mean + gap)) > kAngleDigits * both * below;
+        const bool opposite = square(both + gap * gap / 2) > kAngleDigits * both * (2 * both - below);
+        const unsigned is = (parallel | opposite) & (both > 0) ? 1U : 0U;
+        marks_[r][c] = static_cast<unsigned char>(is);
+        marked |= is;
+      }
+      any_[r] = marked != 0;
+    }
+    bool any(std::size_t r) const { return any_[r]; }
+    const unsigned char* marks(std::size_t r) const { return marks_[r]; }  ///< of each column
+
+   private:
+    static double square(double value) { return value * value; }
+
+    const Sides<double>& left_;
+    double root_[kVectorTile], fourth_root_[kVectorTile];
+    T narrow_root_[kVectorTile];
+    double least_ = std::numeric_limits<double>::infinity(), most_ = 0;
+    bool any_[kVectorRows];
+    unsigned char marks_[kVectorRows][kVectorTile];
+  };
+
+  /// Follows the marked ones of the pairs of example i with columns [column, column + columns) of the tile in
+  /// f64 and puts them into the scratch of the tile.
+  void follow_wide(std::size_t i, const Tile& tile, std::size_t column, std::size_t columns,
+                   const unsigned char* marks, std::size_t worker) {
+    if (std::none_of(marks, marks + columns, [](unsigned char mark) { return mark != 0; })) return;
+    const std::size_t d = program_.channels;
+    const std::size_t first = tile.column + column;
+    const T* const left = left_inputs_->rows() + i * d;
+    const T* const right = right_inputs().rows() + first * d;
+    const Sides<double>& right_side = same_ ? *wide_->left : *wide_->right;
+    Propagator<double>& propagator = *wide_->propagators[worker];
+    double* const delta = propagator.start(1, 1, columns).delta();
+    std::fill_n(delta, propagator.state().size(), 0.0);
+    for (std::size_t c = 0; c < columns; ++c) {
+      if (marks[c] != 0) delta[c] = half_squared_distance(left, right + c * d, d);
+    }
+    propagator.run({wide_->left.get(), &right_side, i, first, same_}, 0, program_.steps.size());
+    const std::size_t last = program_.steps.back().out;
+    const double half = *wide_->left->variance(last, 0, i) / 2;
+    const double* const variance = right_side.variance(last, 0, first);
+    const double covariance_unit = std::ldexp(1.0, scales_.variance[last]);
+    const double theta_unit = std::ldexp(1.0, scales_.theta[last]);
+    Scratch& scratch = scratch_[worker];
+    PairState<double>& state = propagator.state();
+    const std::size_t to = (i - tile.row) * kVectorTile + column;
+    for (std::size_t c = 0; c < columns; ++c) {
+      if (marks[c] == 0) continue;
+      if (what_.nngp) {
+        const double covariance = half + variance[c] / 2 - state.delta()[c];
+        scratch.nngp.data()[to + c] = static_cast<T>(covariance_unit * covariance);
+      }
+      if (what_.ntk) scratch.ntk.data()[to + c] = static_cast<T>(theta_unit * state.theta()[c]);
+    }
+  }
+
+  static double half_squared_distance(const T* a, const T* b, std::size_t n) {
     double sum = 0;
     for (std::size_t i = 0; i < n; ++i) {
       const double difference = static_cast<double>(a[i]) - static_cast<double>(b[i]);
       sum += difference * difference;
     }
-    return static_cast<T>(sum / (2 * static_cast<double>(n)));
+    return sum / (2 * static_cast<double>(n));
   }
 
   void diagonals(const Tile& tile, std::size_t worker) {
@@ -898,6 +1042,7 @@ class Builder {
   std::unique_ptr<PlaneImages<T>> left_images_, right_images_;  ///< for diagonal plans
   std::vector<std::unique_ptr<Propagator<T>>> propagators_;     ///< per worker
   std::vector<Scratch> scratch_;                                ///< per worker
+  std::unique_ptr<WideVectors> wide_;                           ///< see kAngleDigits
   std::unique_ptr<NarrowPlanes> narrow_;                        ///< see narrow_planes
 };
 

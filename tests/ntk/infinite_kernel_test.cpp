@@ -222,6 +222,59 @@ std::string repeated(const std::string& layers, std::size_t times) {
   return text + "dense(1)";
 }
 
+/// Six directions, each with multiples that are exact but for rounding, and with tiny perturbations of them.
+Tensor<float> multiples() {
+  const std::vector<float> factors{1, 0.01F, 3, -2, -1, 1.001F, 1.1F, -0.3F};
+  const std::vector<float> noises{0, 1e-6F, 1e-4F, 3e-3F, 3e-2F};
+  constexpr std::size_t kInputs = 37;
+  const Tensor<float> directions = normal<float>({6, kInputs}, 11);
+  const std::size_t each = factors.size() * noises.size();
+  const Tensor<float> noise = normal<float>({6 * each, kInputs}, 12);
+  Tensor<float> x(noise.shape());
+  for (std::size_t i = 0; i < 6 * each; ++i) {
+    const float factor = factors[i % factors.size()];
+    const float amount = noises[i / factors.size() % noises.size()];
+    for (std::size_t k = 0; k < kInputs; ++k) {
+      x(i, k) = factor * (directions(i / each, k) + amount * noise(i, k));
+    }
+  }
+  return x;
+}
+
+TEST(InfiniteKernel, SingleKeepsTheAnglesOfMultiples) {
+  const Tensor<float> x = multiples();
+  Tensor<double> wide(x.shape());
+  std::ranges::copy(x.span(), wide.span().begin());
+  for (const std::string& text :
+       {repeated("dense(8) relu", 1), repeated("dense(8) relu", 12), repeated("dense(8) abs", 12),
+        repeated("dense(8) leakyrelu(0.1)", 3), repeated("dense(8) layernorm relu", 2),
+        std::string("dense(8) residual(relu dense(8)) relu dense(1)")}) {
+    for (const double bias : {0.0, 0.1}) {
+      const auto exact = both<double>(text, variances(2, bias), wide);
+      const auto single = both<float>(text, variances(2, bias), x);
+      EXPECT_LE(worst_entry(single.ntk, exact.ntk), 1e-5) << text << " bias " << bias;
+      EXPECT_LE(worst_entry(single.nngp, exact.nngp), 1e-5) << text << " bias " << bias;
+      const auto threads = both<float>(text, variances(2, bias), x, 3);
+      EXPECT_TRUE(std::ranges::equal(single.ntk.span(), threads.ntk.span()));
+      InfiniteOptions what;
+      const Workers workers(2);
+      const auto beside = infinite_kernel<float>(models::parse(text, x.shape().inner()), variances(2, bias),
+                                                 x.view(), x.view(), what, workers);
+      EXPECT_LE(worst_entry(beside.ntk, exact.ntk), 1e-5) << text << " bias " << bias << ", as two sides";
+      InfiniteKernel<float> blocks(models::parse(text, x.shape().inner()), variances(2, bias), x.view(), what,
+                                   workers);
+      Tensor<float> block(Shape{70, 50});
+      blocks.block({7, 77}, {41, 91}, {.ntk = block.data(), .stride = 50});
+      for (std::size_t i = 0; i < 240; ++i) {
+        for (std::size_t j = 0; j < i; ++j) EXPECT_EQ(single.ntk(i, j), single.ntk(j, i));
+      }
+      for (std::size_t i = 0; i < 70; ++i) {
+        for (std::size_t j = 0; j < 50; ++j) EXPECT_EQ(block(i, j), single.ntk(i + 7, j + 41));
+      }
+    }
+  }
+}
+
 /// dense + x^degree, `depth` times, and a dense layer, in covariances themselves: nothing cancels.
 std::pair<double, double> power_kernels(int degree, int depth, const std::vector<double>& a,
                                         const std::vector<double>& b) {

@@ -175,9 +175,13 @@ std::string explain_text(const Explanation& explanation, const models::Model& mo
                                      grouped(cost.blocks), grouped(plan.resident), grouped(plan.streamed),
                                      significant(cost.passed, 3))});
   }
+  if (cost.storing > 0) {
+    totals.push_back({"file", fmt::format("{} of one thread for its tiles, on a disk that keeps up",
+                                          seconds(cost.storing))});
+  }
   totals.push_back({"memory", fmt::format("{} of {}: {}", bytes_text(plan.total_bytes()),
                                           budget_text(plan.request.memory), memory)});
-  totals.push_back({"time", fmt::format("{} on {} thread{}, by rates that are {}", seconds(cost.wall),
+  totals.push_back({"time", fmt::format("{} on {} thread{}, by rates that are {}", seconds(cost.finished),
                                         workers, workers == 1 ? "" : "s", explanation.rates)});
   return text + table(totals, {false, false});
 }
@@ -225,7 +229,8 @@ ordered_json explain_json(const Explanation& explanation, const models::Model& m
                    {"memory_budget_bytes", plan.request.memory},
                    {"memory", memory},
                    {"threads", plan.request.workers},
-                   {"seconds", cost.wall}};
+                   {"storing_seconds", cost.storing},
+                   {"seconds", cost.finished}};
   return json;
 }
 
@@ -237,8 +242,11 @@ std::string measured_text(const Explanation& explanation, const ntk::KernelTimin
   };
   std::vector<std::vector<std::string>> rows = {{"", "planned", "measured", "ratio"},
                                                 row("passes and forming", cost.passes, timings.passes)};
-  if (!explanation.diagonal) rows.push_back(row("contraction", cost.contraction, timings.contraction));
-  rows.push_back(row("from the first pass to the end", cost.wall, timings.wall));
+  if (!explanation.diagonal) {
+    rows.push_back(row(cost.storing > 0 ? "contraction, and tiles into the file" : "contraction",
+                       cost.contraction + cost.storing, timings.contraction));
+  }
+  rows.push_back(row("from the first pass to the end", cost.finished, timings.wall));
   const std::size_t planned = explanation.plan.total_bytes();
   const std::size_t peak = peak_resident_bytes();
   rows.push_back({"peak resident memory", bytes_text(planned), bytes_text(peak),
@@ -250,7 +258,7 @@ ordered_json measured_json(const Explanation& explanation, const ntk::KernelTimi
   return {{"passes_seconds", timings.passes},
           {"contraction_seconds", timings.contraction},
           {"seconds", timings.wall},
-          {"seconds_to_planned", ratio(timings.wall, explanation.cost.wall)},
+          {"seconds_to_planned", ratio(timings.wall, explanation.cost.finished)},
           {"peak_resident_bytes", peak_resident_bytes()}};
 }
 
@@ -267,8 +275,10 @@ void Explainer::watch(ntk::KernelOptions& options) {
 
 void Explainer::take(const ntk::Plan& plan) {
   const bool diagonal = context_.options.diagonal;
+  ntk::Plan told = plan;
+  told.request.packed_file = context_.options.packed;
   explanation_ =
-      Explanation{plan, diagonal ? ntk::diagonal_cost(plan) : ntk::plan_cost(plan), rates_.source, diagonal};
+      Explanation{told, diagonal ? ntk::diagonal_cost(told) : ntk::plan_cost(told), rates_.source, diagonal};
   if (!context_.options.json && (context_.options.explain || context_.options.plan_only)) {
     context_.out << explain_text(*explanation_, model_) << std::flush;
   }

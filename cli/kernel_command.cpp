@@ -268,11 +268,11 @@ void run(const Context& context) {
       destination.work = meter.work("kernel");
       kernel_options.progress = {};
       if (symmetric_file && n != 0) {
-        const ntk::Plan plan =
-            ntk::plan_for<T>(network, x.view(), nullptr, kernel_options, workers.count(), true);
+        ntk::Plan plan = ntk::plan_for<T>(network, x.view(), nullptr, kernel_options, workers.count(), true);
+        plan.request.packed_file = options.packed;
         const std::size_t group = plan.rows_per_example();
         const std::size_t pairs = options.packed ? ntk::packed_size(n) : n * n;
-        const double expected = ntk::plan_cost(plan).wall;
+        const double expected = ntk::plan_cost(plan).finished;
         if (wants_preview(options, out, pairs * group * group * sizeof(T), expected)) {
           const std::filesystem::path file = beside(out, ".diagonal.npy");
           const Preview preview =

@@ -54,7 +54,9 @@ struct PlanCost {
   double forming = 0;      ///< this much of it
   double touching = 0;     ///< and this: memory that is written for the first time
   double contraction = 0;  ///< of all workers together
-  double wall = 0;         ///< from the first pass to the last tile
+  double wall = 0;         ///< from the first pass to the last tile; by it plans are chosen
+  double storing = 0;      ///< of all workers together: tiles into their file
+  double finished = 0;     ///< wall, with storing
 };
 PlanCost plan_cost(const Plan& plan);
 /// Of a plan_diagonal(): passes and the gradients' norms.

@@ -76,6 +76,7 @@ struct PlanRequest {
   bool bf16 = false;
   /// The kernel goes to a file: it takes no memory, but every worker holds one more tile in T.
   bool result_in_file = false;
+  bool packed_file = false;  ///< which holds half of a symmetric kernel
   std::size_t memory = 0;
   std::size_t workers = 1;
   /// Ways that are not chosen by price: name of a weight and its way.

@@ -204,6 +204,23 @@ TEST(Cost, TheLeastBudgetIsThatOfTheSmallestWays) {
   EXPECT_GT(k.values(11, 11), 0);
 }
 
+/// Ways are chosen without it: a kernel has the same bits in memory and in a file.
+TEST(Cost, AFileTakesTimeOfItsOwn) {
+  const Counted module(kText, {8, 8, 3});
+  const auto x = kernel_cases::inputs_of<float>({8, 8, 3}, 37, 1);
+  Plan plan = plan_for<float>(module, x.view(), nullptr, {}, 2);
+  const PlanCost memory = plan_cost(plan);
+  EXPECT_EQ(memory.storing, 0);
+  EXPECT_EQ(memory.finished, memory.wall);
+  plan.request.result_in_file = true;
+  const PlanCost file = plan_cost(plan);
+  EXPECT_DOUBLE_EQ(file.storing, 37 * 37 * 4 / KernelRates().store);
+  EXPECT_EQ(file.wall, memory.wall);
+  EXPECT_DOUBLE_EQ(file.finished, file.wall + file.storing / (2 * KernelRates().together));
+  plan.request.packed_file = true;
+  EXPECT_DOUBLE_EQ(plan_cost(plan).storing, file.storing / 2);
+}
+
 /// Everything that new memory, fetching, packing and ragged tiles cost beside the work that is wanted.
 TEST(Cost, KnowsWhatGoesBesideTheProducts) {
   const Counted module(kText, {8, 8, 3});

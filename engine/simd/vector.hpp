@@ -33,9 +33,9 @@ template <class T>
 GRADGRAM_INLINE void store(T* target, const Batch<T>& value) {
   value.store_unaligned(target);
 }
+inline constexpr std::size_t kCacheLine = 64;
 /// To an address aligned to the register, past the caches where a register is a cache line; a store
 /// otherwise. Other threads see it after fence_streaming().
-inline constexpr std::size_t kCacheLine = 64;
 template <class T>
 GRADGRAM_INLINE void store_streaming(T* target, const Batch<T>& value) {
 #if defined(__AVX512F__)

@@ -7,8 +7,11 @@
 
 #include "cli/commands.hpp"
 #include "cli/inputs.hpp"
+#include "cli/memory.hpp"
 #include "cli/text.hpp"
 #include "engine/error.hpp"
+#include "engine/memory_account.hpp"
+#include "engine/shape.hpp"
 #include "models/price.hpp"
 
 namespace gradgram::cli {
@@ -29,13 +32,24 @@ void run(const Context& context) {
   }
   Shape input;
   std::size_t outputs = std::max<std::size_t>(options.outputs, 1);
+  MemoryAccount account("init", memory_budget(options));
   if (options.data.empty()) {
     input = parse_input_shape(options.input);
   } else {
     const datasets::Dataset data = open_data(options);
     input = data.example_shape();
     outputs = outputs_for(options, data);
+    count_reading<double>(account, {&data});
   }
+  // The weights, the same in the order of the file, and the file.
+  constexpr std::size_t kCopies = 3;
+  std::size_t parameters = 0;
+  for (const models::LayerPrice& layer : models::price(open_model(options, input, outputs))) {
+    parameters = checked_add(parameters, layer.parameters, "init: parameters");
+  }
+  account.phase("the weights and their file",
+                checked_multiply(parameters, kCopies * sizeof(T), "init: bytes of the weights"));
+  account.check();
   const models::Network<T> network = open_network<T>(options, input, outputs);
   network.save_weights(out);
 

@@ -125,9 +125,10 @@ std::vector<std::string> parameter_names(const ParameterSet<T>& parameters) {
   return names;
 }
 
-/// The command on paper. `versus` may be null.
+/// The command on paper. `versus` may be null. Returns whether the budget holds a preview, which counts only
+/// when it is asked for: one that nobody asked for is left out rather than refused.
 template <class T>
-void count_memory(const Options& options, const models::Network<T>& network, const datasets::Dataset& data,
+bool count_memory(const Options& options, const models::Network<T>& network, const datasets::Dataset& data,
                   const datasets::Dataset* versus, const ntk::KernelOptions& kernel_options,
                   const Workers& workers, bool preview) {
   MemoryAccount account("kernel", kernel_options.memory);
@@ -138,19 +139,18 @@ void count_memory(const Options& options, const models::Network<T>& network, con
   const std::size_t columns = versus == nullptr ? 0 : versus->size();
   if (n == 0 || (versus != nullptr && columns == 0)) {
     account.check();
-    return;
+    return true;
   }
   const ntk::ModuleProfile profile = ntk::profile_of_first<T>(network, data.inputs);
-  const auto diagonal = [&](const ntk::KernelOptions& what) {
-    account.phase("the diagonal", ntk::least_diagonal_bytes<T>(network, profile, n, what, workers.count()));
-  };
+  const std::size_t diagonal =
+      ntk::least_diagonal_bytes<T>(network, profile, n, kernel_options, workers.count());
   if (options.diagonal) {
-    diagonal(kernel_options);
+    account.phase("the diagonal", diagonal);
   } else {
     account.phase("the kernel", ntk::least_kernel_bytes<T>(network, profile, n, columns, kernel_options,
                                                            workers.count(), !options.per_parameter));
   }
-  if (preview) diagonal(kernel_options);
+  if (preview) account.phase("the preview", diagonal);
   if (kernel_options.reduce == ntk::Reduce::TrueClass) {
     for (const datasets::Dataset* set : sets) account.hold(input_bytes<T>(*set));
     account.hold(profile.weight_bytes);
@@ -159,6 +159,7 @@ void count_memory(const Options& options, const models::Network<T>& network, con
     }
   }
   account.check();
+  return diagonal <= kernel_options.memory;
 }
 
 template <class T>
@@ -204,8 +205,9 @@ void run(const Context& context) {
     versus = open_versus(options, example_shape);
     json["versus"] = describe_versus(options, versus);
   }
-  count_memory<T>(options, network, data, options.versus.empty() ? nullptr : &versus, kernel_options, workers,
-                  symmetric_file && !options.no_preview && !options.plan_only);
+  const bool room_for_preview =
+      count_memory<T>(options, network, data, options.versus.empty() ? nullptr : &versus, kernel_options,
+                      workers, symmetric_file && options.preview && !options.plan_only);
   const Tensor<T> x = take_inputs<T>(data);
   json["reduction"] = ntk::reduce_name(kernel_options.reduce, kernel_options.output);
   json["diagonal"] = options.diagonal;
@@ -273,7 +275,7 @@ void run(const Context& context) {
         const std::size_t group = plan.rows_per_example();
         const std::size_t pairs = options.packed ? ntk::packed_size(n) : n * n;
         const double expected = ntk::plan_cost(plan).finished;
-        if (wants_preview(options, out, pairs * group * group * sizeof(T), expected)) {
+        if (room_for_preview && wants_preview(options, out, pairs * group * group * sizeof(T), expected)) {
           const std::filesystem::path file = beside(out, ".diagonal.npy");
           const Preview preview =
               show_preview<T>(context, network, x.view(), kernel_options, workers, meter, expected, file);

@@ -597,7 +597,7 @@ KernelFile tiles_to_file(TileSource& source, const KernelDestination& destinatio
       if (!different.empty()) {
         throw ArgumentError("kernel_to_file: " + partial.string() +
                             " is unfinished and was begun with something else: " + different +
-                            ". Ask to begin anew, or choose another file");
+                            "; begin anew (--restart) or choose another file");
       }
       resumed = true;
     } else if (different.empty() && fs::is_regular_file(target) && fs::file_size(target) == bytes) {

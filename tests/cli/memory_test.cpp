@@ -180,7 +180,10 @@ TEST_F(Memory, ABudgetThatIsTooSmallIsRefusedAtOnceAndTheStatedLeastDoes) {
     words.insert(words.begin(), {"kernel", "--out", out, "--data"});
     return words;
   };
-  EXPECT_LT(expect_least(kernel({images, "--model", network})), 32 * kMiB);
+  const std::size_t least = expect_least(kernel({images, "--model", network}));
+  EXPECT_LT(least, 32 * kMiB);
+  // A preview that nobody asked for is not counted.
+  EXPECT_EQ(least, expect_least(kernel({images, "--model", network, "--no-preview"})));
   expect_least(kernel({images, "--model", network, "--preview"}));
   expect_least(kernel({images, "--model", network, "--versus", others}));
   expect_least(kernel({images, "--model", network, "--diagonal"}));
@@ -200,6 +203,19 @@ TEST_F(Memory, ABudgetThatIsTooSmallIsRefusedAtOnceAndTheStatedLeastDoes) {
                        "--reduce", "full"}));
   expect_least(
       kernel({images, "--monte-carlo", "2", "--model", network, "--versus", others, "--get", "nngp"}));
+}
+
+TEST_F(Memory, DrawingWeightsKeepsToTheBudget) {
+  const std::string out = (folder / "w.npz").string();
+  const auto init = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), {"init", "--out", out});
+    return words;
+  };
+  expect_least(init({"--model", "dense(5000) relu dense(1)", "--input", "5000"}), "w.npz");
+  expect_least(init({"--model", "dense(3000) relu dense(1)", "--input", "3000", "--dtype", "f64"}), "w.npz");
+  expect_least(init({"--model", "conv(512,3) relu conv(512,3) relu gap dense(1)", "--data",
+                     array("images.npy", {60, 3, 16, 16})}),
+               "w.npz");
 }
 
 TEST_F(Memory, TheStatedLeastDoesForWhateverReadsAKernelOrMakesOne) {

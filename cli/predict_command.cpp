@@ -337,6 +337,9 @@ void finish(const Context& context, const Problem<T>& problem, std::vector<std::
                            ntk::largest_stable_rate(descent, answer.largest_eigenvalue, momentum, ridge), n,
                            columns);
   };
+  const ntk::Learning& learning = asked.learning;
+  const bool diverges = learning.rate > ntk::largest_stable_rate(learning.descent, answer.largest_eigenvalue,
+                                                                 learning.momentum, ridge);
   double trace = 0;
   for (std::size_t i = 0; i < n; ++i) trace += static_cast<double>(problem.kernel.data()[i * n + i]);
 
@@ -352,7 +355,10 @@ void finish(const Context& context, const Problem<T>& problem, std::vector<std::
 
   json["learned"] = asked.words;
   json["time"] = forever ? ordered_json("inf") : ordered_json(asked.learning.time);
-  if (asked.rate != 0) json["learning_rate"] = asked.rate;
+  if (asked.rate != 0) {
+    json["learning_rate"] = asked.rate;
+    json["diverges"] = diverges;
+  }
   if (asked.learning.momentum != 0) {
     json["momentum"] = asked.learning.momentum;
     json["nesterov"] = options.nesterov;
@@ -393,6 +399,7 @@ void finish(const Context& context, const Problem<T>& problem, std::vector<std::
        fmt::format("{} of the mean squared error, {} with momentum {:g} (2 / lambda_max = {})",
                    significant(stable_mean, 4), significant(with_momentum(ntk::Descent::HeavyBall), 4),
                    momentum, significant(stable, 4))});
+  if (diverges) rows.push_back({"", "the rate asked for is above it: the descent diverges"});
   rows.push_back({"on the training data", text(train_score)});
   if (problem.y_test.size() != 0) {
     const Score score = judge(test, as_outputs(problem.y_test));

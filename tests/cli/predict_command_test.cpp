@@ -91,6 +91,13 @@ TEST_F(PredictCommand, LinearNetworksLearnLinearRegression) {
                   std::to_string(0.9 * stable)});
   ASSERT_EQ(outcome.code, kDone) << outcome.err;
   EXPECT_LT(report("p.json")["test_score"]["mean_squared_error"], 1e-4);
+  EXPECT_EQ(report("p.json")["diverges"], false);
+  // A few steps above it stay finite, and say so.
+  outcome = with({"--infinite", "--weight-variance", "1", "--steps", "20", "--learning-rate",
+                  std::to_string(1.1 * stable)});
+  ASSERT_EQ(outcome.code, kDone) << outcome.err;
+  EXPECT_EQ(report("p.json")["diverges"], true);
+  EXPECT_NE(outcome.out.find("the descent diverges"), std::string::npos) << outcome.out;
   outcome = with({"--infinite", "--weight-variance", "1", "--steps", "20000", "--learning-rate",
                   std::to_string(1.1 * stable)});
   EXPECT_EQ(outcome.code, kFailed);

@@ -93,27 +93,17 @@ void run(const Context& context) {
   destination.restart = options.restart;
   destination.verify_progress = meter.phase("verifying");
   ntk::KernelFile kernel;
-  std::size_t columns = n;
-  datasets::Dataset versus;
-  ordered_json versus_json;
-  std::vector<const datasets::Dataset*> sets = {&data};
-  if (!options.versus.empty()) {
-    if (options.packed) {
-      throw ArgumentError("--packed: cannot be combined with --versus, whose block is not symmetric");
-    }
-    versus = open_versus(options, example_shape);
-    versus_json = describe_versus(options, versus);
-    columns = versus.size();
-    sets.push_back(&versus);
-  }
+  datasets::Dataset versus = open_versus(options, example_shape);
+  const ordered_json versus_json = describe_versus(options, versus);
+  const std::size_t columns = options.versus.empty() ? n : versus.size();
   MemoryAccount account("kernel --infinite", memory);
-  count_reading<T>(account, sets);
-  for (const datasets::Dataset* set : sets) account.hold(input_bytes<T>(*set));
-  what.memory =
-      account.phase("the kernel", or_estimate(model, [&] {
-                      return ntk::infinite_file_bytes<T>(
-                          model, variances, n, options.versus.empty() ? 0 : columns, what, workers.count());
-                    }));
+  count_reading<T>(account, {&data, &versus});
+  account.hold(input_bytes<T>(data));
+  account.hold(input_bytes<T>(versus));
+  what.memory = account.phase("the kernel", or_estimate(model, [&] {
+                                return ntk::infinite_file_bytes<T>(model, variances, n, versus.size(), what,
+                                                                   workers.count());
+                              }));
   account.check();
   const Tensor<T> x = take_inputs<T>(data);
   const Tensor<T> versus_x = take_inputs<T>(versus);

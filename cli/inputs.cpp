@@ -61,6 +61,7 @@ datasets::Dataset open_data_unscaled(const Options& options) {
 }
 
 datasets::Dataset open_versus(const Options& options, const Shape& example_shape) {
+  if (options.versus.empty()) return {};
   if (options.standardize != "none") {
     throw ArgumentError(
         "--versus: cannot be combined with --standardize, whose means and variances would differ from those "
@@ -246,6 +247,7 @@ ordered_json describe(const Options& options, const datasets::Dataset& data) {
 }
 
 ordered_json describe_versus(const Options& options, const datasets::Dataset& versus) {
+  if (options.versus.empty()) return {};
   return {{"name", options.versus},
           {"source", versus.source},
           {"examples", versus.size()},

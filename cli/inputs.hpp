@@ -19,7 +19,8 @@ namespace gradgram::cli {
 datasets::Dataset open_data(const Options& options);
 /// The same examples with the numbers they had before --standardize and --unit-norm, for pictures.
 datasets::Dataset open_data_unscaled(const Options& options);
-/// The set of --versus. Throws ArgumentError when it would have to be standardized like --data.
+/// The set of --versus; without the option no examples. Throws ArgumentError when it would have to be
+/// standardized like --data.
 datasets::Dataset open_versus(const Options& options, const Shape& example_shape);
 
 /// --outputs, or what the classes of the data call for.
@@ -64,7 +65,7 @@ std::string command_line(const Options& options);
 template <class T>
 nlohmann::ordered_json describe(const Options& options, const models::Network<T>& network);
 nlohmann::ordered_json describe(const Options& options, const datasets::Dataset& data);
-/// The set of --versus.
+/// The set of --versus; null without the option.
 nlohmann::ordered_json describe_versus(const Options& options, const datasets::Dataset& versus);
 std::vector<std::size_t> list(const Shape& shape);
 /// Program, version, command, threads, budget, instruction set, BLIS kernels.

@@ -200,11 +200,8 @@ void run(const Context& context) {
   json["data"] = describe(options, data);
   const std::size_t n = data.size();
   const Shape example_shape = data.example_shape();
-  datasets::Dataset versus;
-  if (!options.versus.empty()) {
-    versus = open_versus(options, example_shape);
-    json["versus"] = describe_versus(options, versus);
-  }
+  datasets::Dataset versus = open_versus(options, example_shape);
+  if (!options.versus.empty()) json["versus"] = describe_versus(options, versus);
   const bool room_for_preview =
       count_memory<T>(options, network, data, options.versus.empty() ? nullptr : &versus, kernel_options,
                       workers, symmetric_file && options.preview && !options.plan_only);

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cctype>
 #include <filesystem>
 #include <string_view>
@@ -141,6 +142,11 @@ const std::vector<Clash>& clashes() {
        {"--weight-variance", "--bias-variance"},
        "which is only of weights to be drawn in the standard parameterization"},
       {{Predict},
+       "--steps",
+       [](const Options& o) { return !o.steps.empty(); },
+       {"--time"},
+       "which is of gradient flow"},
+      {{Predict},
        "--kernel",
        from_file,
        joined({kModel, kData, {"--infinite", "--get", "--reduce", "--variance", "--dtype"}}),
@@ -176,6 +182,11 @@ const std::vector<Need>& needs() {
        {"--kernel"},
        [](const Options& o) { return !o.cross.empty() && !o.targets.empty(); },
        "--cross and --targets"},
+      {{Predict}, {"--nesterov"}, [](const Options& o) { return o.predict_momentum != 0; }, "--momentum"},
+      {{Predict},
+       {"--momentum"},
+       [](const Options& o) { return o.predict_momentum == 0 || !o.steps.empty(); },
+       "--steps"},
       {{Predict}, {"--get"}, infinite, "--infinite"},
       {{Predict}, {"--variance"}, infinite, "--infinite, since a network that was drawn has one prediction"},
       {{Spectrum},
@@ -215,13 +226,10 @@ const std::vector<Need>& needs() {
 }
 
 bool is_of(const std::vector<Verb>& verbs, Verb verb) {
-  for (const Verb one : verbs) {
-    if (one == verb) return true;
-  }
-  return false;
+  return std::ranges::find(verbs, verb) != verbs.end();
 }
 
-/// Whether `name` was given; of `--dtype bf16` also that value.
+/// Whether `name` was given; of one with a value, such as `--dtype bf16`, also that value.
 bool was_given(const std::string& name, const Options& options, const Given& given) {
   if (name == kKernelFile) return !options.kernel_file.empty();
   const std::string option = name.substr(0, name.find(' '));

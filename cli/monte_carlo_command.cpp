@@ -52,23 +52,15 @@ void run(const Context& context) {
   const std::size_t n = data.size();
   const Shape example_shape = data.example_shape();
   ntk::MonteCarloKernel kernel;
-  std::size_t columns = n;
-  datasets::Dataset versus;
-  ordered_json versus_json;
-  std::vector<const datasets::Dataset*> sets = {&data};
-  if (!options.versus.empty()) {
-    versus = open_versus(options, example_shape);
-    versus_json = describe_versus(options, versus);
-    columns = versus.size();
-    sets.push_back(&versus);
-  }
+  datasets::Dataset versus = open_versus(options, example_shape);
+  const ordered_json versus_json = describe_versus(options, versus);
+  const std::size_t columns = options.versus.empty() ? n : versus.size();
   MemoryAccount account("kernel --monte-carlo", memory);
-  count_reading<T>(account, sets);
+  count_reading<T>(account, {&data, &versus});
   if (n != 0 && columns != 0) {
-    what.memory =
-        account.phase("the sums and one sample",
-                      ntk::monte_carlo_bytes<T>(models::Network<T>(model, drawn), data.inputs, n,
-                                                options.versus.empty() ? 0 : columns, what, workers));
+    what.memory = account.phase("the sums and one sample",
+                                ntk::monte_carlo_bytes<T>(models::Network<T>(model, drawn), data.inputs, n,
+                                                          versus.size(), what, workers));
   }
   account.check();
   const Tensor<T> x = take_inputs<T>(data);

@@ -143,14 +143,9 @@ Asked what_is_asked(const Options& options, std::size_t n, std::size_t columns) 
   Asked asked;
   const bool steps = !options.steps.empty();
   const bool timed = !options.time.empty() && options.time != "inf";
-  if (steps && !options.time.empty()) {
-    throw ArgumentError("--steps: cannot be combined with --time, which is of gradient flow");
-  }
   ntk::Learning& learning = asked.learning;
   learning.ridge = options.ridge;
   const double momentum = options.predict_momentum;
-  if (options.nesterov && momentum == 0) throw ArgumentError("--nesterov: needs --momentum");
-  if (momentum != 0 && !steps) throw ArgumentError("--momentum: needs --steps");
   if (!steps && !timed) {
     if (options.learning_rate != 0) {
       throw ArgumentError(

@@ -15,8 +15,8 @@ struct ParameterRange {
   std::size_t end;
 };
 
-/// All parameters in pieces that a task can own, of at most 2^14 numbers: sums over examples are then taken in
-/// one order, whatever the number of workers.
+/// All parameters in pieces that a task can own, of at most 2^14 numbers: sums over examples are then taken
+/// in one order, whatever the number of workers.
 template <class T>
 std::vector<ParameterRange> parameter_ranges(const ParameterSet<T>& parameters) {
   constexpr std::size_t kPiece = std::size_t{1} << 14;

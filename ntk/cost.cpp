@@ -303,8 +303,8 @@ PlanCost cost_of(const Plan& plan, const Work& work, bool contracted) {
   if (plan.request.result_in_file) {
     const double entries = real(plan.request.rows) * real(plan.request.columns) *
                            (plan.request.full ? square(real(plan.request.seeds)) : 1);
-    cost.storing =
-        (plan.request.packed_file ? entries / 2 : entries) * real(plan.element_bytes) / plan.request.rates.store;
+    cost.storing = (plan.request.packed_file ? entries / 2 : entries) * real(plan.element_bytes) /
+                   plan.request.rates.store;
   }
   cost.finished = cost.wall + cost.storing / together;
   return cost;

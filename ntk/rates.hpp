@@ -34,10 +34,10 @@ struct PrecisionRates {
 struct KernelRates {
   PrecisionRates f32;
   PrecisionRates f64;
-  double touch = 0;     ///< bytes/s of memory that is written for the first time
-  /// bytes/s of one worker's tiles on their way into a file: rounded, checksummed and handed to the system row
-  /// by row. Not measured: it is that of the folder's file system (here ext4 with room for all of it in the
-  /// system's cache).
+  double touch = 0;  ///< bytes/s of memory that is written for the first time
+  /// bytes/s of one worker's tiles on their way into a file: rounded, checksummed and handed to the system
+  /// row by row. Not measured: it is that of the folder's file system (here ext4 with room for all of it in
+  /// the system's cache).
   double store = 0.25e9;
   double together = 1;  ///< share of its rate that a worker keeps when all work at once
 

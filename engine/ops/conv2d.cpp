@@ -133,6 +133,22 @@ bool winograd(const ConvGeometry& g) {
          std::max({g.pad_top, g.pad_left, g.pad_bottom, g.pad_right}) <= 2;
 }
 constexpr std::size_t kWinogradComponents = 16;
+/// Room for the transforms of rows x columns numbers.
+template <class T>
+T* components(std::size_t rows, std::size_t columns, Arena& arena) {
+  return arena.tensor<T>(Shape{kWinogradComponents, simd::winograd_component<T>(rows, columns)}).data();
+}
+/// `product` of every component; its x, v and out are of the first, and the next stand so much further on.
+template <class T>
+void component_products(simd::GatherProduct<T> product, std::size_t x_step, std::size_t v_step,
+                        std::size_t out_step) {
+  for (std::size_t c = 0; c < kWinogradComponents; ++c) {
+    kernels<T>().gather_product(product);
+    product.x += x_step;
+    product.v += v_step;
+    product.out += out_step;
+  }
+}
 /// Transformed weights that are kept for all tiles; of larger ones a panel at a time, again for every block.
 constexpr std::size_t kWinogradWeights = std::size_t{5} << 18;
 /// Tiles of a block: its transformed windows and products stay in the second-level cache; a multiple of the
@@ -187,15 +203,12 @@ class Winograd {
     frame.right += out_w_ % 2;
     row_ = frame.padded_width() * frame.channels;
     image_ = frame.size();
-    const auto components = [&](std::size_t rows, std::size_t columns) {
-      return arena.tensor<T>(Shape{kWinogradComponents, simd::winograd_component<T>(rows, columns)}).data();
-    };
     const std::size_t panels = blocks_.whole ? (columns_ + width_ - 1) / width_ : 1;
     panel_size_ = kWinogradComponents * simd::winograd_component<T>(depth_, width_);
     weights_.out = arena.tensor<T>(Shape{panels, panel_size_}).data();
     for (std::size_t first = 0; blocks_.whole && first < columns_; first += width_) panel(first);
-    windows_ = components(blocks_.block, depth_);
-    products_ = components(blocks_.block, width_);
+    windows_ = components<T>(blocks_.block, depth_, arena);
+    products_ = components<T>(blocks_.block, width_, arena);
     window_base_ = offsets(arena, blocks_.block);
     product_base_ = offsets(arena, blocks_.block);
     channels_ = offsets(arena, depth_);
@@ -225,18 +238,17 @@ class Winograd {
         const std::size_t product = simd::winograd_component<T>(grid.count, width);
         const T* const weights = blocks_.whole ? weights_.out + first / width_ * panel_size_ : panel(first);
         for (std::size_t t = 0; t < grid.count; ++t) product_base_[t] = signed_offset(t * width);
-        for (std::size_t c = 0; c < kWinogradComponents; ++c) {
-          table.gather_product({.x = windows_ + c * window,
-                                .x_base = window_base_,
-                                .x_offset = channels_,
-                                .v = weights + c * weight,
-                                .v_stride = width,
-                                .out = products_ + c * product,
-                                .out_base = product_base_,
-                                .rows = grid.count,
-                                .depth = depth_,
-                                .columns = width});
-        }
+        component_products<T>({.x = windows_,
+                               .x_base = window_base_,
+                               .x_offset = channels_,
+                               .v = weights,
+                               .v_stride = width,
+                               .out = products_,
+                               .out_base = product_base_,
+                               .rows = grid.count,
+                               .depth = depth_,
+                               .columns = width},
+                              window, weight, product);
         table.winograd_output({.grid = grid,
                                .products = products_,
                                .component = product,
@@ -646,12 +658,9 @@ ConvWeightGradient<T>::ConvWeightGradient(const ConvGeometry& geometry, T scale,
   if (conv_gradient_cost<T>(geometry) < 1) {
     const std::size_t width = std::min(geometry.c_out, kernels<T>().panel_columns);
     const std::size_t block = std::min(kGradientTiles, winograd_tiles(geometry.out_h, geometry.out_w));
-    const auto components = [&](std::size_t rows, std::size_t columns) {
-      return scratch.tensor<T>(Shape{kWinogradComponents, simd::winograd_component<T>(rows, columns)}).data();
-    };
-    windows_ = components(block, geometry.c_in);
-    tile_cotangents_ = components(block, width);
-    products_ = components(geometry.c_in, width);
+    windows_ = components<T>(block, geometry.c_in, scratch);
+    tile_cotangents_ = components<T>(block, width, scratch);
+    products_ = components<T>(geometry.c_in, width, scratch);
     tiles_ = offsets(scratch, block);
     for (std::size_t t = 0; t < block; ++t) tiles_[t] = signed_offset(t * geometry.c_in);
     channels_ = offsets(scratch, geometry.c_in);
@@ -721,19 +730,18 @@ void ConvWeightGradient<T>::transformed(const T* image, const T* cotangent, bool
                                 .columns = width,
                                 .out = tile_cotangents_,
                                 .component = component});
-      for (std::size_t c = 0; c < kWinogradComponents; ++c) {
-        table.gather_product({.x = windows_ + c * window,
-                              .x_base = channels_,
-                              .x_offset = tiles_,
-                              .v = tile_cotangents_ + c * component,
-                              .v_stride = width,
-                              .out = products_ + c * product,
-                              .out_base = product_rows_,
-                              .rows = g.c_in,
-                              .depth = grid.count,
-                              .columns = width,
-                              .accumulate = grid.first > 0});
-      }
+      component_products<T>({.x = windows_,
+                             .x_base = channels_,
+                             .x_offset = tiles_,
+                             .v = tile_cotangents_,
+                             .v_stride = width,
+                             .out = products_,
+                             .out_base = product_rows_,
+                             .rows = g.c_in,
+                             .depth = grid.count,
+                             .columns = width,
+                             .accumulate = grid.first > 0},
+                            window, component, product);
     }
     table.winograd_gradient({.products = products_,
                              .component = product,

@@ -517,7 +517,12 @@ void choose_reuse(Plan& plan, bool whole_tiles) {
   if (!scratch.problem.empty() || (scratch.in_memory && !wanted)) return;
   Plan candidate = plan;
   candidate.request.spill = Spill::Always;  // no rounds
-  if (!fit_blocks(candidate, whole_tiles)) return;
+  while (!fit_blocks(candidate, whole_tiles)) {
+    // In rounds tiles may be larger than a stream of all seeds can hold.
+    if (whole_tiles || candidate.tile == 1) return;
+    candidate.tile /= 2;
+    candidate.tape_block = std::max<std::size_t>(1, candidate.tape_block / 2);
+  }
   take_whole_blocks(candidate);
   candidate.request.spill = request.spill;
   candidate.spilled = true;

@@ -229,15 +229,19 @@ class Builder {
         for (std::size_t i = 0; i < range.columns; ++i) needed[range.column + i] = true;
       }
     }
-    // What is going to be spilled of it.
-    for (const Span& block : split(count, plan_.streamed, steps[first].resident.begin)) {
+    if (spilled_ && plan_.request.symmetric) need_spilled(steps[first].resident, needed);
+    return blocks(count, needed);
+  }
+
+  /// What is going to be spilled of a resident block.
+  void need_spilled(const Span& resident, std::vector<bool>& needed) const {
+    for (const Span& block : split(resident.count, plan_.streamed, resident.begin)) {
       const auto spilled = again_.find(block.begin);
-      if (!plan_.request.symmetric || spilled == again_.end()) continue;
+      if (spilled == again_.end()) continue;
       for (std::size_t i = 0; i < block.count; ++i) {
-        if (spilled->second.needed[i]) needed[block.begin - steps[first].resident.begin + i] = true;
+        if (spilled->second.needed[i]) needed[block.begin - resident.begin + i] = true;
       }
     }
-    return blocks(count, needed);
   }
 
   static void need_columns(const std::vector<TileRange>& ranges, std::vector<bool>& needed) {

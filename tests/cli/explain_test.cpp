@@ -51,13 +51,13 @@ class Explain : public testing::Test {
     fs::remove_all(folder);
   }
   std::vector<std::string> kernel(std::vector<std::string> more, const char* out = "k.npy") const {
-    std::vector<std::string> words = {"kernel", "--data", (folder / "x.npy").string(), "--model",
-                                      "conv(6,3) relu maxpool(2) conv(8,3) relu gap dense(5) relu dense(1)"};
+    std::vector<std::string> words = {"kernel", "--data", (folder / "x.npy").string(), "--model", model};
     if (out != nullptr) words.insert(words.end(), {"--out", (folder / out).string()});
     words.insert(words.end(), more.begin(), more.end());
     return words;
   }
   fs::path folder;
+  std::string model = "conv(6,3) relu maxpool(2) conv(8,3) relu gap dense(5) relu dense(1)";
 };
 
 TEST_F(Explain, PlanOnlyTellsEveryLayerAndWritesNothing) {
@@ -156,7 +156,7 @@ TEST_F(Explain, WaysAreForcedAndWrongOnesListTheChoices) {
 
 TEST_F(Explain, TellsWhatIsSpilledAndWhatThatSaves) {
   const auto parsed = [&](const std::vector<std::string>& more, const char* out = nullptr) {
-    std::vector<std::string> words = {"--rates", "built-in", "--json"};
+    std::vector<std::string> words = {"--rates", "built-in", "--json", "--way", "3=materialize"};
     words.insert(words.end(), more.begin(), more.end());
     const Outcome outcome = run(kernel(words, out));
     EXPECT_EQ(outcome.code, kDone) << outcome.err;
@@ -167,6 +167,7 @@ TEST_F(Explain, TellsWhatIsSpilledAndWhatThatSaves) {
   Random random(2);
   for (double& value : many.span()) value = random.normal();
   write_npy<double>(folder / "x.npy", many.view());
+  model = "conv(32,3) relu maxpool(2) conv(64,3) relu gap dense(1)";
   const json roomy = parsed({"--plan-only"})["plan"]["total"];
   EXPECT_EQ(roomy["factors"], "kept");
   EXPECT_EQ(roomy["spilled_bytes"], 0);
@@ -204,7 +205,7 @@ TEST_F(Explain, TellsWhatIsSpilledAndWhatThatSaves) {
   EXPECT_EQ(text_of(folder / "spilled.npy"), text_of(folder / "computed.npy"));
 
   std::vector<std::string> words = always;
-  words.insert(words.end(), {"--rates", "built-in"});
+  words.insert(words.end(), {"--rates", "built-in", "--way", "3=materialize"});
   const Outcome text = run(kernel(words));
   ASSERT_EQ(text.code, kDone) << text.err;
   for (const std::string& part :
@@ -212,7 +213,8 @@ TEST_F(Explain, TellsWhatIsSpilledAndWhatThatSaves) {
         std::string("writing spilled factors"), std::string("reading them again")}) {
     EXPECT_NE(text.out.find(part), std::string::npos) << part << "\n" << text.out;
   }
-  const Outcome told = run(kernel({"--memory", memory, "--plan-only", "--rates", "built-in"}, nullptr));
+  const Outcome told = run(
+      kernel({"--memory", memory, "--plan-only", "--rates", "built-in", "--way", "3=materialize"}, nullptr));
   EXPECT_NE(told.out.find("computed again; spilled instead: "), std::string::npos) << told.out;
 }
 

@@ -138,6 +138,9 @@ void ScratchFile::flush() const {
   if (::fdatasync(descriptor_) != 0) {
     throw IoError("scratch file: cannot write to " + folder_.string() + ": " + reason(errno));
   }
+}
+
+void ScratchFile::forget() const noexcept {
   ::posix_fadvise(descriptor_, 0, 0, POSIX_FADV_DONTNEED);
 }
 
@@ -162,6 +165,7 @@ ScratchRates measure_scratch(const fs::path& folder) {
     file.flush();
     writing = seconds_since(begin);
   } while (parts < kMost && writing < kSeconds);
+  file.forget();
   const auto again = Clock::now();
   for (std::size_t part = 0; part < parts; ++part) file.read(data, part * kPart);
   const double bytes = static_cast<double>(parts * kPart);

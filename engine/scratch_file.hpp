@@ -44,8 +44,10 @@ class ScratchFile {
   /// Has the system fetch what is going to be read soon: of one request some MiB at the most. May wait for
   /// the disk, and never fails.
   void fetch(std::size_t offset, std::size_t bytes) const noexcept;
-  /// Everything written so far to the disk, and out of the system's cache as far as it does that.
+  /// Everything written so far to the disk.
   void flush() const;
+  /// Puts what has been flushed out of the system's cache, where that can be done.
+  void forget() const noexcept;
 
  private:
   std::filesystem::path folder_;
@@ -56,7 +58,7 @@ class ScratchFile {
 struct ScratchRates {
   double write = 0, read = 0;
 };
-/// Writes, flushes and reads again 16 to 128 MiB, as much as the disk writes within a quarter of a second, in
+/// Writes, flushes and reads again 16 to 128 MiB, as much as the disk takes within a quarter of a second, in
 /// one thread. What was written is put out of the system's cache before it is read; caches of the disk, or of
 /// the machine that a virtual one runs on, still flatter. Throws IoError.
 ScratchRates measure_scratch(const std::filesystem::path& folder);

@@ -97,6 +97,7 @@ void run_doctor(const Context& context) {
     if (kernel_rates) {
       json["kernel_rates"] = to_json(kernel_rates->rates);
       json["kernel_rates"]["measured"] = kernel_rates->when;
+      json["kernel_rates"]["scratch"] = kernel_rates->scratch.string();
     }
     json["kernel_rates_file"] = kept.string();
     if (!problem.empty()) json["kernel_rates_not_kept"] = problem;
@@ -138,6 +139,12 @@ void run_doctor(const Context& context) {
     context.out << "  convolutions: forward / input cotangents / gradients of single examples\n";
     fmt::print(context.out, "  {} of that for each of {} threads at once\n",
                percent(kernel_rates->rates.together), workers.count());
+    if (!kernel_rates->scratch.empty()) {
+      fmt::print(context.out,
+                 "  scratch files in {}: {} GB/s written, {} GB/s read, flushed to the disk between\n",
+                 kernel_rates->scratch.string(), significant(kernel_rates->rates.scratch.write * 1e-9),
+                 significant(kernel_rates->rates.scratch.read * 1e-9));
+    }
     fmt::print(context.out, "  {} {}\n", problem.empty() ? "kept in" : "not kept in", kept.string());
     if (!problem.empty()) fmt::print(context.out, "  {}\n", problem);
   } else {

@@ -79,6 +79,45 @@ std::size_t peak_resident_bytes() {
   return static_cast<std::size_t>(usage.ru_maxrss) * 1024;
 }
 
+/// The other choice between spilling and repeating passes, with the same blocks.
+ntk::Plan other_reuse(const ntk::Plan& plan) {
+  ntk::Plan other = plan;
+  other.spilled = plan.reuse() != ntk::Reuse::Spilled;
+  return other;
+}
+
+/// Where the factors are that several blocks meet, and what the other choice would take.
+std::string reuse_text(const Explanation& explanation) {
+  const ntk::Plan& plan = explanation.plan;
+  const ntk::PlanCost& cost = explanation.cost;
+  const ntk::Plan other = other_reuse(plan);
+  const double instead = ntk::plan_cost(other).finished;
+  const ScratchSpace& scratch = plan.request.scratch;
+  const char* const rates = explanation.scratch_measured ? "measured" : "built in";
+  if (plan.reuse() == ntk::Reuse::Spilled) {
+    return fmt::format(
+        "spilled: {} in {}, written in {} and read in {}, by rates that are {}; computed again instead: {} "
+        "in "
+        "all",
+        bytes_text(plan.spilled_bytes()), scratch.folder.string(), seconds(cost.writing),
+        seconds(cost.reading), rates, seconds(instead));
+  }
+  std::string text =
+      fmt::format("computed again; spilled instead: {} on disk, {} in all, by rates that are {}",
+                  bytes_text(other.spilled_bytes()), seconds(instead), rates);
+  if (plan.request.spill == ntk::Spill::Never) return text + "; --spill never";
+  if (!scratch.problem.empty()) {
+    return text + fmt::format("; {}: {}", scratch.folder.string(), scratch.problem);
+  }
+  if (scratch.in_memory && !plan.request.scratch_named) {
+    return text + fmt::format("; {} keeps its files in memory", scratch.folder.string());
+  }
+  if (other.spilled_bytes() > scratch.usable_bytes()) {
+    text += fmt::format("; {} has room for {}", scratch.folder.string(), bytes_text(scratch.usable_bytes()));
+  }
+  return text;
+}
+
 double ratio(double measured, double planned) {
   return planned > 0 ? measured / planned : 0;
 }
@@ -88,12 +127,23 @@ double ratio(double measured, double planned) {
 ChosenRates choose_rates(const Options& options, std::size_t threads) {
   if (options.rates == "built-in") return {{}, "built in", ""};
   const std::filesystem::path path = rates_path();
-  if (const auto found = read_rates(path)) return {found->rates, "measured " + found->when, ""};
-  if (options.rates.empty() && !options.explain && !options.plan_only) return {{}, "built in", ""};
-  const MeasuredRates measured = measure_rates_now(threads);
-  const std::string problem = store_rates(path, measured);
-  return {measured.rates, "measured " + measured.when,
-          problem.empty() ? "" : "the measured rates are not kept: " + problem};
+  const bool shown = !options.rates.empty() || options.explain || options.plan_only;
+  std::optional<MeasuredRates> found = read_rates(path);
+  if (!found && !shown) return {{}, "built in", ""};
+  bool fresh = !found;
+  if (!found) found = measure_rates_now(threads);
+  const bool spills = options.spill != "never" && !options.diagonal;
+  const std::filesystem::path scratch =
+      options.scratch.empty() ? default_scratch_folder() : std::filesystem::path(options.scratch);
+  if (spills && shown && found->scratch != scratch) {
+    // A folder that cannot be used is refused, or left alone, by the plan.
+    fresh = measure_scratch_now(scratch, *found).empty() || fresh;
+  }
+  ChosenRates chosen{found->rates, "measured " + found->when, "", found->scratch == scratch};
+  if (!chosen.scratch) chosen.rates.scratch = ntk::KernelRates().scratch;
+  const std::string problem = fresh ? store_rates(path, *found) : "";
+  if (!problem.empty()) chosen.note = "the measured rates are not kept: " + problem;
+  return chosen;
 }
 
 std::vector<std::pair<std::string, ntk::Way>> parse_ways(const std::vector<std::string>& texts,
@@ -174,6 +224,7 @@ std::string explain_text(const Explanation& explanation, const models::Model& mo
                        : fmt::format("{} of {} examples, {} pass by; an example is passed {} times",
                                      grouped(cost.blocks), grouped(plan.resident), grouped(plan.streamed),
                                      significant(cost.passed, 3))});
+    if (plan.reuse() != ntk::Reuse::Kept) totals.push_back({"factors", reuse_text(explanation)});
   }
   if (cost.storing > 0) {
     totals.push_back({"file", fmt::format("{} of one thread for its tiles, on a disk that keeps up",
@@ -223,6 +274,10 @@ ordered_json explain_json(const Explanation& explanation, const models::Model& m
                    {"blocks", cost.blocks},
                    {"block_examples", plan.resident},
                    {"streamed_examples", plan.streamed},
+                   {"factors", ntk::reuse_name(plan.reuse())},
+                   {"spilled_bytes", plan.spilled_bytes()},
+                   {"spill_writing_seconds", cost.writing},
+                   {"spill_reading_seconds", cost.reading},
                    {"tiles", cost.tiles},
                    {"tile_examples", plan.tile},
                    {"memory_bytes", plan.total_bytes()},
@@ -231,6 +286,15 @@ ordered_json explain_json(const Explanation& explanation, const models::Model& m
                    {"threads", plan.request.workers},
                    {"storing_seconds", cost.storing},
                    {"seconds", cost.finished}};
+  if (!explanation.diagonal && plan.reuse() != ntk::Reuse::Kept) {
+    const ntk::Plan other = other_reuse(plan);
+    json["total"]["scratch"] = {{"folder", plan.request.scratch.folder.string()},
+                                {"usable_bytes", plan.request.scratch.usable_bytes()},
+                                {"rates", explanation.scratch_measured ? "measured" : "built in"}};
+    json["total"]["instead"] = {{"factors", ntk::reuse_name(other.reuse())},
+                                {"spilled_bytes", other.spilled_bytes()},
+                                {"seconds", ntk::plan_cost(other).finished}};
+  }
   return json;
 }
 
@@ -246,6 +310,10 @@ std::string measured_text(const Explanation& explanation, const ntk::KernelTimin
     rows.push_back(row(cost.storing > 0 ? "contraction, and tiles into the file" : "contraction",
                        cost.contraction + cost.storing, timings.contraction));
   }
+  if (explanation.plan.reuse() == ntk::Reuse::Spilled) {
+    rows.push_back(row("writing spilled factors", cost.writing, timings.writing));
+    rows.push_back(row("reading them again", cost.reading, timings.reading));
+  }
   rows.push_back(row("from the first pass to the end", cost.finished, timings.wall));
   const std::size_t planned = explanation.plan.total_bytes();
   const std::size_t peak = peak_resident_bytes();
@@ -257,6 +325,9 @@ std::string measured_text(const Explanation& explanation, const ntk::KernelTimin
 ordered_json measured_json(const Explanation& explanation, const ntk::KernelTimings& timings) {
   return {{"passes_seconds", timings.passes},
           {"contraction_seconds", timings.contraction},
+          {"spilled_bytes", timings.spilled_bytes},
+          {"spill_writing_seconds", timings.writing},
+          {"spill_reading_seconds", timings.reading},
           {"seconds", timings.wall},
           {"seconds_to_planned", ratio(timings.wall, explanation.cost.finished)},
           {"peak_resident_bytes", peak_resident_bytes()}};
@@ -270,6 +341,15 @@ Explainer::Explainer(const Context& context, const models::Model& model, std::si
 void Explainer::watch(ntk::KernelOptions& options) {
   options.rates = &rates_.rates;
   options.timings = &timings_;
+  const std::string& spill = context_.options.spill;
+  options.spill = spill == "never"    ? ntk::Spill::Never
+                  : spill == "always" ? ntk::Spill::Always
+                                      : ntk::Spill::Auto;
+  options.scratch = context_.options.scratch;
+  options.notice = [this](const std::string& text) {
+    spilling_ = text;
+    context_.err << "gradgram kernel: " << text << std::endl;
+  };
   options.planned = [this](const ntk::Plan& plan) { take(plan); };
 }
 
@@ -277,8 +357,8 @@ void Explainer::take(const ntk::Plan& plan) {
   const bool diagonal = context_.options.diagonal;
   ntk::Plan told = plan;
   told.request.packed_file = context_.options.packed;
-  explanation_ =
-      Explanation{told, diagonal ? ntk::diagonal_cost(told) : ntk::plan_cost(told), rates_.source, diagonal};
+  explanation_ = Explanation{told, diagonal ? ntk::diagonal_cost(told) : ntk::plan_cost(told), rates_.source,
+                             diagonal, rates_.scratch};
   if (!context_.options.json && (context_.options.explain || context_.options.plan_only)) {
     context_.out << explain_text(*explanation_, model_) << std::flush;
   }
@@ -286,6 +366,7 @@ void Explainer::take(const ntk::Plan& plan) {
 
 void Explainer::describe(ordered_json& json) const {
   json["rates"] = rates_.source;
+  if (!spilling_.empty()) json["spilling"] = spilling_;
   if (!explanation_) return;  // no examples, no plan
   if (!explanation_->diagonal) {
     for (const auto& [name, way] : explanation_->plan.ways())

@@ -18,11 +18,12 @@ namespace gradgram::cli {
 /// The rates that a kernel's plan reckons with.
 struct ChosenRates {
   ntk::KernelRates rates;
-  std::string source;  ///< `built in`, `measured 2026-...`
-  std::string note;    ///< why measured rates could not be kept; mostly empty
+  std::string source;    ///< `built in`, `measured 2026-...`
+  std::string note;      ///< why measured rates could not be kept; mostly empty
+  bool scratch = false;  ///< whether those of the scratch folder are measured
 };
 /// As --rates says; by default those of the cache, measured now when none are there and --explain or
-/// --plan-only wants to show seconds.
+/// --plan-only wants to show seconds. Those of a scratch folder other than the one in the cache the same.
 ChosenRates choose_rates(const Options& options, std::size_t threads);
 
 /// --way LAYER=WAY for a model's weights. Throws ArgumentError listing the choices.
@@ -35,6 +36,7 @@ struct Explanation {
   ntk::PlanCost cost;
   std::string rates;  ///< ChosenRates::source
   bool diagonal = false;
+  bool scratch_measured = false;  ///< ChosenRates::scratch
 };
 std::string explain_text(const Explanation& explanation, const models::Model& model);
 nlohmann::ordered_json explain_json(const Explanation& explanation, const models::Model& model);
@@ -50,7 +52,8 @@ class Explainer {
   Explainer(const Explainer&) = delete;
   Explainer& operator=(const Explainer&) = delete;
 
-  /// Gives a call's options the rates, and watches it. Refers to this object.
+  /// Gives a call's options the rates and what --spill and --scratch say, and watches it; what it has to say
+  /// of the disk goes to standard error and into the document. Refers to this object.
   void watch(ntk::KernelOptions& options);
   /// Takes a plan, and prints it under --explain and --plan-only.
   void take(const ntk::Plan& plan);
@@ -64,6 +67,7 @@ class Explainer {
   const models::Model& model_;
   ChosenRates rates_;
   ntk::KernelTimings timings_;
+  std::string spilling_;  ///< what the disk refused
   std::optional<Explanation> explanation_;
 };
 

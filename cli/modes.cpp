@@ -67,7 +67,7 @@ bool reads_csv(const Options& o) {
   return extension == ".csv";
 }
 
-const Names kPlan = {"--explain", "--plan-only", "--way", "--rates"};
+const Names kPlan = {"--explain", "--plan-only", "--way", "--rates", "--spill", "--scratch"};
 const Names kModel = {"--model",           "--outputs",       "--parameterization",
                       "--weight-variance", "--bias-variance", "--weights"};
 const Names kData = {"--data",      "--classes",     "--limit",  "--train", "--standardize",
@@ -118,8 +118,14 @@ const std::vector<Clash>& clashes() {
       {{Kernel},
        "--diagonal",
        diagonal,
-       {"--per-parameter", "--versus", "--packed", "--preview", "--way", "--dtype bf16"},
+       {"--per-parameter", "--versus", "--packed", "--preview", "--way", "--spill", "--scratch",
+        "--dtype bf16"},
        "which is about the matrix"},
+      {{Kernel},
+       "--spill never",
+       [](const Options& o) { return o.spill == "never"; },
+       {"--scratch"},
+       "which is for what is spilled"},
       {{Kernel},
        "--per-parameter",
        [](const Options& o) { return o.per_parameter; },

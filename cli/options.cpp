@@ -314,6 +314,15 @@ struct Parser {
                 "What predicted times rest on: measured (on this machine, once; doctor --measure renews "
                 "them) or built-in (the same choices on every machine)",
                 "measured when they have been, or to explain");
+    plan.option("--spill", options.spill, "WHEN",
+                "Keep gradients that do not fit --memory in a scratch file instead of computing them again: "
+                "auto (when that is predicted to be quicker and the disk has room), always (whenever they do "
+                "not fit) or never; the result has the same bits",
+                "auto");
+    plan.option("--scratch", options.scratch, "DIR",
+                "Folder of the scratch file, which has no name and is gone with the run; of its free bytes 1 "
+                "GiB or 5 % of the disk are left",
+                "$TMPDIR, else /var/tmp");
     Group{sub, "Result"}.option(
         "--out", options.out, "FILE",
         "The .npy file to write. It is written tile by tile, may be larger than memory, and until "
@@ -501,6 +510,7 @@ void check(const Options& options) {
   require_choice("--schedule", options.schedule, {"constant", "cosine"});
   require_choice("--loss", options.loss, {"mse", "cross-entropy"});
   if (!options.rates.empty()) require_choice("--rates", options.rates, {"measured", "built-in"});
+  if (!options.spill.empty()) require_choice("--spill", options.spill, {"auto", "always", "never"});
   if (options.verb == Verb::Kernel && options.out.empty() && !options.plan_only) {
     throw ArgumentError("--out is required (see gradgram kernel --help)");
   }

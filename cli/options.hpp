@@ -57,6 +57,8 @@ struct Options {
   bool plan_only = false;
   std::vector<std::string> ways;  ///< LAYER=WAY
   std::string rates;              ///< measured or built-in; empty: measured when they are there
+  std::string spill;              ///< auto, always or never; empty is auto
+  std::string scratch;            ///< folder; empty: the library's choice
   bool measure = false;           ///< of doctor
   std::size_t monte_carlo = 0;    ///< samples; 0: no estimate
 

@@ -24,7 +24,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 
-constexpr int kLayout = 2;
+constexpr int kLayout = 3;
 constexpr std::size_t kLargestFile = std::size_t{1} << 20;
 
 /// f(name, value) for every number of one precision; `Rates` may be const.
@@ -97,7 +97,9 @@ ordered_json to_json(const ntk::KernelRates& rates) {
   return {{"f32", to_json(rates.f32)},
           {"f64", to_json(rates.f64)},
           {"touched_bytes_per_second", rates.touch},
-          {"share_kept_together", rates.together}};
+          {"share_kept_together", rates.together},
+          {"scratch_written_bytes_per_second", rates.scratch.write},
+          {"scratch_read_bytes_per_second", rates.scratch.read}};
 }
 
 fs::path rates_path() {
@@ -140,7 +142,10 @@ std::optional<MeasuredRates> read_rates(const fs::path& path) {
     from_json(json.at("rates").at("f64"), measured.rates.f64);
     measured.rates.touch = positive(json.at("rates").at("touched_bytes_per_second"));
     measured.rates.together = positive(json.at("rates").at("share_kept_together"));
+    measured.rates.scratch.write = positive(json.at("rates").at("scratch_written_bytes_per_second"));
+    measured.rates.scratch.read = positive(json.at("rates").at("scratch_read_bytes_per_second"));
     measured.when = json.at("measured").get<std::string>();
+    measured.scratch = json.at("scratch").get<std::string>();
     return measured;
   } catch (const ordered_json::exception&) {
     return std::nullopt;
@@ -150,8 +155,25 @@ std::optional<MeasuredRates> read_rates(const fs::path& path) {
 }
 
 MeasuredRates measure_rates_now(std::size_t threads) {
-  return {ntk::measure_kernel_rates(threads),
-          fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)))};
+  MeasuredRates measured;
+  measured.rates = ntk::measure_kernel_rates(threads);
+  measured.when = fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
+  measure_scratch_now(default_scratch_folder(), measured);
+  return measured;
+}
+
+std::string measure_scratch_now(const fs::path& folder, MeasuredRates& measured) {
+  const ScratchSpace space = scratch_space(folder);
+  if (!space.problem.empty()) return space.problem;
+  // Not the last bytes of a disk.
+  if (space.usable_bytes() == 0) return "it has no room";
+  try {
+    measured.rates.scratch = measure_scratch(folder);
+    measured.scratch = folder;
+  } catch (const IoError& error) {
+    return error.what();
+  }
+  return {};
 }
 
 std::string store_rates(const fs::path& path, const MeasuredRates& measured) {
@@ -161,6 +183,7 @@ std::string store_rates(const fs::path& path, const MeasuredRates& measured) {
   if (error) return fmt::format("cannot create {}: {}", path.parent_path().string(), error.message());
   ordered_json json = circumstances();
   json["measured"] = measured.when;
+  json["scratch"] = measured.scratch.string();
   json["rates"] = to_json(measured.rates);
   try {
     write_json(path, json);

@@ -102,15 +102,21 @@ Work work_of(const Plan& plan) {
     if (plan.request.symmetric) tiles.add_triangle(count, work);
     const std::size_t stream = plan.request.symmetric ? begin : plan.request.columns;
     if (stream == 0) continue;
-    work.passed += real(stream);
-    const std::size_t whole = stream / plan.streamed;
-    Work part;
-    tiles.add_rectangle(count, plan.streamed, part);
-    work.pairs += real(whole) * part.pairs;
-    work.products += real(whole) * part.products;
-    work.sides += real(whole) * part.sides;
-    work.tiles += whole * part.tiles;
-    if (stream % plan.streamed != 0) tiles.add_rectangle(count, stream % plan.streamed, work);
+    const bool spilled = plan.reuse() == Reuse::Spilled;
+    if (!spilled || (begin == 0 && !plan.request.symmetric)) work.passed += real(stream);
+    // Spilled, the stream of a symmetric kernel is one of resident blocks.
+    const std::size_t run = spilled && plan.request.symmetric ? plan.resident : stream;
+    const std::size_t whole = stream / run * (run / plan.streamed);
+    const auto add = [&](std::size_t times, std::size_t columns) {
+      Work part;
+      tiles.add_rectangle(count, columns, part);
+      work.pairs += real(times) * part.pairs;
+      work.products += real(times) * part.products;
+      work.sides += real(times) * part.sides;
+      work.tiles += times * part.tiles;
+    };
+    add(whole, plan.streamed);
+    if (run % plan.streamed != 0) add(stream / run, run % plan.streamed);
   }
   return work;
 }
@@ -300,6 +306,13 @@ PlanCost cost_of(const Plan& plan, const Work& work, bool contracted) {
   const auto blocks = static_cast<std::size_t>(work.passed / real(plan.tape_block)) + 1;
   cost.wall = (cost.passes * imbalance(blocks, workers) + cost.contraction * imbalance(work.tiles, workers)) /
               together;
+  if (contracted && plan.reuse() == Reuse::Spilled) {
+    const ScratchRates& rates = plan.request.rates.scratch;
+    const double block = real(plan.factor_bytes(plan.streamed));
+    cost.writing = real(plan.spilled_blocks()) * block / rates.write;
+    cost.reading = real(plan.spilled_reads()) * block / rates.read;
+    cost.wall += cost.writing + cost.reading;
+  }
   if (plan.request.result_in_file) {
     const double entries = real(plan.request.rows) * real(plan.request.columns) *
                            (plan.request.full ? square(real(plan.request.seeds)) : 1);
@@ -463,7 +476,10 @@ std::size_t least_kernel_bytes(const ModuleProfile& profile, const PlanRequest& 
   return smallest_plan(profile, request, 0).total_bytes();
 }
 
-Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request) {
+namespace {
+
+/// With ways for which passes are repeated where the factors do not fit.
+Plan recomputing_plan(const ModuleProfile& profile, const PlanRequest& request) {
   const Plan chosen = plan_blocks(profile, request, smallest_plan(profile, request, request.memory).uses);
   if (chosen.resident >= request.rows && chosen.rounds() == 1) return chosen;
   // Not everything fits: ways that hold less repeat fewer passes. One change alone may save nothing where
@@ -479,6 +495,59 @@ Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request) {
     best = std::move(plan);
   }
   return best;
+}
+
+/// Resident blocks that are whole blocks of the stream, so that none of them is cut short.
+void take_whole_blocks(Plan& plan) {
+  if (!plan.request.symmetric || plan.streamed == 0 || plan.resident % plan.streamed == 0) return;
+  const std::size_t down = plan.resident / plan.streamed * plan.streamed;
+  plan.resident = std::min(down + plan.streamed, plan.request.rows);
+  if (plan.total_bytes() > plan.request.memory) plan.resident = std::max<std::size_t>(down, 1);
+}
+
+}  // namespace
+
+void choose_reuse(Plan& plan, bool whole_tiles) {
+  const PlanRequest& request = plan.request;
+  plan.spilled = false;
+  const bool forced = request.spill == Spill::Always;
+  if (request.spill == Spill::Never || (plan.reuse() == Reuse::Kept && plan.rounds() == 1)) return;
+  const ScratchSpace& scratch = request.scratch;
+  const bool wanted = forced || request.scratch_named;
+  if (!scratch.problem.empty() || (scratch.in_memory && !wanted)) return;
+  Plan candidate = plan;
+  candidate.request.spill = Spill::Always;  // no rounds
+  while (!fit_blocks(candidate, whole_tiles)) {
+    // In rounds tiles may be larger than a stream of all seeds can hold.
+    if (whole_tiles || candidate.tile == 1) return;
+    candidate.tile /= 2;
+    candidate.tape_block = std::max<std::size_t>(1, candidate.tape_block / 2);
+  }
+  take_whole_blocks(candidate);
+  candidate.request.spill = request.spill;
+  candidate.spilled = true;
+  if (candidate.reuse() != Reuse::Spilled) return;
+  if (!forced && !(plan_cost(candidate).wall < kWorthwhile * plan_cost(plan).wall)) return;
+  if (candidate.spilled_bytes() > scratch.usable_bytes()) {
+    if (!wanted) return;
+    throw ArgumentError("kernel: spilled factors would take " + std::to_string(candidate.spilled_bytes()) +
+                        " bytes in " + scratch.folder.string() + ", where " +
+                        std::to_string(scratch.free_bytes) + " are free, " +
+                        std::to_string(scratch.left_bytes) +
+                        " of them not for this; make room, choose another scratch folder, more memory, or do "
+                        "not spill");
+  }
+  plan = std::move(candidate);
+}
+
+Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request) {
+  // Whether the disk is quick or full must not change ways, and with them bits.
+  PlanRequest dry = request;
+  dry.spill = Spill::Never;
+  Plan plan = recomputing_plan(profile, dry);
+  plan.request.spill = request.spill;
+  choose_reuse(plan, false);
+  return plan;
 }
 
 PlanCost plan_cost(const Plan& plan) {

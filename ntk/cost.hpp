@@ -24,6 +24,14 @@ void choose_ways(const ModuleProfile& profile, const PlanRequest& request, std::
 /// Throws ArgumentError as plan_kernel() does.
 std::size_t least_kernel_bytes(const ModuleProfile& profile, const PlanRequest& request);
 
+/// Decides whether the factors that several resident blocks meet are spilled, which nothing else of the
+/// result depends on: as the request forces, or when it is predicted to save at least a tenth of the time and
+/// the scratch folder has the room. One that keeps its files in memory counts as having none unless the
+/// caller named or forced it. `plan` holds blocks (plan_blocks(), fit_blocks()); where it is spilled they are
+/// chosen anew, for whole tiles with `whole_tiles`. Throws ArgumentError, with the bytes needed and free,
+/// when a folder that was named, or must be used, does not hold what it should.
+void choose_reuse(Plan& plan, bool whole_tiles);
+
 /// One way of one use, for the whole kernel; seconds of one worker.
 struct WayCost {
   Way way = Way::Materialize;
@@ -54,6 +62,8 @@ struct PlanCost {
   double forming = 0;      ///< this much of it
   double touching = 0;     ///< and this: memory that is written for the first time
   double contraction = 0;  ///< of all workers together
+  double writing = 0;      ///< spilled factors, from begin to end: a disk is no quicker for several workers
+  double reading = 0;      ///< the same, all times together, as if the system's cache held nothing
   double wall = 0;         ///< from the first pass to the last tile; by it plans are chosen
   double storing = 0;      ///< of all workers together: tiles into their file
   double finished = 0;     ///< wall, with storing

@@ -104,15 +104,45 @@ void FactorMatrix<T>::pack(const T* source, std::size_t source_stride, std::size
 
 template <class T>
 void FactorMatrix<T>::pad(std::size_t examples) const {
+  if (packed_rows == 0) return;
+  for (const Panel& panel : panels) pad(panel, examples);
+}
+
+template <class T>
+void FactorMatrix<T>::pad(const Panel& panel, std::size_t examples) const {
   const std::size_t rows = examples * rows_per_example;
-  if (packed_rows == 0 || rows % simd::kGramPadding<T> == 0) return;
   const std::size_t end = gram_padded(rows, sizeof(T));
   const std::size_t group = kernels<T>().vector_length * simd::kGramGroupVectors;
-  for (const Panel& panel : panels) {
-    for (std::size_t row = rows; row < end; row = (row / group + 1) * group) {
-      T* const first = packed(panel, row / group * group) + row % group;
-      for (std::size_t k = 0; k < panel.depth; ++k) std::fill_n(first + k * group, group - row % group, T(0));
+  for (std::size_t row = rows; row < end; row = (row / group + 1) * group) {
+    T* const first = packed(panel, row / group * group) + row % group;
+    for (std::size_t k = 0; k < panel.depth; ++k) std::fill_n(first + k * group, group - row % group, T(0));
+  }
+}
+
+template <class T>
+void FactorMatrix<T>::copy(const FactorMatrix& from, std::size_t begin, std::size_t end, std::size_t first,
+                           std::size_t count) const {
+  if (packed_rows == 0) {
+    if (begin >= count) return;
+    const std::size_t examples = std::min(end, count) - begin;
+    std::copy_n(from.row(first + begin), examples * rows_per_example * stride, row(begin));
+    return;
+  }
+  const std::size_t group = kernels<T>().vector_length * simd::kGramGroupVectors;
+  const std::size_t rows = count * rows_per_example;
+  for (std::size_t number = begin; number < end; ++number) {
+    const Panel& panel = panels[number];
+    // Runs of rows that lie in one group here and there: the groups of a block need not begin where its
+    // examples do.
+    for (std::size_t row = 0; row < rows;) {
+      const std::size_t source = first * rows_per_example + row;
+      const std::size_t run = std::min({rows - row, group - row % group, group - source % group});
+      const T* const there = from.packed(panel, source / group * group) + source % group;
+      T* const here = packed(panel, row / group * group) + row % group;
+      for (std::size_t k = 0; k < panel.depth; ++k) std::copy_n(there + k * group, run, here + k * group);
+      row += run;
     }
+    pad(panel, count);
   }
 }
 
@@ -126,7 +156,53 @@ void Factors<T>::pad(std::size_t examples) const {
 }
 
 template <class T>
-Factors<T>::Factors(const Plan& plan, std::size_t capacity) : memory_(kAlignment) {
+const FactorMatrix<T>& Factors<T>::matrix(std::size_t number) const {
+  if (number == 2 * outer_.size()) return rows_;
+  return number % 2 == 0 ? outer_[number / 2].inputs : outer_[number / 2].cotangents;
+}
+
+template <class T>
+std::vector<typename Factors<T>::Strip> Factors<T>::strips() const {
+  // Long enough for a disk, short enough for all workers to have some.
+  constexpr std::size_t kStripBytes = std::size_t{1} << 20;
+  std::vector<Strip> strips;
+  std::size_t offset = 0;
+  for (std::size_t number = 0; number < matrices(); ++number) {
+    const FactorMatrix<T>& matrix = this->matrix(number);
+    if (matrix.data == nullptr) continue;
+    const bool packed = matrix.packed_rows != 0;
+    const std::size_t units = packed ? matrix.panels.size() : capacity_;
+    // Where a panel, or an example, begins.
+    const auto at = [&](std::size_t unit) -> T* {
+      if (!packed) return matrix.row(unit);
+      if (unit < units) return matrix.packed(matrix.panels[unit], 0);
+      const Panel& last = matrix.panels.back();
+      return matrix.packed(last, 0) + matrix.packed_rows * last.depth;
+    };
+    for (std::size_t begin = 0; begin < units;) {
+      std::size_t end = begin + 1;
+      const auto bytes = [&] { return static_cast<std::size_t>(at(end) - at(begin)) * sizeof(T); };
+      while (end < units && bytes() < kStripBytes) ++end;
+      strips.push_back(
+          {&matrix, begin, end, offset, std::as_writable_bytes(std::span<T>(at(begin), at(end)))});
+      offset += bytes();
+      begin = end;
+    }
+  }
+  return strips;
+}
+
+template <class T>
+void Factors<T>::copy(const Strip& strip, const Factors& from, std::size_t first, std::size_t count) const {
+  for (std::size_t number = 0; number < matrices(); ++number) {
+    if (&matrix(number) == strip.matrix) {
+      strip.matrix->copy(from.matrix(number), strip.begin, strip.end, first, count);
+    }
+  }
+}
+
+template <class T>
+Factors<T>::Factors(const Plan& plan, std::size_t capacity) : capacity_(capacity), memory_(kAlignment) {
   const std::size_t rows = plan.rows_per_example();
   const std::size_t seeds = plan.seeds_per_row();
   outer_.resize(plan.uses.size());

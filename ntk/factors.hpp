@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 #include <vector>
 
 #include "engine/arena.hpp"
@@ -38,6 +39,11 @@ struct FactorMatrix {
   /// Zeroes the packed rows behind those of `examples` examples to the end of a group: they enter products
   /// that nobody reads, as long as they are numbers.
   void pad(std::size_t examples) const;
+  void pad(const Panel& panel, std::size_t examples) const;
+  /// Fills rows of packed panels [begin, end), or of examples [begin, end) of a matrix that is not packed and
+  /// `count`, from examples [first, first + count) of a matrix of the same columns.
+  void copy(const FactorMatrix& from, std::size_t begin, std::size_t end, std::size_t first,
+            std::size_t count) const;
 };
 
 /// The gradients of a block of examples, as factors: inputs A and output cotangents B of every use that is
@@ -60,7 +66,24 @@ class Factors {
   /// Call when `examples` of them are filled, before products: FactorMatrix::pad() of all.
   void pad(std::size_t examples) const;
 
+  /// All that is held, in pieces of a few hundred KiB to a few MiB in the order of their addresses: what goes
+  /// to a file and comes back from it. Factors of the same plan and capacity have the same ones.
+  struct Strip {
+    const FactorMatrix<T>* matrix = nullptr;
+    std::size_t begin = 0, end = 0;  ///< panels of a packed matrix; examples of another
+    std::size_t offset = 0;          ///< bytes in the strips before
+    std::span<std::byte> bytes;
+  };
+  std::vector<Strip> strips() const;
+  /// Fills examples [0, count) of one of strips() with [first, first + count) of `from`, which has the same
+  /// plan and any capacity, padding as pad(count) does.
+  void copy(const Strip& strip, const Factors& from, std::size_t first, std::size_t count) const;
+
  private:
+  const FactorMatrix<T>& matrix(std::size_t number) const;
+  std::size_t matrices() const { return 2 * outer_.size() + 1; }
+
+  std::size_t capacity_;
   Arena memory_;
   std::vector<Outer> outer_;
   FactorMatrix<T> rows_;

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <map>
 #include <memory>
+#include <optional>
 
 #include "engine/bf16.hpp"
 #include "engine/cpu.hpp"
@@ -13,6 +15,7 @@
 #include "ntk/passes.hpp"
 #include "ntk/plan.hpp"
 #include "ntk/planned_kernel.hpp"
+#include "ntk/spilled_factors.hpp"
 #include "ntk/thread_seconds.hpp"
 #include "ntk/tile_store.hpp"
 
@@ -25,11 +28,11 @@ struct Span {
   std::size_t end() const { return begin + count; }
 };
 
-/// [0, total) in runs of `step`.
-std::vector<Span> split(std::size_t total, std::size_t step) {
+/// [first, first + total) in runs of `step`.
+std::vector<Span> split(std::size_t total, std::size_t step, std::size_t first = 0) {
   std::vector<Span> spans;
   for (std::size_t begin = 0; begin < total; begin += step)
-    spans.push_back({begin, std::min(step, total - begin)});
+    spans.push_back({first + begin, std::min(step, total - begin)});
   return spans;
 }
 
@@ -57,6 +60,17 @@ struct Step {
   Span streamed;  ///< empty: the tiles within the resident block
 };
 
+/// The runs in which examples [0, total) pass by: of earlier resident blocks, when those are spilled.
+std::vector<Span> stream_of(const Plan& plan, std::size_t total) {
+  if (!plan.request.symmetric || plan.reuse() != Reuse::Spilled) return split(total, plan.streamed);
+  std::vector<Span> spans;
+  for (const Span& block : split(total, plan.resident)) {
+    const std::vector<Span> more = split(block.count, plan.streamed, block.begin);
+    spans.insert(spans.end(), more.begin(), more.end());
+  }
+  return spans;
+}
+
 std::vector<Step> schedule(const Plan& plan) {
   std::vector<Step> steps;
   for (const Span& resident : split(plan.request.rows, plan.resident)) {
@@ -67,7 +81,7 @@ std::vector<Step> schedule(const Plan& plan) {
     }
     const std::size_t stream = plan.request.symmetric ? resident.begin : plan.request.columns;
     if (stream == 0) continue;
-    for (const Span& streamed : split(stream, plan.streamed)) {
+    for (const Span& streamed : stream_of(plan, stream)) {
       steps.push_back({load, resident, streamed});
       load = false;
     }
@@ -140,28 +154,25 @@ class Builder {
     if (rounds > 1 && steps.size() > 1) {
       throw ArgumentError("kernel: a plan in rounds must hold all examples at once");
     }
+    if (plan_.reuse() == Reuse::Spilled) begin_spilling(steps);
     total_pieces_ = 0;
     for (std::size_t s = 0; s < steps.size(); ++s) {
       const std::vector<TileRange> ranges = tiles(steps[s]);
       if (steps[s].load_resident) total_pieces_ += resident_blocks(steps, s).size();
-      total_pieces_ += streamed_blocks(steps[s], ranges).size() + ranges.size();
+      total_pieces_ += streamed_blocks(steps[s], s, ranges).size() + ranges.size();
     }
     total_pieces_ *= rounds;
-    const bool symmetric = plan_.request.symmetric;
     for (std::size_t round = 0; round < rounds; ++round) {
       for (std::size_t s = 0; s < steps.size(); ++s) {
         const Step& step = steps[s];
         if (step.load_resident) {
           load(x_, options_.labels, step.resident, resident_blocks(steps, s), resident_, round);
+          spill_resident(step);
         }
         const std::vector<TileRange> ranges = tiles(step);
-        if (step.streamed.count == 0) {
-          contract(step, ranges, resident_, round);
-        } else {
-          load(symmetric ? x_ : versus_, symmetric ? options_.labels : options_.versus_labels, step.streamed,
-               streamed_blocks(step, ranges), streamed_, round);
-          contract(step, ranges, streamed_, round);
-        }
+        if (!within(step)) load_streamed(step, s, ranges, round);
+        fetch_next(steps, s);
+        contract(step, ranges, within(step) ? resident_ : streamed_, round);
       }
     }
     if (options_.timings == nullptr) return;
@@ -169,6 +180,11 @@ class Builder {
     for (const WorkerSeconds& worker : seconds_) {
       options_.timings->passes += worker.passes;
       options_.timings->contraction += worker.contraction;
+    }
+    if (spilled_) {
+      options_.timings->writing = spilled_->writing();
+      options_.timings->reading = spilled_->reading();
+      options_.timings->spilled_bytes = spilled_->written_bytes();
     }
     options_.timings->wall = seconds_since(begin);
   }
@@ -213,16 +229,96 @@ class Builder {
         for (std::size_t i = 0; i < range.columns; ++i) needed[range.column + i] = true;
       }
     }
+    if (spilled_ && plan_.request.symmetric) need_spilled(steps[first].resident, needed);
     return blocks(count, needed);
   }
 
-  std::vector<Span> streamed_blocks(const Step& step, const std::vector<TileRange>& ranges) const {
-    std::vector<bool> needed(step.streamed.count, false);
-    if (within(step)) return {};
+  /// What is going to be spilled of a resident block.
+  void need_spilled(const Span& resident, std::vector<bool>& needed) const {
+    for (const Span& block : split(resident.count, plan_.streamed, resident.begin)) {
+      const auto spilled = again_.find(block.begin);
+      if (spilled == again_.end()) continue;
+      for (std::size_t i = 0; i < block.count; ++i) {
+        if (spilled->second.needed[i]) needed[block.begin - resident.begin + i] = true;
+      }
+    }
+  }
+
+  static void need_columns(const std::vector<TileRange>& ranges, std::vector<bool>& needed) {
     for (const TileRange& range : ranges) {
       for (std::size_t i = 0; i < range.columns; ++i) needed[range.column + i] = true;
     }
+  }
+
+  /// What step number `number` passes of its stream, when the disk does what it should.
+  std::vector<Span> streamed_blocks(const Step& step, std::size_t number,
+                                    const std::vector<TileRange>& ranges) const {
+    if (within(step) || ranges.empty()) return {};
+    std::vector<bool> needed(step.streamed.count, false);
+    if (spilled_) {
+      const Again& again = again_.at(step.streamed.begin);
+      if (plan_.request.symmetric || again.first != number) return {};
+      needed = again.needed;
+    }
+    need_columns(ranges, needed);
     return blocks(step.streamed.count, needed);
+  }
+
+  /// Opens the scratch file for the blocks of the stream that are going to be written to it: those that tiles
+  /// need which are still to be computed, of a rectangle when that is more than once.
+  void begin_spilling(const std::vector<Step>& steps) {
+    for (std::size_t s = 0; s < steps.size(); ++s) {
+      const std::vector<TileRange> ranges = tiles(steps[s]);
+      if (within(steps[s]) || ranges.empty()) continue;
+      Again& again = again_.try_emplace(steps[s].streamed.begin).first->second;
+      if (again.uses++ == 0) again.first = s;
+      again.needed.resize(steps[s].streamed.count, false);
+      need_columns(ranges, again.needed);
+    }
+    const auto written = std::count_if(again_.begin(), again_.end(),
+                                       [&](const auto& block) { return is_written(block.second); });
+    spilled_.emplace(plan_, options_, workers_, static_cast<std::size_t>(written));
+    if (!spilled_->open()) {
+      spilled_.reset();
+      again_.clear();
+    }
+  }
+
+  void spill_resident(const Step& step) {
+    if (!spilled_ || !plan_.request.symmetric) return;
+    for (const Span& block : split(step.resident.count, plan_.streamed, step.resident.begin)) {
+      if (!again_.contains(block.begin)) continue;
+      spilled_->write(block.begin, resident_, block.begin - step.resident.begin, block.count, streamed_);
+    }
+  }
+
+  void load_streamed(const Step& step, std::size_t number, const std::vector<TileRange>& ranges,
+                     std::size_t round) {
+    const bool symmetric = plan_.request.symmetric;
+    if (spilled_ && !ranges.empty() && spilled_->read(step.streamed.begin, streamed_)) return;
+    std::vector<Span> passed = streamed_blocks(step, number, ranges);
+    if (passed.empty() && !ranges.empty()) {
+      // The disk failed.
+      std::vector<bool> needed(step.streamed.count, false);
+      need_columns(ranges, needed);
+      passed = blocks(step.streamed.count, needed);
+      total_pieces_ += passed.size();
+    }
+    load(symmetric ? x_ : versus_, symmetric ? options_.labels : options_.versus_labels, step.streamed,
+         passed, streamed_, round);
+    if (!spilled_ || symmetric || ranges.empty()) return;
+    const Again& again = again_.at(step.streamed.begin);
+    if (again.first == number && is_written(again)) spilled_->write(step.streamed.begin, streamed_);
+  }
+
+  /// Has the next block that is read come from the disk while tiles are contracted.
+  void fetch_next(const std::vector<Step>& steps, std::size_t number) {
+    if (!spilled_) return;
+    for (std::size_t s = number + 1; s < steps.size(); ++s) {
+      if (within(steps[s]) || tiles(steps[s]).empty()) continue;
+      spilled_->fetch(steps[s].streamed.begin);
+      return;
+    }
   }
 
   template <class Piece>
@@ -274,6 +370,14 @@ class Builder {
     });
   }
 
+  /// A block of a spilled stream, over all steps.
+  struct Again {
+    std::vector<bool> needed;  ///< of its examples
+    std::size_t uses = 0;      ///< steps
+    std::size_t first = 0;     ///< number of the first of them
+  };
+  bool is_written(const Again& again) const { return plan_.request.symmetric || again.uses > 1; }
+
   const Module<T>& module_;
   TensorView<const T> x_, versus_;
   const KernelOptions& options_;
@@ -281,6 +385,8 @@ class Builder {
   const Workers& workers_;
   TileStore& store_;
   Factors<T> resident_, streamed_;
+  std::map<std::size_t, Again> again_;  ///< by first example
+  std::optional<SpilledFactors<T>> spilled_;
   std::vector<std::unique_ptr<Arena>> arenas_;  ///< per worker
   std::vector<WorkerSeconds> seconds_;          ///< per worker
   Arena kept_memory_{kAlignment};
@@ -347,6 +453,14 @@ PlanRequest kernel_request(std::size_t outputs, std::size_t rows, std::size_t co
   request.workers = workers;
   request.ways = options.ways;
   if (options.rates != nullptr) request.rates = *options.rates;
+  request.spill = options.spill;
+  if (options.spill == Spill::Never) return request;
+  request.scratch_named = !options.scratch.empty();
+  request.scratch = scratch_space(request.scratch_named ? options.scratch : default_scratch_folder());
+  if (!request.scratch.problem.empty() && (request.scratch_named || options.spill == Spill::Always)) {
+    throw ArgumentError("kernel: the scratch folder " + request.scratch.folder.string() +
+                        " cannot be used: " + request.scratch.problem);
+  }
   return request;
 }
 

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <span>
 #include <stop_token>
@@ -13,6 +14,7 @@
 #include "engine/module.hpp"
 #include "engine/parallel.hpp"
 #include "engine/tensor.hpp"
+#include "ntk/spill.hpp"
 #include "ntk/way.hpp"
 
 namespace gradgram::ntk {
@@ -35,7 +37,10 @@ struct Plan;
 struct KernelTimings {
   double passes = 0;  ///< of all workers together: forward and reverse passes, forming gradients included
   double contraction = 0;  ///< of all workers together: tiles
-  double wall = 0;         ///< from the first pass to the last tile
+  double writing = 0;      ///< spilled factors, from begin to end
+  double reading = 0;      ///< the same, all times together: waiting for them, after what was fetched ahead
+  std::size_t spilled_bytes = 0;
+  double wall = 0;  ///< from the first pass to the last tile
 };
 
 struct KernelOptions {
@@ -58,6 +63,13 @@ struct KernelOptions {
   std::function<void(const Plan&)> planned;
   std::size_t memory =
       0;  ///< bytes that data, weights, result and working memory may take; 0 = half of the machine's
+  /// Whether gradients that do not fit may wait in a scratch file instead of being computed again; the bits
+  /// are the same. The file has no name and is gone when the call ends. The program says Auto; a library
+  /// touches no disk that it was not told of. Not for diagonal().
+  Spill spill = Spill::Never;
+  std::filesystem::path scratch;  ///< folder of that file; empty: default_scratch_folder()
+  /// Hears, in a sentence, when the disk failed or was full: what it does not hold is computed again.
+  std::function<void(const std::string&)> notice;
   Progress progress;
   std::stop_token stop;
 };

@@ -20,7 +20,11 @@ namespace {
 /// Blocks that are whole tiles of a grid of `tile` examples a side. Throws BudgetError.
 void follow_grid(Plan& plan, std::size_t tile) {
   plan.tile = tile;
-  if (fit_blocks(plan, true)) return;
+  plan.spilled = false;
+  if (fit_blocks(plan, true)) {
+    choose_reuse(plan, true);
+    return;
+  }
   throw BudgetError(fmt::format(
       "kernel_to_file: the memory budget ({} bytes) cannot hold tiles of {} examples; the least that would "
       "do is {} bytes",
@@ -162,6 +166,11 @@ class NetworkTiles final : public TileSource {
   }
   void follow(std::size_t tile) override { follow_grid(plan_, tile); }
   void produce(TileStore& store) override {
+    if (options_.spill != Spill::Never) {
+      // The file has taken its own room by now.
+      plan_.request.scratch = scratch_space(plan_.request.scratch.folder);
+      follow_grid(plan_, plan_.tile);
+    }
     if (!work_) {
       planned_tiles(module_, x_, versus_, options_, plan_, workers_, store);
       return;

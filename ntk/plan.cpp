@@ -280,6 +280,28 @@ std::size_t Plan::arena_bytes() const {
   return std::max(checked_add(tape, scratch_bytes(), "kernel: bytes"), tile_bytes());
 }
 
+Reuse Plan::reuse() const {
+  if (blocks() == 1) return Reuse::Kept;
+  return spilled ? Reuse::Spilled : Reuse::Recomputed;
+}
+
+std::size_t Plan::spilled_blocks() const {
+  if (reuse() != Reuse::Spilled) return 0;
+  if (!request.symmetric) return (request.columns + streamed - 1) / streamed;
+  // The last resident block is met by no later one.
+  return multiply(blocks() - 1, (resident + streamed - 1) / streamed);
+}
+
+std::size_t Plan::spilled_reads() const {
+  const std::size_t written = spilled_blocks();
+  // Of a symmetric kernel resident block b reads the blocks before it.
+  return request.symmetric ? multiply(written, blocks()) / 2 : multiply(written, blocks() - 1);
+}
+
+std::size_t Plan::spilled_bytes() const {
+  return multiply(spilled_blocks(), factor_bytes(streamed));
+}
+
 std::size_t Plan::kept_bytes() const {
   if (rounds() == 1) return 0;
   const std::size_t down = (request.rows + tile - 1) / tile;
@@ -468,8 +490,8 @@ bool fit_blocks(Plan& plan, bool whole_tiles) {
   plan.tape_block = tape_block;
   // A part of the seeds at a time: only forward passes are repeated. Not into a file, where every tile that
   // is finished early survives, nor with a kernel per parameter.
-  const bool may_round =
-      may_pack && seeds > 1 && plan.row_width != 0 && !request.per_parameter && !request.result_in_file;
+  const bool may_round = may_pack && seeds > 1 && plan.row_width != 0 && !request.per_parameter &&
+                         !request.result_in_file && request.spill != Spill::Always;
   for (std::size_t rounds = 2; may_round && rounds <= seeds; ++rounds) {
     hold_seeds((seeds + rounds - 1) / rounds);
     if (hold_all(true)) return true;

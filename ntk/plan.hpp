@@ -7,8 +7,10 @@
 
 #include "engine/convolution.hpp"
 #include "engine/module.hpp"
+#include "engine/scratch_file.hpp"
 #include "engine/sink.hpp"
 #include "ntk/rates.hpp"
+#include "ntk/spill.hpp"
 #include "ntk/way.hpp"
 
 /// How a kernel is going to be computed: which way each parameter use is contracted, and how the examples are
@@ -82,9 +84,13 @@ struct PlanRequest {
   /// Ways that are not chosen by price: name of a weight and its way.
   std::vector<std::pair<std::string, Way>> ways;
   KernelRates rates;
+  Spill spill = Spill::Never;
+  ScratchSpace scratch;        ///< where to, and how much
+  bool scratch_named = false;  ///< by the caller, who wants to know when it does not do
 };
 
-/// The decisions. Any values of the four block sizes give the same bits; they decide time and memory alone.
+/// The decisions. Any values of the four block sizes and of `spilled` give the same bits; they decide time,
+/// memory and disk alone.
 struct Plan {
   PlanRequest request;
   std::vector<PlannedUse> uses;
@@ -109,6 +115,11 @@ struct Plan {
   /// seeds_per_row() take as many rounds, each with a forward pass of its own, between which the sums of all
   /// tiles are kept. The bits are the same.
   std::size_t round_seeds = 1;
+  /// Factors that several resident blocks meet are written to a scratch file when they are known, in blocks
+  /// of `streamed` examples, and read where they pass by. Otherwise the examples are passed again. Of a
+  /// symmetric kernel these are the examples of earlier resident blocks, where a block of the stream then
+  /// ends too.
+  bool spilled = false;
 
   std::size_t result_bytes = 0;   ///< the kernel, and those per parameter; 0 in a file
   std::size_t fixed_bytes = 0;    ///< inputs and weights
@@ -128,6 +139,13 @@ struct Plan {
   /// Factors of that many examples.
   std::size_t factor_bytes(std::size_t examples) const;
   std::size_t rounds() const { return (seeds_per_row() + round_seeds - 1) / round_seeds; }
+  /// Resident blocks.
+  std::size_t blocks() const { return resident == 0 ? 1 : (request.rows + resident - 1) / resident; }
+  Reuse reuse() const;
+  /// Blocks of the scratch file, how many of them are read in all, and the file's bytes; 0 unless spilled.
+  std::size_t spilled_blocks() const;
+  std::size_t spilled_reads() const;
+  std::size_t spilled_bytes() const;
   /// The sums of all tiles between rounds; 0 with one.
   std::size_t kept_bytes() const;
   /// The tile as a file takes it, of one worker; 0 when the kernel stays in memory.

@@ -3,6 +3,8 @@
 #include <array>
 #include <cstddef>
 
+#include "engine/scratch_file.hpp"
+
 /// How fast one worker does the parts of a kernel's work: what the plan's prices rest on.
 namespace gradgram::ntk {
 
@@ -40,6 +42,9 @@ struct KernelRates {
   /// the system's cache).
   double store = 0.25e9;
   double together = 1;  ///< share of its rate that a worker keeps when all work at once
+  /// Of the scratch folder, whatever the number of workers; built in: an ordinary solid-state disk. Not of
+  /// measure_kernel_rates(), which knows no folder.
+  ScratchRates scratch{0.4e9, 0.5e9};
 
   KernelRates();
   const PrecisionRates& of(std::size_t element_bytes) const {

@@ -51,13 +51,13 @@ class Explain : public testing::Test {
     fs::remove_all(folder);
   }
   std::vector<std::string> kernel(std::vector<std::string> more, const char* out = "k.npy") const {
-    std::vector<std::string> words = {"kernel", "--data", (folder / "x.npy").string(), "--model",
-                                      "conv(6,3) relu maxpool(2) conv(8,3) relu gap dense(5) relu dense(1)"};
+    std::vector<std::string> words = {"kernel", "--data", (folder / "x.npy").string(), "--model", model};
     if (out != nullptr) words.insert(words.end(), {"--out", (folder / out).string()});
     words.insert(words.end(), more.begin(), more.end());
     return words;
   }
   fs::path folder;
+  std::string model = "conv(6,3) relu maxpool(2) conv(8,3) relu gap dense(5) relu dense(1)";
 };
 
 TEST_F(Explain, PlanOnlyTellsEveryLayerAndWritesNothing) {
@@ -154,6 +154,108 @@ TEST_F(Explain, WaysAreForcedAndWrongOnesListTheChoices) {
   EXPECT_FALSE(fs::exists(folder / "k.npy"));
 }
 
+TEST_F(Explain, TellsWhatIsSpilledAndWhatThatSaves) {
+  const auto parsed = [&](const std::vector<std::string>& more, const char* out = nullptr) {
+    std::vector<std::string> words = {"--rates", "built-in", "--json", "--way", "3=materialize"};
+    words.insert(words.end(), more.begin(), more.end());
+    const Outcome outcome = run(kernel(words, out));
+    EXPECT_EQ(outcome.code, kDone) << outcome.err;
+    EXPECT_EQ(outcome.err, "");
+    return json::parse(outcome.out);
+  };
+  Tensor<double> many(Shape{400, 3, 8, 8});
+  Random random(2);
+  for (double& value : many.span()) value = random.normal();
+  write_npy<double>(folder / "x.npy", many.view());
+  model = "conv(32,3) relu maxpool(2) conv(64,3) relu gap dense(1)";
+  const json roomy = parsed({"--plan-only"})["plan"]["total"];
+  EXPECT_EQ(roomy["factors"], "kept");
+  EXPECT_EQ(roomy["spilled_bytes"], 0);
+  EXPECT_FALSE(roomy.contains("instead"));
+  const std::string memory = std::to_string(static_cast<std::size_t>(
+      roomy["memory_bytes"].get<double>() - 0.7 * roomy["memory"]["factors"].get<double>()));
+  fs::create_directories(folder / "scratch");
+  const std::string scratch = (folder / "scratch").string();
+  const std::vector<std::string> always = {"--memory",  memory,  "--spill", "always",
+                                           "--scratch", scratch, "--quiet", "--explain"};
+  const json spilled = parsed(always, "spilled.npy");
+  const json& total = spilled["plan"]["total"];
+  EXPECT_EQ(total["factors"], "spilled");
+  EXPECT_GT(total["blocks"].get<int>(), 1);
+  EXPECT_EQ(total["passes_per_example"], 1.0);
+  EXPECT_GT(total["spilled_bytes"].get<double>(), 0);
+  EXPECT_GT(total["spill_writing_seconds"].get<double>(), 0);
+  EXPECT_EQ(total["scratch"]["folder"], scratch);
+  EXPECT_EQ(total["scratch"]["rates"], "built in");
+  EXPECT_EQ(total["instead"]["factors"], "recomputed");
+  EXPECT_GT(total["instead"]["seconds"].get<double>(), 0);
+  EXPECT_EQ(spilled["measured"]["spilled_bytes"], total["spilled_bytes"]);
+  EXPECT_GT(spilled["measured"]["spill_writing_seconds"].get<double>(), 0);
+  EXPECT_GT(spilled["measured"]["spill_reading_seconds"].get<double>(), 0);
+  EXPECT_TRUE(fs::is_empty(scratch));
+
+  // So little is quickly computed again.
+  const json computed = parsed({"--memory", memory, "--quiet", "--explain"}, "computed.npy");
+  const json& again = computed["plan"]["total"];
+  EXPECT_EQ(again["factors"], "recomputed");
+  EXPECT_EQ(again["instead"]["factors"], "spilled");
+  EXPECT_GT(again["instead"]["spilled_bytes"].get<double>(), 0);
+  EXPECT_GT(again["instead"]["seconds"].get<double>(), again["seconds"].get<double>());
+  EXPECT_EQ(computed["ways"], spilled["ways"]);
+  EXPECT_EQ(text_of(folder / "spilled.npy"), text_of(folder / "computed.npy"));
+
+  std::vector<std::string> words = always;
+  words.insert(words.end(), {"--rates", "built-in", "--way", "3=materialize"});
+  const Outcome text = run(kernel(words));
+  ASSERT_EQ(text.code, kDone) << text.err;
+  for (const std::string& part :
+       {std::string("spilled: "), scratch, std::string("computed again instead"),
+        std::string("writing spilled factors"), std::string("reading them again")}) {
+    EXPECT_NE(text.out.find(part), std::string::npos) << part << "\n" << text.out;
+  }
+  const Outcome told = run(
+      kernel({"--memory", memory, "--plan-only", "--rates", "built-in", "--way", "3=materialize"}, nullptr));
+  EXPECT_NE(told.out.find("computed again; spilled instead: "), std::string::npos) << told.out;
+}
+
+TEST_F(Explain, WhatDoesNotSpillRefusesToBeTold) {
+  for (const std::vector<std::string>& wrong :
+       std::vector<std::vector<std::string>>{{"--spill", "sometimes"},
+                                             {"--spill", "never", "--scratch", folder.string()},
+                                             {"--diagonal", "--spill", "always"},
+                                             {"--diagonal", "--scratch", folder.string()},
+                                             {"--infinite", "--spill", "auto"},
+                                             {"--monte-carlo", "2", "--scratch", folder.string()},
+                                             {"--approximate", "20", "--spill", "never"},
+                                             {"--scratch", (folder / "absent").string()}}) {
+    const Outcome outcome = run(kernel(wrong));
+    EXPECT_EQ(outcome.code, kWrongUsage) << wrong[0] << " " << wrong[1];
+    EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << outcome.err;
+  }
+  EXPECT_FALSE(fs::exists(folder / "k.npy"));
+}
+
+/// Measured once for each folder, and only to be shown.
+TEST_F(Explain, MeasuresTheDiskOfTheScratchFolder) {
+  fs::create_directories(folder / "scratch");
+  const fs::path scratch = folder / "scratch";
+  MeasuredRates measured;
+  measured.when = "2026-01-31T12:00:00Z";
+  measured.scratch = "/somewhere";
+  measured.rates.scratch = {1, 1};
+  ASSERT_EQ(store_rates(rates_path(), measured), "");
+  ASSERT_EQ(run(kernel({"--scratch", scratch.string()})).code, kDone);
+  EXPECT_EQ(read_rates(rates_path())->scratch, "/somewhere");
+  ASSERT_EQ(run(kernel({"--scratch", scratch.string(), "--plan-only"}, nullptr)).code, kDone);
+  const auto found = read_rates(rates_path());
+  ASSERT_TRUE(found);
+  EXPECT_EQ(found->scratch, scratch);
+  EXPECT_EQ(found->when, measured.when);
+  EXPECT_GT(found->rates.scratch.write, 1e6);
+  EXPECT_GT(found->rates.scratch.read, 1e6);
+  EXPECT_TRUE(fs::is_empty(scratch));
+}
+
 TEST_F(Explain, RatesAreKeptAndBrokenOnesAreNot) {
   const fs::path path = rates_path();
   EXPECT_EQ(path.parent_path(), folder / "cache" / "gradgram");
@@ -163,12 +265,17 @@ TEST_F(Explain, RatesAreKeptAndBrokenOnesAreNot) {
   measured.rates.f32.gram = 123e9;
   measured.rates.f64.convolutions[2].reverse = 45e9;
   measured.rates.together = 0.75;
+  measured.rates.scratch = {45e6, 123e6};
+  measured.scratch = "/somewhere";
   ASSERT_EQ(store_rates(path, measured), "");
   const auto found = read_rates(path);
   ASSERT_TRUE(found);
   EXPECT_EQ(found->rates.f32.gram, 123e9);
   EXPECT_EQ(found->rates.f64.convolutions[2].reverse, 45e9);
   EXPECT_EQ(found->rates.together, 0.75);
+  EXPECT_EQ(found->rates.scratch.write, 45e6);
+  EXPECT_EQ(found->rates.scratch.read, 123e6);
+  EXPECT_EQ(found->scratch, "/somewhere");
   EXPECT_EQ(found->when, measured.when);
 
   const std::string good = text_of(path);
@@ -179,7 +286,8 @@ TEST_F(Explain, RatesAreKeptAndBrokenOnesAreNot) {
     std::ofstream(path) << text.replace(at, from.size(), to);
     EXPECT_FALSE(read_rates(path)) << from << " -> " << to;
   };
-  broken("\"layout\": 2", "\"layout\": 1");
+  broken("\"layout\": 3", "\"layout\": 2");
+  broken("\"scratch_read_bytes_per_second\": 123000000.0", "\"scratch_read_bytes_per_second\": 0");
   broken("123000000000.0", "-1");
   broken("123000000000.0", "\"fast\"");
   broken("\"version\": \"", "\"version\": \"old ");

@@ -170,6 +170,46 @@ TEST_F(Memory, ThePeakIsWithinTheBudgetAndTheAllowance) {
                             "--infinite", "--parameterization", "ntk", "--limit", "2000"});
 }
 
+TEST_F(Memory, SpilledFactorsAreNotTheProcesss) {
+  fs::create_directories(folder / "scratch");
+  const std::vector<std::string> words = {"--data",
+                                          array("images.npy", {1500, 3, 16, 16}),
+                                          "--model",
+                                          "conv(32,3) relu maxpool(2) conv(96,3) relu gap dense(1)",
+                                          "--rates",
+                                          "built-in",
+                                          "--explain",
+                                          "--spill",
+                                          "always",
+                                          "--scratch",
+                                          (folder / "scratch").string()};
+  expect_within(96 * kMiB, words);
+  std::ifstream stream(folder / "k.json");
+  std::stringstream text;
+  text << stream.rdbuf();
+  EXPECT_NE(text.str().find("\"factors\": \"spilled\""), std::string::npos) << text.str();
+  EXPECT_TRUE(fs::is_empty(folder / "scratch"));
+  fs::remove(folder / "k.json");
+
+  // A disk that is full in the middle: what it does not hold is computed again.
+  std::vector<std::string> line = with_memory(words, 96 * kMiB);
+  line.insert(line.begin(), {GRADGRAM_PROGRAM, "kernel", "--out", (folder / "k.npy").string(), "--quiet"});
+  std::vector<char*> arguments;
+  for (std::string& word : line) arguments.push_back(word.data());
+  arguments.push_back(nullptr);
+  const Child full = watch(folder / "log", [&] {
+    setenv("XDG_CACHE_HOME", (folder / "cache").c_str(), 1);
+    const rlimit size{32 * kMiB, 32 * kMiB};
+    setrlimit(RLIMIT_FSIZE, &size);
+    execv(GRADGRAM_PROGRAM, arguments.data());
+  });
+  EXPECT_EQ(full.code, 0) << full.err;
+  EXPECT_NE(full.err.find("cannot reserve"), std::string::npos) << full.err;
+  EXPECT_NE(full.err.find((folder / "scratch").string()), std::string::npos) << full.err;
+  EXPECT_EQ(std::count(full.err.begin(), full.err.end(), '\n'), 1) << full.err;
+  EXPECT_LE(full.peak, 96 * kMiB + kAllowance);
+}
+
 TEST_F(Memory, ABudgetThatIsTooSmallIsRefusedAtOnceAndTheStatedLeastDoes) {
   const std::string out = (folder / "k.npy").string();
   const std::string images = array("images.npy", {60, 3, 16, 16});

@@ -152,14 +152,15 @@ class Builder {
       for (std::size_t s = 0; s < steps.size(); ++s) {
         const Step& step = steps[s];
         if (step.load_resident) {
-          load(x_, options_.labels, step.resident, resident_blocks(steps, s), resident_, round);
+          load(x_, options_.labels, step.resident, resident_blocks(steps, s), resident_, round,
+               resident_passes_);
         }
         const std::vector<TileRange> ranges = tiles(step);
         if (step.streamed.count == 0) {
           contract(step, ranges, resident_, round);
         } else {
           load(symmetric ? x_ : versus_, symmetric ? options_.labels : options_.versus_labels, step.streamed,
-               streamed_blocks(step, ranges), streamed_, round);
+               streamed_blocks(step, ranges), streamed_, round, streamed_passes_);
           contract(step, ranges, streamed_, round);
         }
       }
@@ -238,14 +239,22 @@ class Builder {
   }
 
   void load(TensorView<const T> x, std::span<const std::int32_t> labels, Span examples,
-            const std::vector<Span>& blocks, const Factors<T>& factors, std::size_t round) {
+            const std::vector<Span>& blocks, const Factors<T>& factors, std::size_t round,
+            std::vector<std::unique_ptr<KeptPass<T>>>& passes) {
+    const bool keep = plan_.keeps_passes && plan_.rounds() > 1;
+    if (keep) passes.resize(blocks.size());
     run(blocks.size(), [&](std::size_t index, std::size_t worker) {
       const double start = thread_seconds();
       const std::size_t begin = examples.begin + blocks[index].begin;
       const std::size_t count = blocks[index].count;
-      record_factors(module_, plan_, x.slice(begin, begin + count), options_,
-                     labels.empty() ? labels : labels.subspan(begin, count), factors, blocks[index].begin,
-                     *arenas_[worker], round);
+      const TensorView<const T> block = x.slice(begin, begin + count);
+      if (keep && round == 0) {
+        passes[index] = std::make_unique<KeptPass<T>>(module_, block, plan_.kept_pass_bytes());
+      }
+      record_factors(module_, plan_, block, options_, labels.empty() ? labels : labels.subspan(begin, count),
+                     factors, blocks[index].begin, *arenas_[worker], round,
+                     keep ? passes[index].get() : nullptr);
+      if (keep && round + 1 == plan_.rounds()) passes[index].reset();
       seconds_[worker].passes += thread_seconds() - start;
     });
     // Only now: whoever touches memory first has it cleared, and that is shared work.
@@ -281,6 +290,7 @@ class Builder {
   const Workers& workers_;
   TileStore& store_;
   Factors<T> resident_, streamed_;
+  std::vector<std::unique_ptr<KeptPass<T>>> resident_passes_, streamed_passes_;  ///< of their tape blocks
   std::vector<std::unique_ptr<Arena>> arenas_;  ///< per worker
   std::vector<WorkerSeconds> seconds_;          ///< per worker
   Arena kept_memory_{kAlignment};

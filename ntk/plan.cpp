@@ -28,6 +28,9 @@ constexpr std::size_t kTileRows = 192;
 /// Tiles at the least, so that the last one to finish does not leave other workers idle for long. Not a
 /// number per worker: tiles in a file must be the same for any.
 constexpr std::size_t kLeastTiles = 16;
+/// FLOP of products that a kernel into a file may go through in rounds, about ten minutes of one thread: so
+/// much more than the tiles in flight may be lost when it is stopped.
+constexpr double kRoundsIntoFile = 1e14;
 
 /// Notes every use, and forms convolution gradients once so that the scratch they need is seen in the arena.
 template <class T>
@@ -159,6 +162,9 @@ ModuleProfile profile(const Module<T>& module, TensorView<const T> example) {
   result.input_bytes = multiply(example.size(), sizeof(T));
   result.weight_bytes = multiply(parameters.size(), sizeof(T));
 
+  struct Bytes {
+    std::size_t forward, whole;
+  };
   const auto pass = [&](std::size_t examples, std::vector<PlannedUse>& uses) {
     // With chunks as small as the requests the arena's capacity bounds what is in use at any time.
     Arena arena(kAlignment);
@@ -176,15 +182,21 @@ ModuleProfile profile(const Module<T>& module, TensorView<const T> example) {
                        (examples == 1 ? "one example" : std::to_string(examples) + " examples") +
                        " must be [" + std::to_string(examples) + ", " + std::to_string(result.outputs) + "]");
     }
+    const std::size_t forward = arena.capacity();
     tape.reverse(output, seed, sink);
-    return arena.capacity();
+    return Bytes{forward, arena.capacity()};
   };
   // What a second example adds, and what was there without it: offsets of windows, a gradient on its way.
-  const std::size_t one = pass(1, result.uses);
+  const Bytes one = pass(1, result.uses);
   std::vector<PlannedUse> again;
-  const std::size_t two = pass(2, again);
-  result.tape_bytes = two > one ? two - one : one;
-  result.tape_fixed_bytes = one > result.tape_bytes ? one - result.tape_bytes : 0;
+  const Bytes two = pass(2, again);
+  const auto divide = [](std::size_t one_example, std::size_t two_examples, std::size_t& each,
+                         std::size_t& fixed) {
+    each = two_examples > one_example ? two_examples - one_example : one_example;
+    fixed = one_example > each ? one_example - each : 0;
+  };
+  divide(one.whole, two.whole, result.tape_bytes, result.tape_fixed_bytes);
+  divide(one.forward, two.forward, result.forward_bytes, result.forward_fixed_bytes);
   number_uses(result.uses, parameters.count());
   return result;
 }
@@ -286,7 +298,17 @@ std::size_t Plan::kept_bytes() const {
   const std::size_t across = (request.columns + tile - 1) / tile;
   const std::size_t tiles = request.symmetric ? multiply(down, down + 1) / 2 : multiply(down, across);
   const std::size_t side = padded_side(multiply(tile, rows_per_example()));
-  return multiply(multiply(tiles, multiply(side, side)), sizeof(double));
+  const std::size_t sums = multiply(multiply(tiles, multiply(side, side)), sizeof(double));
+  if (!keeps_passes) return sums;
+  const auto blocks = [&](std::size_t examples) { return (examples + tape_block - 1) / tape_block; };
+  return checked_add(sums,
+                     multiply(blocks(request.rows) + (request.symmetric ? 0 : blocks(request.columns)),
+                              kept_pass_bytes()),
+                     "kernel: bytes");
+}
+
+std::size_t Plan::kept_pass_bytes() const {
+  return checked_add(forward_fixed_bytes, multiply(tape_block, forward_bytes), "kernel: bytes");
 }
 
 std::size_t Plan::staged_bytes() const {
@@ -351,6 +373,8 @@ Plan layout(const ModuleProfile& profile, const PlanRequest& request, std::vecto
   plan.element_bytes = profile.element_bytes;
   plan.tape_bytes = profile.tape_bytes;
   plan.tape_fixed_bytes = profile.tape_fixed_bytes;
+  plan.forward_bytes = profile.forward_bytes;
+  plan.forward_fixed_bytes = profile.forward_fixed_bytes;
 
   plan.columns.assign(profile.parameter_sizes.size(), kNoParameter);
   const std::size_t line = kAlignment / plan.element_bytes;
@@ -371,6 +395,15 @@ Plan layout(const ModuleProfile& profile, const PlanRequest& request, std::vecto
 
   plan.tape_block = tape_block(plan);
   return plan;
+}
+
+/// FLOP of the products of materialized rows, without those above the diagonal.
+double products_of_rows(const Plan& plan) {
+  const double rows = static_cast<double>(plan.request.rows) * static_cast<double>(plan.rows_per_example());
+  const double columns =
+      static_cast<double>(plan.request.columns) * static_cast<double>(plan.rows_per_example());
+  return (plan.request.symmetric ? 1 : 2) * rows * columns * static_cast<double>(plan.row_width) *
+         static_cast<double>(plan.seeds_per_row());
 }
 
 BudgetError too_small(const char* call, const Plan& plan) {
@@ -440,8 +473,9 @@ Plan plan_blocks(const ModuleProfile& profile, const PlanRequest& request, std::
 bool fit_blocks(Plan& plan, bool whole_tiles) {
   const PlanRequest& request = plan.request;
   const auto fits = [&] { return plan.total_bytes() <= request.memory; };
-  const auto hold_seeds = [&](std::size_t seeds) {
+  const auto hold_seeds = [&](std::size_t seeds, bool keeps_passes = false) {
     plan.round_seeds = seeds;
+    plan.keeps_passes = keeps_passes;
     count_factors(plan);
   };
   // Products in bfloat16 round rows as they pack them for a tile.
@@ -466,13 +500,19 @@ bool fit_blocks(Plan& plan, bool whole_tiles) {
     }
   }
   plan.tape_block = tape_block;
-  // A part of the seeds at a time: only forward passes are repeated. Not into a file, where every tile that
-  // is finished early survives, nor with a kernel per parameter.
-  const bool may_round =
-      may_pack && seeds > 1 && plan.row_width != 0 && !request.per_parameter && !request.result_in_file;
-  for (std::size_t rounds = 2; may_round && rounds <= seeds; ++rounds) {
-    hold_seeds((seeds + rounds - 1) / rounds);
+  // A part of the seeds at a time, with forward passes that are kept or, if there is no room for them,
+  // repeated. Not with a kernel per parameter; into a file, whose tiles are then finished all at the end,
+  // only when that puts little work at stake.
+  const bool may_round = may_pack && seeds > 1 && plan.row_width != 0 && !request.per_parameter &&
+                         (!request.result_in_file || products_of_rows(plan) <= kRoundsIntoFile);
+  if (may_round) {
+    // As many rounds as there are: memory that is not touched need not be cleared by the system.
+    hold_seeds(1, true);
     if (hold_all(true)) return true;
+    for (std::size_t rounds = 2; rounds <= seeds; ++rounds) {
+      hold_seeds((seeds + rounds - 1) / rounds);
+      if (hold_all(true)) return true;
+    }
   }
   // Large resident blocks against a narrow stream: the stream is recomputed once per resident block.
   const std::size_t step = whole_tiles ? plan.tile : 1;

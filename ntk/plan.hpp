@@ -51,6 +51,9 @@ struct ModuleProfile {
   /// Arena that the passes of a block take: for each example, and whatever their number.
   std::size_t tape_bytes = 0, tape_fixed_bytes = 0;
 
+  /// The part of them that a recorded forward pass takes.
+  std::size_t forward_bytes = 0, forward_fixed_bytes = 0;
+
   std::size_t tape_of(std::size_t examples) const { return tape_fixed_bytes + examples * tape_bytes; }
 };
 
@@ -106,9 +109,10 @@ struct Plan {
   bool packed = false;
 
   /// Seeds (of those that lie side by side) whose materialized rows are held at once. Fewer than
-  /// seeds_per_row() take as many rounds, each with a forward pass of its own, between which the sums of all
-  /// tiles are kept. The bits are the same.
+  /// seeds_per_row() take as many rounds, between which the sums of all tiles are kept. The bits are the same.
   std::size_t round_seeds = 1;
+  /// Between rounds the forward passes are kept, too; otherwise every round repeats them.
+  bool keeps_passes = false;
 
   std::size_t result_bytes = 0;   ///< the kernel, and those per parameter; 0 in a file
   std::size_t fixed_bytes = 0;    ///< inputs and weights
@@ -117,6 +121,7 @@ struct Plan {
   /// what stays as it is of one example.
   std::size_t packed_input_bytes = 0, packed_row_bytes = 0, plain_bytes = 0;
   std::size_t tape_bytes = 0, tape_fixed_bytes = 0;  ///< tape of one example, and of all in a block
+  std::size_t forward_bytes = 0, forward_fixed_bytes = 0;  ///< a forward pass's part of it
   /// Arena of one worker: tape or tile, whichever is larger.
   std::size_t arena_bytes() const;
   /// The tile's part of it.
@@ -128,8 +133,10 @@ struct Plan {
   /// Factors of that many examples.
   std::size_t factor_bytes(std::size_t examples) const;
   std::size_t rounds() const { return (seeds_per_row() + round_seeds - 1) / round_seeds; }
-  /// The sums of all tiles between rounds; 0 with one.
+  /// What is kept between rounds, the sums of all tiles and perhaps forward passes; 0 with one.
   std::size_t kept_bytes() const;
+  /// The forward pass of one tape block.
+  std::size_t kept_pass_bytes() const;
   /// The tile as a file takes it, of one worker; 0 when the kernel stays in memory.
   std::size_t staged_bytes() const;
   /// Everything, including what BLAS keeps for packing.

@@ -169,17 +169,17 @@ std::string explain_text(const Explanation& explanation, const models::Model& mo
         {"contraction", fmt::format("{} GFLOP, {} of one thread; {} tiles of {} examples", giga(cost.flop),
                                     seconds(cost.contraction), grouped(cost.tiles), grouped(plan.tile))});
     totals.push_back(
-        {"blocks", cost.blocks == 1 && plan.streamed == 0
-                       ? fmt::format("the gradients of all {} examples are held{}", grouped(plan.resident),
-                                     plan.rounds() == 1 ? ""
-                                                        : fmt::format(", {} of {} outputs at a time{}",
-                                                                      plan.round_seeds, plan.request.seeds,
-                                                                      plan.keeps_passes
-                                                                          ? ""
-                                                                          : "; forward passes are repeated"))
-                       : fmt::format("{} of {} examples, {} pass by; an example is passed {} times",
-                                     grouped(cost.blocks), grouped(plan.resident), grouped(plan.streamed),
-                                     significant(cost.passed, 3))});
+        {"blocks",
+         cost.blocks == 1 && plan.streamed == 0
+             ? fmt::format(
+                   "the gradients of all {} examples are held{}", grouped(plan.resident),
+                   plan.rounds() == 1
+                       ? ""
+                       : fmt::format(", {} of {} outputs at a time{}", plan.round_seeds, plan.request.seeds,
+                                     plan.keeps_passes ? "" : "; forward passes are repeated"))
+             : fmt::format("{} of {} examples, {} pass by; an example is passed {} times",
+                           grouped(cost.blocks), grouped(plan.resident), grouped(plan.streamed),
+                           significant(cost.passed, 3))});
   }
   if (cost.storing > 0) {
     totals.push_back({"file", fmt::format("{} of one thread for its tiles, on a disk that keeps up",

@@ -24,7 +24,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 
-constexpr int kLayout = 2;
+constexpr int kLayout = 3;
 constexpr std::size_t kLargestFile = std::size_t{1} << 20;
 
 /// f(name, value) for every number of one precision; `Rates` may be const.

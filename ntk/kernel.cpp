@@ -291,8 +291,8 @@ class Builder {
   TileStore& store_;
   Factors<T> resident_, streamed_;
   std::vector<std::unique_ptr<KeptPass<T>>> resident_passes_, streamed_passes_;  ///< of their tape blocks
-  std::vector<std::unique_ptr<Arena>> arenas_;  ///< per worker
-  std::vector<WorkerSeconds> seconds_;          ///< per worker
+  std::vector<std::unique_ptr<Arena>> arenas_;                                   ///< per worker
+  std::vector<WorkerSeconds> seconds_;                                           ///< per worker
   Arena kept_memory_{kAlignment};
   std::vector<double*> kept_;  ///< sums of every tile, between rounds
   std::size_t total_pieces_ = 0;

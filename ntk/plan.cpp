@@ -87,6 +87,8 @@ void number_uses(std::vector<PlannedUse>& uses, std::size_t parameters) {
     use.weight_first = count[use.weight]++ == 0;
     if (use.bias != kNoParameter) use.bias_first = count[use.bias]++ == 0;
   }
+  const std::vector<bool> shared = shared_uses(uses, parameters);
+  for (std::size_t u = 0; u < uses.size(); ++u) uses[u].alone = !shared[u];
 }
 
 /// Bytes of the factors of one example, see Factors<T>.
@@ -116,6 +118,16 @@ void count_factors(Plan& plan) {
   plan.packed_input_bytes = multiply(packed_inputs, plan.element_bytes);
   plan.packed_row_bytes = multiply(packed_rows, plan.element_bytes);
   plan.plain_bytes = multiply(plain, plan.element_bytes);
+}
+
+/// Elements of an image with room for whole tiles of Winograd's transforms around it; the most there may be.
+std::size_t frame_size(const PlannedUse& use) {
+  if (!use.convolution) return 0;
+  const ConvGeometry& g = use.geometry;
+  const std::size_t height = g.pad_top + g.in_h + g.pad_bottom + 1;
+  const std::size_t width = g.pad_left + g.in_w + g.pad_right + 1;
+  return padded_stride(multiply(multiply(height, width), g.c_in + kAlignment / sizeof(float)),
+                       sizeof(double));
 }
 
 }  // namespace
@@ -275,8 +287,19 @@ std::size_t Plan::tile_bytes() const {
 
 std::size_t Plan::scratch_bytes() const {
   if (!packed || row_width == 0) return 0;
+  // Gradients of a few examples, whole or in parts, and what FactorSink forms them from.
+  constexpr std::size_t kGaps = 16 * kAlignment / sizeof(float);
+  std::size_t group = 0;
+  for (const PlannedUse& use : uses) {
+    if (use.way != Way::Materialize || !use.alone || request.full) continue;
+    group = std::max(group,
+                     checked_add(padded_stride(multiply(use.d_in, use.d_out) + kGaps, element_bytes),
+                                 padded_stride(use.d_out, element_bytes) + frame_size(use), "kernel: bytes"));
+  }
   const std::size_t rows = multiply(tape_block, rows_per_example());
-  return multiply(multiply(rows, padded_stride(row_width, element_bytes)), element_bytes);
+  const std::size_t kept = multiply(rows, padded_stride(scratch_width, element_bytes));
+  const std::size_t line = kAlignment / element_bytes;
+  return multiply(checked_add(kept, multiply(line, group), "kernel: bytes"), element_bytes);
 }
 
 std::size_t Plan::factor_bytes(std::size_t examples) const {
@@ -301,10 +324,10 @@ std::size_t Plan::kept_bytes() const {
   const std::size_t sums = multiply(multiply(tiles, multiply(side, side)), sizeof(double));
   if (!keeps_passes) return sums;
   const auto blocks = [&](std::size_t examples) { return (examples + tape_block - 1) / tape_block; };
-  return checked_add(sums,
-                     multiply(blocks(request.rows) + (request.symmetric ? 0 : blocks(request.columns)),
-                              kept_pass_bytes()),
-                     "kernel: bytes");
+  return checked_add(
+      sums,
+      multiply(blocks(request.rows) + (request.symmetric ? 0 : blocks(request.columns)), kept_pass_bytes()),
+      "kernel: bytes");
 }
 
 std::size_t Plan::kept_pass_bytes() const {
@@ -383,11 +406,17 @@ Plan layout(const ModuleProfile& profile, const PlanRequest& request, std::vecto
     plan.columns[parameter] = plan.row_width;
     plan.row_width += (profile.parameter_sizes[parameter] + line - 1) / line * line;
   };
-  for (const PlannedUse& use : plan.uses) {
-    if (use.way != Way::Materialize) continue;
-    place(use.weight);
-    place(use.bias);
-  }
+  const auto place_uses = [&](bool alone) {
+    for (const PlannedUse& use : plan.uses) {
+      if (use.way != Way::Materialize || use.alone != alone) continue;
+      place(use.weight);
+      place(use.bias);
+    }
+  };
+  place_uses(false);
+  plan.scratch_width = plan.row_width;
+  place_uses(true);
+  if (request.full) plan.scratch_width = plan.row_width;
   const std::size_t inputs = request.rows + (request.symmetric ? 0 : request.columns);
   plan.fixed_bytes = multiply(inputs, profile.input_bytes) + profile.weight_bytes;
   plan.round_seeds = plan.seeds_per_row();

@@ -31,6 +31,7 @@ struct PlannedUse {
   Way way = Way::Materialize;
   /// Whether this is the first use of the parameter in a reverse pass: it overwrites, later ones add.
   bool weight_first = true, bias_first = true;
+  bool alone = true;  ///< no other use has its weight or its bias
 
   /// A dense layer at L positions is a 1 x 1 convolution of 1 x L pixels.
   ConvGeometry position_geometry() const;
@@ -97,6 +98,10 @@ struct Plan {
   std::vector<std::size_t> columns;
   std::size_t row_width =
       0;  ///< elements of a materialized row of one seed: padded sizes of all such parameters
+  /// Columns [0, scratch_width) reach packed rows by way of a scratch that lives as long as a tape block: of
+  /// parameters that are used several times, and all of them when the seeds stay apart. The others are packed
+  /// as they are formed, a few examples at a time.
+  std::size_t scratch_width = 0;
   std::size_t element_bytes = 0;
 
   std::size_t resident = 0;  ///< examples of x whose factors are held at once
@@ -109,7 +114,8 @@ struct Plan {
   bool packed = false;
 
   /// Seeds (of those that lie side by side) whose materialized rows are held at once. Fewer than
-  /// seeds_per_row() take as many rounds, between which the sums of all tiles are kept. The bits are the same.
+  /// seeds_per_row() take as many rounds, between which the sums of all tiles are kept. The bits are the
+  /// same.
   std::size_t round_seeds = 1;
   /// Between rounds the forward passes are kept, too; otherwise every round repeats them.
   bool keeps_passes = false;
@@ -120,7 +126,7 @@ struct Plan {
   /// Packed factors: one row of the inputs of outer uses, one row (of rows_per_example()) of the others, and
   /// what stays as it is of one example.
   std::size_t packed_input_bytes = 0, packed_row_bytes = 0, plain_bytes = 0;
-  std::size_t tape_bytes = 0, tape_fixed_bytes = 0;  ///< tape of one example, and of all in a block
+  std::size_t tape_bytes = 0, tape_fixed_bytes = 0;        ///< tape of one example, and of all in a block
   std::size_t forward_bytes = 0, forward_fixed_bytes = 0;  ///< a forward pass's part of it
   /// Arena of one worker: tape or tile, whichever is larger.
   std::size_t arena_bytes() const;
@@ -128,7 +134,7 @@ struct Plan {
   std::size_t tile_bytes() const;
   /// Rows (columns) of the sums of a tile with `rows` of them: packed ones begin where a group does.
   std::size_t padded_side(std::size_t rows) const;
-  /// Materialized rows of one tape block on their way into packed ones, of one worker: part of the arena's.
+  /// Gradients on their way into packed rows, of one worker: part of the arena's.
   std::size_t scratch_bytes() const;
   /// Factors of that many examples.
   std::size_t factor_bytes(std::size_t examples) const;

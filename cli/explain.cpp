@@ -67,7 +67,7 @@ std::vector<std::pair<std::string, std::size_t>> memory_parts(const ntk::Plan& p
   return {{"result", plan.result_bytes},
           {"inputs and weights", plan.fixed_bytes},
           {"factors", plan.factor_bytes(plan.resident) + plan.factor_bytes(plan.streamed)},
-          {"sums kept between rounds", plan.kept_bytes()},
+          {"kept between rounds", plan.kept_bytes()},
           {"tapes and tiles", workers * (plan.arena_bytes() + plan.staged_bytes())},
           {"BLAS", workers * ntk::kBlasBytes}};
 }
@@ -219,11 +219,17 @@ std::string explain_text(const Explanation& explanation, const models::Model& mo
         {"contraction", fmt::format("{} GFLOP, {} of one thread; {} tiles of {} examples", giga(cost.flop),
                                     seconds(cost.contraction), grouped(cost.tiles), grouped(plan.tile))});
     totals.push_back(
-        {"blocks", cost.blocks == 1 && plan.streamed == 0
-                       ? fmt::format("the gradients of all {} examples are held", grouped(plan.resident))
-                       : fmt::format("{} of {} examples, {} pass by; an example is passed {} times",
-                                     grouped(cost.blocks), grouped(plan.resident), grouped(plan.streamed),
-                                     significant(cost.passed, 3))});
+        {"blocks",
+         cost.blocks == 1 && plan.streamed == 0
+             ? fmt::format(
+                   "the gradients of all {} examples are held{}", grouped(plan.resident),
+                   plan.rounds() == 1
+                       ? ""
+                       : fmt::format(", {} of {} outputs at a time{}", plan.round_seeds, plan.request.seeds,
+                                     plan.keeps_passes ? "" : "; forward passes are repeated"))
+             : fmt::format("{} of {} examples, {} pass by; an example is passed {} times",
+                           grouped(cost.blocks), grouped(plan.resident), grouped(plan.streamed),
+                           significant(cost.passed, 3))});
     if (plan.reuse() != ntk::Reuse::Kept) totals.push_back({"factors", reuse_text(explanation)});
   }
   if (cost.storing > 0) {

@@ -6,11 +6,18 @@
 namespace gradgram {
 
 template <class T>
-Tape<T>::Tape(Arena& arena, bool recording) : arena_(arena), begin_(arena.mark()), recording_(recording) {}
+Tape<T>::Tape(Arena& arena, bool recording)
+    : recorded_(arena), arena_(&arena), begin_(arena.mark()), recording_(recording) {}
 
 template <class T>
 Tape<T>::~Tape() {
-  arena_.rewind(begin_);
+  recorded_.rewind(begin_);
+}
+
+template <class T>
+void Tape<T>::replay_in(Arena& arena) noexcept {
+  arena_ = &arena;
+  replayed_ = false;
 }
 
 template <class T>
@@ -26,7 +33,7 @@ Var Tape<T>::input(TensorView<const T> value, bool differentiable) {
 template <class T>
 Var Tape<T>::emit(Shape shape, bool differentiable) {
   Slot slot;
-  slot.value = arena_.tensor<T>(shape);
+  slot.value = arena_->tensor<T>(shape);
   slot.differentiable = differentiable;
   slots_.push_back(slot);
   return {static_cast<std::uint32_t>(slots_.size() - 1)};
@@ -63,10 +70,10 @@ void Tape<T>::begin_replay(const char* call) {
     slot.cotangent = {};
     slot.tangent = {};
   }
-  const Arena::Mark now = arena_.mark();
+  const Arena::Mark now = arena_->mark();
   // Reuse the memory of the last replay, unless somebody allocated after it: his numbers (a seed, say) stay.
   if (replayed_ && now.chunk == end_of_replay_.chunk && now.used == end_of_replay_.used) {
-    arena_.rewind(end_of_forward_);
+    arena_->rewind(end_of_forward_);
   } else {
     end_of_forward_ = now;
   }
@@ -85,7 +92,7 @@ void Tape<T>::reverse(Var output, TensorView<const T> seed, Sink<T>& sink) {
     if (seed.size() != 0) std::memcpy(cotangent.data(), seed.data(), seed.size() * sizeof(T));
     for (auto node = nodes_.rbegin(); node != nodes_.rend(); ++node) (*node)->vjp(*this, sink);
   }
-  end_of_replay_ = arena_.mark();
+  end_of_replay_ = arena_->mark();
 }
 
 template <class T>
@@ -110,7 +117,7 @@ TensorView<const T> Tape<T>::tangents(Var output, const ParameterSet<T>* paramet
     const TensorView<T> zero = make_tangent(output);
     if (zero.size() != 0) std::memset(zero.data(), 0, zero.size() * sizeof(T));
   }
-  end_of_replay_ = arena_.mark();
+  end_of_replay_ = arena_->mark();
   return slots_[output.index].tangent;
 }
 
@@ -127,7 +134,7 @@ template <class T>
 typename Tape<T>::Target Tape<T>::cotangent_target(Var var) {
   Slot& slot = slots_[var.index];
   if (slot.cotangent) return {slot.cotangent, false};
-  slot.cotangent = arena_.tensor<T>(slot.value.shape());
+  slot.cotangent = arena_->tensor<T>(slot.value.shape());
   return {slot.cotangent, true};
 }
 
@@ -148,7 +155,7 @@ TensorView<const T> Tape<T>::parameter_tangent(std::size_t parameter) const {
 template <class T>
 TensorView<T> Tape<T>::make_tangent(Var var) {
   Slot& slot = slots_[var.index];
-  slot.tangent = arena_.tensor<T>(slot.value.shape());
+  slot.tangent = arena_->tensor<T>(slot.value.shape());
   return slot.tangent;
 }
 

@@ -61,6 +61,10 @@ class Tape {
   /// they until the tape ends). Throws ShapeError, and ArgumentError on a tape that does not record. Cost:
   /// about twice the forward pass.
   void reverse(Var output, TensorView<const T> seed, Sink<T>& sink);
+  /// From now on replays take their memory from `arena`, which must outlive them: a recorded pass that is
+  /// kept needs none of its own for cotangents, and another worker may replay it. What earlier replays left
+  /// is gone.
+  void replay_in(Arena& arena) noexcept;
   /// Of a differentiable input; empty when nothing reached it. (Those of other values are overwritten on the
   /// way.)
   TensorView<const T> cotangent(Var var) const { return slots_[var.index].cotangent; }
@@ -72,7 +76,7 @@ class Tape {
 
   /// How often each parameter is used by the recorded ops; [parameter count or less].
   const std::vector<std::uint32_t>& parameter_uses() const noexcept { return parameter_uses_; }
-  Arena& arena() noexcept { return arena_; }
+  Arena& arena() noexcept { return *arena_; }
 
   // For ops:
 
@@ -89,7 +93,7 @@ class Tape {
   template <class N>
   void record(const N& node) {
     static_assert(std::is_trivially_destructible_v<N> && std::is_base_of_v<Node<T>, N>);
-    if (recording_) nodes_.push_back(new (arena_.allocate(sizeof(N))) N(node));
+    if (recording_) nodes_.push_back(new (arena_->allocate(sizeof(N))) N(node));
   }
   void count_parameter_use(std::size_t parameter);
   /// The cotangent to which a vjp adds; zeroed on its first request. Must not be asked for when
@@ -124,7 +128,8 @@ class Tape {
   };
   void begin_replay(const char* call);
 
-  Arena& arena_;
+  Arena& recorded_;  ///< which holds the forward pass
+  Arena* arena_;     ///< from which memory is taken now
   Arena::Mark begin_;
   Arena::Mark end_of_forward_;
   Arena::Mark end_of_replay_;

@@ -273,7 +273,8 @@ PlanCost cost_of(const Plan& plan, const Work& work, bool contracted) {
     const bool first_layer = u + 1 == plan.uses.size();
     UseCost price;
     price.pass_flop = work.passed * prices.pass_flop(use, first_layer);
-    price.forward = work.passed * static_cast<double>(plan.rounds()) * prices.forward(use, plan.tape_block);
+    price.forward =
+        work.passed * real(plan.keeps_passes ? 1 : plan.rounds()) * prices.forward(use, plan.tape_block);
     price.reverse = work.passed * prices.reverse(use, plan.tape_block, first_layer);
     for (const Way way : possible_ways(use, shared[u])) {
       WayCost one;

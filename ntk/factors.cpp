@@ -81,12 +81,19 @@ void sum_positions(const T* b, std::size_t positions, std::size_t columns, T sca
 
 template <class T>
 void FactorMatrix<T>::pack(const T* source, std::size_t source_stride, std::size_t rows, std::size_t column,
-                           std::size_t count, std::size_t first, std::size_t step) const {
+                           std::size_t count, std::size_t first, std::size_t step, std::size_t* hint) const {
   const std::size_t end = column + count;
-  auto panel = std::upper_bound(panels.begin(), panels.end(), column,
-                                [](std::size_t at, const Panel& p) { return at < p.begin; });
-  if (panel != panels.begin()) --panel;
+  auto panel = panels.begin();
+  if (hint != nullptr && *hint < panels.size() && panels[*hint].begin <= column) {
+    panel += static_cast<std::ptrdiff_t>(*hint);
+    while (panel + 1 != panels.end() && (panel + 1)->begin <= column) ++panel;
+  } else {
+    panel = std::upper_bound(panels.begin(), panels.end(), column,
+                             [](std::size_t at, const Panel& p) { return at < p.begin; });
+    if (panel != panels.begin()) --panel;
+  }
   for (; panel != panels.end() && panel->begin < end; ++panel) {
+    if (hint != nullptr) *hint = static_cast<std::size_t>(panel - panels.begin());
     const std::size_t low = std::max(column, panel->begin);
     const std::size_t high = std::min(end, panel->begin + panel->depth);
     if (low >= high) continue;
@@ -229,8 +236,8 @@ Factors<T>::Factors(const Plan& plan, std::size_t capacity) : capacity_(capacity
 
 template <class T>
 FactorMatrix<T> scratch_rows(const Plan& plan, Arena& arena) {
-  if (!plan.packed || plan.row_width == 0) return {};
-  return make_rows<T>(arena, plan.tape_block, plan.rows_per_example(), 1, plan.row_width);
+  if (!plan.packed || plan.scratch_width == 0) return {};
+  return make_rows<T>(arena, plan.tape_block, plan.rows_per_example(), 1, plan.scratch_width);
 }
 
 template <class T>
@@ -267,7 +274,7 @@ void FactorSink<T>::begin(std::size_t examples) const {
   if (plan_.row_width == 0) return;
   for (std::size_t parameter = 0; parameter < plan_.columns.size(); ++parameter) {
     const std::size_t column = plan_.columns[parameter];
-    if (column == kNoParameter) continue;
+    if (column == kNoParameter || (plan_.packed && column >= plan_.scratch_width)) continue;
     const std::size_t end = column + plan_.parameter_sizes[parameter];
     const std::size_t line = kAlignment / sizeof(T);
     const std::size_t padded = (end + line - 1) / line * line;
@@ -285,15 +292,18 @@ void FactorSink<T>::finish(std::size_t examples) const {
                 " for the first example; the module must use its "
                 "parameters in the same way for every example");
   }
-  if (!plan_.packed || plan_.row_width == 0) return;
-  if (!plan_.request.full) {
-    factors_.rows().pack(rows_.data, rows_.stride, examples, seed_ % plan_.round_seeds * plan_.row_width,
-                         plan_.row_width, first_, 1);
-  } else if (seed_ + 1 == plan_.request.seeds) {
-    // The seeds of an example are neighbours.
-    factors_.rows().pack(rows_.data, rows_.stride, examples * plan_.request.seeds, 0, plan_.row_width,
-                         first_ * plan_.request.seeds, 1);
+  if (!plan_.packed) return;
+  if (plan_.scratch_width != 0) {
+    if (!plan_.request.full) {
+      factors_.rows().pack(rows_.data, rows_.stride, examples, seed_ % plan_.round_seeds * plan_.row_width,
+                           plan_.scratch_width, first_, 1);
+    } else if (seed_ + 1 == plan_.request.seeds) {
+      // The seeds of an example are neighbours.
+      factors_.rows().pack(rows_.data, rows_.stride, examples * plan_.request.seeds, 0, plan_.row_width,
+                           first_ * plan_.request.seeds, 1);
+    }
   }
+  kernels<T>().fence_packing();
 }
 
 template <class T>
@@ -319,7 +329,108 @@ void FactorSink<T>::keep(std::size_t number, std::size_t examples, const T* inpu
 }
 
 template <class T>
-void FactorSink<T>::use(const DenseUse<T>& use, Arena&) {
+void FactorSink<T>::pack_columns(std::size_t parameter, std::size_t first, std::size_t count, const T* source,
+                                 std::size_t stride, std::size_t example, std::size_t rows,
+                                 std::size_t* hint) const {
+  const std::size_t column = seed_ % plan_.round_seeds * plan_.row_width + plan_.columns[parameter] + first;
+  factors_.rows().pack(source, stride, rows, column, count, first_ + example, 1, hint);
+}
+
+template <class T>
+void FactorSink<T>::pack_padding(std::size_t parameter, std::size_t example, std::size_t rows) const {
+  constexpr std::size_t kLine = kAlignment / sizeof(T);
+  constexpr T kZeros[kLine] = {};
+  const std::size_t size = plan_.parameter_sizes[parameter];
+  if (size % kLine != 0) {
+    pack_columns(parameter, size, kLine - size % kLine, kZeros, 0, example, rows, nullptr);
+  }
+}
+
+template <class T>
+void FactorSink<T>::pack_dense(const DenseUse<T>& use, Arena& scratch) const {
+  const std::size_t examples = use.inputs.shape()[0];
+  const std::size_t positions = use.inputs.shape()[1];
+  const std::size_t d_in = use.inputs.shape()[2];
+  const std::size_t d_out = use.cotangents.shape()[2];
+  const ArenaScope scope(scratch);
+  const std::size_t stride = padded_stride(d_in * d_out, sizeof(T));
+  T* const gradients = scratch.tensor<T>({kGroup, stride}).data();
+  T* const biases = scratch.tensor<T>({kGroup, d_out}).data();
+  for (std::size_t first = 0; first < examples; first += kGroup) {
+    const std::size_t count = std::min(kGroup, examples - first);
+    for (std::size_t e = 0; e < count; ++e) {
+      const T* const a = use.inputs.data() + (first + e) * positions * d_in;
+      const T* const b = use.cotangents.data() + (first + e) * positions * d_out;
+      blas::gemm(blas::Transpose::Yes, blas::Transpose::No, d_out, d_in, positions, use.weight_scale, b,
+                 d_out, a, d_in, T(0), gradients + e * stride, d_in);
+      if (use.bias != kNoParameter) {
+        sum_positions(b, positions, d_out, use.bias_scale, false, biases + e * d_out);
+      }
+    }
+    pack_columns(use.weight, 0, d_in * d_out, gradients, stride, first, count, nullptr);
+    pack_padding(use.weight, first, count);
+    if (use.bias == kNoParameter) continue;
+    pack_columns(use.bias, 0, d_out, biases, d_out, first, count, nullptr);
+    pack_padding(use.bias, first, count);
+  }
+}
+
+/// A part of the gradients of a few examples is packed while it is in the cache.
+template <class T>
+void FactorSink<T>::pack_convolution(const ConvUse<T>& use, Arena& scratch) const {
+  const ConvGeometry& g = use.geometry;
+  const std::size_t examples = use.inputs.shape()[0];
+  const std::size_t image_size = g.in_pixels() * g.c_in;
+  const std::size_t cotangent_size = g.out_pixels() * g.c_out;
+  const ArenaScope scope(scratch);
+  const ops::ConvWeightGradient<T> form(g, use.weight_scale, use.bias_scale, scratch);
+  const std::size_t stride = padded_stride(g.weights(), sizeof(T));
+  const std::size_t part_stride = padded_stride(form.part_size(), sizeof(T));
+  const std::size_t framed_size = padded_stride(form.framed_size(), sizeof(T));
+  T* const gradients = scratch.tensor<T>({kGroup, std::max(stride, part_stride)}).data();
+  T* const biases = scratch.tensor<T>({kGroup, g.c_out}).data();
+  T* const framed = scratch.tensor<T>({kGroup, framed_size}).data();
+  for (std::size_t first = 0; first < examples; first += kGroup) {
+    const std::size_t count = std::min(kGroup, examples - first);
+    const auto image = [&](std::size_t e) { return use.inputs.data() + (first + e) * image_size; };
+    const auto cotangent = [&](std::size_t e) {
+      return use.cotangents.data() + (first + e) * cotangent_size;
+    };
+    bool in_parts = true;
+    for (std::size_t e = 0; e < count && in_parts; ++e) in_parts = form.in_parts(cotangent(e));
+    if (in_parts) {
+      for (std::size_t e = 0; e < count; ++e) form.frame(image(e), framed + e * framed_size);
+      std::size_t hint = 0;
+      for (std::size_t p = 0; p < form.parts(); ++p) {
+        for (std::size_t e = 0; e < count; ++e) {
+          form.form_part(p, framed + e * framed_size, cotangent(e), gradients + e * part_stride);
+        }
+        const auto part = form.part(p);
+        for (std::size_t o = 0; o < part.outer; ++o) {
+          const T* source = gradients + o * part.formed_step;
+          for (std::size_t i = 0; i < part.inner; ++i, source += part.length) {
+            pack_columns(use.weight, part.first + o * part.outer_step + i * part.inner_step, part.length,
+                         source, part_stride, first, count, &hint);
+          }
+        }
+      }
+    } else {
+      for (std::size_t e = 0; e < count; ++e) {
+        form(image(e), cotangent(e), false, gradients + e * stride, nullptr);
+      }
+      pack_columns(use.weight, 0, g.weights(), gradients, stride, first, count, nullptr);
+    }
+    pack_padding(use.weight, first, count);
+    if (use.bias == kNoParameter) continue;
+    for (std::size_t e = 0; e < count; ++e)
+      form(image(e), cotangent(e), false, nullptr, biases + e * g.c_out);
+    pack_columns(use.bias, 0, g.c_out, biases, g.c_out, first, count, nullptr);
+    pack_padding(use.bias, first, count);
+  }
+}
+
+template <class T>
+void FactorSink<T>::use(const DenseUse<T>& use, Arena& scratch) {
   const std::size_t number = ordinal_;
   const std::size_t examples = use.inputs.shape()[0];
   const std::size_t positions = use.inputs.shape()[1];
@@ -330,6 +441,7 @@ void FactorSink<T>::use(const DenseUse<T>& use, Arena&) {
     keep(number, examples, use.inputs.data(), use.cotangents.data());
     return;
   }
+  if (at_once(planned)) return pack_dense(use, scratch);
   for (std::size_t e = 0; e < examples; ++e) {
     T* const row = this->row(e);
     const T* a = use.inputs.data() + e * positions * d_in;
@@ -352,6 +464,7 @@ void FactorSink<T>::use(const ConvUse<T>& use, Arena& scratch) {
     keep(number, examples, use.inputs.data(), use.cotangents.data());
     return;
   }
+  if (at_once(planned)) return pack_convolution(use, scratch);
   const std::size_t image = geometry.in_pixels() * geometry.c_in;
   const std::size_t cotangent = geometry.out_pixels() * geometry.c_out;
   const bool has_bias = use.bias != kNoParameter;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/arena.hpp"
+#include "engine/simd/kernels.hpp"
 #include "engine/sink.hpp"
 #include "ntk/plan.hpp"
 
@@ -33,9 +34,10 @@ struct FactorMatrix {
     return data + packed_rows * panel.begin + row * panel.depth;
   }
   /// Packs columns [column, column + count) of `rows` rows source[i * source_stride]; they become rows first
-  /// + i * step. Different rows may be packed by several threads at once.
+  /// + i * step. Different rows may be packed by several threads at once, which others see after
+  /// fence_packing(). `hint`: number of a panel where to look first; afterwards the last one.
   void pack(const T* source, std::size_t source_stride, std::size_t rows, std::size_t column,
-            std::size_t count, std::size_t first, std::size_t step) const;
+            std::size_t count, std::size_t first, std::size_t step, std::size_t* hint = nullptr) const;
   /// Zeroes the packed rows behind those of `examples` examples to the end of a group: they enter products
   /// that nobody reads, as long as they are numbers.
   void pad(std::size_t examples) const;
@@ -113,6 +115,20 @@ class FactorSink final : public Sink<T> {
  private:
   void keep(std::size_t number, std::size_t examples, const T* inputs, const T* cotangents);
   const PlannedUse& next(bool convolution, std::size_t weight, std::size_t bias, std::size_t d_out);
+
+  /// Whether the gradients of a use are packed as they are formed.
+  bool at_once(const PlannedUse& use) const {
+    return plan_.packed && !plan_.request.full && use.way == Way::Materialize && use.alone;
+  }
+  /// Rows of a few examples: fills whole cache lines of packed ones.
+  static constexpr std::size_t kGroup = simd::kGramLine<T>;
+  /// Packs parameter columns [first, first + count) of examples [example, example + rows) of the tape block.
+  void pack_columns(std::size_t parameter, std::size_t first, std::size_t count, const T* source,
+                    std::size_t stride, std::size_t example, std::size_t rows, std::size_t* hint) const;
+  /// Zeros behind a parameter.
+  void pack_padding(std::size_t parameter, std::size_t example, std::size_t rows) const;
+  void pack_dense(const DenseUse<T>& use, Arena& scratch) const;
+  void pack_convolution(const ConvUse<T>& use, Arena& scratch) const;
 
   /// Where the materialized row of an example of this tape block stands.
   T* row(std::size_t example) const { return rows_.at(first_row_ + example, row_seed_); }

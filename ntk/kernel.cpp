@@ -166,7 +166,8 @@ class Builder {
       for (std::size_t s = 0; s < steps.size(); ++s) {
         const Step& step = steps[s];
         if (step.load_resident) {
-          load(x_, options_.labels, step.resident, resident_blocks(steps, s), resident_, round);
+          load(x_, options_.labels, step.resident, resident_blocks(steps, s), resident_, round,
+               resident_passes_);
           spill_resident(step);
         }
         const std::vector<TileRange> ranges = tiles(step);
@@ -305,7 +306,7 @@ class Builder {
       total_pieces_ += passed.size();
     }
     load(symmetric ? x_ : versus_, symmetric ? options_.labels : options_.versus_labels, step.streamed,
-         passed, streamed_, round);
+         passed, streamed_, round, streamed_passes_);
     if (!spilled_ || symmetric || ranges.empty()) return;
     const Again& again = again_.at(step.streamed.begin);
     if (again.first == number && is_written(again)) spilled_->write(step.streamed.begin, streamed_);
@@ -334,14 +335,22 @@ class Builder {
   }
 
   void load(TensorView<const T> x, std::span<const std::int32_t> labels, Span examples,
-            const std::vector<Span>& blocks, const Factors<T>& factors, std::size_t round) {
+            const std::vector<Span>& blocks, const Factors<T>& factors, std::size_t round,
+            std::vector<std::unique_ptr<KeptPass<T>>>& passes) {
+    const bool keep = plan_.keeps_passes && plan_.rounds() > 1;
+    if (keep) passes.resize(blocks.size());
     run(blocks.size(), [&](std::size_t index, std::size_t worker) {
       const double start = thread_seconds();
       const std::size_t begin = examples.begin + blocks[index].begin;
       const std::size_t count = blocks[index].count;
-      record_factors(module_, plan_, x.slice(begin, begin + count), options_,
-                     labels.empty() ? labels : labels.subspan(begin, count), factors, blocks[index].begin,
-                     *arenas_[worker], round);
+      const TensorView<const T> block = x.slice(begin, begin + count);
+      if (keep && round == 0) {
+        passes[index] = std::make_unique<KeptPass<T>>(module_, block, plan_.kept_pass_bytes());
+      }
+      record_factors(module_, plan_, block, options_, labels.empty() ? labels : labels.subspan(begin, count),
+                     factors, blocks[index].begin, *arenas_[worker], round,
+                     keep ? passes[index].get() : nullptr);
+      if (keep && round + 1 == plan_.rounds()) passes[index].reset();
       seconds_[worker].passes += thread_seconds() - start;
     });
     // Only now: whoever touches memory first has it cleared, and that is shared work.
@@ -387,8 +396,9 @@ class Builder {
   Factors<T> resident_, streamed_;
   std::map<std::size_t, Again> again_;  ///< by first example
   std::optional<SpilledFactors<T>> spilled_;
-  std::vector<std::unique_ptr<Arena>> arenas_;  ///< per worker
-  std::vector<WorkerSeconds> seconds_;          ///< per worker
+  std::vector<std::unique_ptr<KeptPass<T>>> resident_passes_, streamed_passes_;  ///< of their tape blocks
+  std::vector<std::unique_ptr<Arena>> arenas_;                                   ///< per worker
+  std::vector<WorkerSeconds> seconds_;                                           ///< per worker
   Arena kept_memory_{kAlignment};
   std::vector<double*> kept_;  ///< sums of every tile, between rounds
   std::size_t total_pieces_ = 0;

@@ -81,8 +81,9 @@ class WorkMeter final : public TileStore {
       }
     }
     const PlanCost cost = plan_cost(plan);
+    rounds_ = plan.rounds();
     const std::size_t examples = request.rows + (request.symmetric ? 0 : request.columns);
-    tape_block_seconds_ = cost.passes / (cost.passed * static_cast<double>(examples)) *
+    tape_block_seconds_ = cost.passes / (cost.passed * static_cast<double>(examples * rounds_)) *
                           static_cast<double>(std::min(plan.tape_block, examples));
     pair_seconds_ = cost.contraction / static_cast<double>(all_pairs);
   }
@@ -103,6 +104,7 @@ class WorkMeter final : public TileStore {
   /// Called by one thread at a time.
   void piece(std::size_t done, std::size_t total) {
     if (progress_) progress_(done, total);
+    if (rounds_ > 1) return round_piece(done, total);
     // Tiles of pieces that are not reported yet may be counted already.
     const std::size_t put_tiles = put_tiles_.load(std::memory_order_relaxed);
     const std::size_t passes = done - std::min(done, put_tiles);
@@ -117,6 +119,22 @@ class WorkMeter final : public TileStore {
     work_(work);
   }
 
+  /// Every round is all passes, then all tiles; they are put in the last.
+  void round_piece(std::size_t done, std::size_t total) {
+    const std::size_t pieces = total / rounds_;
+    const std::size_t blocks = pieces - std::min(pieces, tiles_);
+    const std::size_t within = done % pieces;
+    const std::size_t passes = done / pieces * blocks + std::min(within, blocks);
+    const double tiles = static_cast<double>(rounds_ * tiles_);
+    KernelWork work;
+    work.kind = within == 0 || within > blocks ? WorkKind::Tiles : WorkKind::Passes;
+    work.total = {static_cast<double>(rounds_ * blocks) * tape_block_seconds_,
+                  static_cast<double>(total_pairs_) * pair_seconds_};
+    work.done = {static_cast<double>(passes) * tape_block_seconds_,
+                 tiles > 0 ? static_cast<double>(done - passes) / tiles * work.total[1] : 0};
+    work_(work);
+  }
+
  private:
   static std::size_t pairs(const TilePlace& place) {
     return place.diagonal ? place.rows * (place.rows + 1) / 2 : place.rows * place.columns;
@@ -126,6 +144,7 @@ class WorkMeter final : public TileStore {
   const WorkProgress& work_;
   const Progress& progress_;
   std::size_t tiles_ = 0, total_pairs_ = 0;  ///< to do
+  std::size_t rounds_ = 1;
   double tape_block_seconds_ = 0, pair_seconds_ = 0;
   std::atomic<std::size_t> put_tiles_{0}, put_pairs_{0};
   std::size_t tiles_seen_ = 0, passes_seen_ = 0;

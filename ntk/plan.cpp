@@ -28,6 +28,9 @@ constexpr std::size_t kTileRows = 192;
 /// Tiles at the least, so that the last one to finish does not leave other workers idle for long. Not a
 /// number per worker: tiles in a file must be the same for any.
 constexpr std::size_t kLeastTiles = 16;
+/// FLOP of products that a kernel into a file may go through in rounds, about ten minutes of one thread: so
+/// much more than the tiles in flight may be lost when it is stopped.
+constexpr double kRoundsIntoFile = 1e14;
 
 /// Notes every use, and forms convolution gradients once so that the scratch they need is seen in the arena.
 template <class T>
@@ -84,6 +87,8 @@ void number_uses(std::vector<PlannedUse>& uses, std::size_t parameters) {
     use.weight_first = count[use.weight]++ == 0;
     if (use.bias != kNoParameter) use.bias_first = count[use.bias]++ == 0;
   }
+  const std::vector<bool> shared = shared_uses(uses, parameters);
+  for (std::size_t u = 0; u < uses.size(); ++u) uses[u].alone = !shared[u];
 }
 
 /// Bytes of the factors of one example, see Factors<T>.
@@ -113,6 +118,16 @@ void count_factors(Plan& plan) {
   plan.packed_input_bytes = multiply(packed_inputs, plan.element_bytes);
   plan.packed_row_bytes = multiply(packed_rows, plan.element_bytes);
   plan.plain_bytes = multiply(plain, plan.element_bytes);
+}
+
+/// Elements of an image with room for whole tiles of Winograd's transforms around it; the most there may be.
+std::size_t frame_size(const PlannedUse& use) {
+  if (!use.convolution) return 0;
+  const ConvGeometry& g = use.geometry;
+  const std::size_t height = g.pad_top + g.in_h + g.pad_bottom + 1;
+  const std::size_t width = g.pad_left + g.in_w + g.pad_right + 1;
+  return padded_stride(multiply(multiply(height, width), g.c_in + kAlignment / sizeof(float)),
+                       sizeof(double));
 }
 
 }  // namespace
@@ -159,6 +174,9 @@ ModuleProfile profile(const Module<T>& module, TensorView<const T> example) {
   result.input_bytes = multiply(example.size(), sizeof(T));
   result.weight_bytes = multiply(parameters.size(), sizeof(T));
 
+  struct Bytes {
+    std::size_t forward, whole;
+  };
   const auto pass = [&](std::size_t examples, std::vector<PlannedUse>& uses) {
     // With chunks as small as the requests the arena's capacity bounds what is in use at any time.
     Arena arena(kAlignment);
@@ -176,15 +194,21 @@ ModuleProfile profile(const Module<T>& module, TensorView<const T> example) {
                        (examples == 1 ? "one example" : std::to_string(examples) + " examples") +
                        " must be [" + std::to_string(examples) + ", " + std::to_string(result.outputs) + "]");
     }
+    const std::size_t forward = arena.capacity();
     tape.reverse(output, seed, sink);
-    return arena.capacity();
+    return Bytes{forward, arena.capacity()};
   };
   // What a second example adds, and what was there without it: offsets of windows, a gradient on its way.
-  const std::size_t one = pass(1, result.uses);
+  const Bytes one = pass(1, result.uses);
   std::vector<PlannedUse> again;
-  const std::size_t two = pass(2, again);
-  result.tape_bytes = two > one ? two - one : one;
-  result.tape_fixed_bytes = one > result.tape_bytes ? one - result.tape_bytes : 0;
+  const Bytes two = pass(2, again);
+  const auto divide = [](std::size_t one_example, std::size_t two_examples, std::size_t& each,
+                         std::size_t& fixed) {
+    each = two_examples > one_example ? two_examples - one_example : one_example;
+    fixed = one_example > each ? one_example - each : 0;
+  };
+  divide(one.whole, two.whole, result.tape_bytes, result.tape_fixed_bytes);
+  divide(one.forward, two.forward, result.forward_bytes, result.forward_fixed_bytes);
   number_uses(result.uses, parameters.count());
   return result;
 }
@@ -263,8 +287,19 @@ std::size_t Plan::tile_bytes() const {
 
 std::size_t Plan::scratch_bytes() const {
   if (!packed || row_width == 0) return 0;
+  // Gradients of a few examples, whole or in parts, and what FactorSink forms them from.
+  constexpr std::size_t kGaps = 16 * kAlignment / sizeof(float);
+  std::size_t group = 0;
+  for (const PlannedUse& use : uses) {
+    if (use.way != Way::Materialize || !use.alone || request.full) continue;
+    group = std::max(group,
+                     checked_add(padded_stride(multiply(use.d_in, use.d_out) + kGaps, element_bytes),
+                                 padded_stride(use.d_out, element_bytes) + frame_size(use), "kernel: bytes"));
+  }
   const std::size_t rows = multiply(tape_block, rows_per_example());
-  return multiply(multiply(rows, padded_stride(row_width, element_bytes)), element_bytes);
+  const std::size_t kept = multiply(rows, padded_stride(scratch_width, element_bytes));
+  const std::size_t line = kAlignment / element_bytes;
+  return multiply(checked_add(kept, multiply(line, group), "kernel: bytes"), element_bytes);
 }
 
 std::size_t Plan::factor_bytes(std::size_t examples) const {
@@ -308,7 +343,17 @@ std::size_t Plan::kept_bytes() const {
   const std::size_t across = (request.columns + tile - 1) / tile;
   const std::size_t tiles = request.symmetric ? multiply(down, down + 1) / 2 : multiply(down, across);
   const std::size_t side = padded_side(multiply(tile, rows_per_example()));
-  return multiply(multiply(tiles, multiply(side, side)), sizeof(double));
+  const std::size_t sums = multiply(multiply(tiles, multiply(side, side)), sizeof(double));
+  if (!keeps_passes) return sums;
+  const auto blocks = [&](std::size_t examples) { return (examples + tape_block - 1) / tape_block; };
+  return checked_add(
+      sums,
+      multiply(blocks(request.rows) + (request.symmetric ? 0 : blocks(request.columns)), kept_pass_bytes()),
+      "kernel: bytes");
+}
+
+std::size_t Plan::kept_pass_bytes() const {
+  return checked_add(forward_fixed_bytes, multiply(tape_block, forward_bytes), "kernel: bytes");
 }
 
 std::size_t Plan::staged_bytes() const {
@@ -373,6 +418,8 @@ Plan layout(const ModuleProfile& profile, const PlanRequest& request, std::vecto
   plan.element_bytes = profile.element_bytes;
   plan.tape_bytes = profile.tape_bytes;
   plan.tape_fixed_bytes = profile.tape_fixed_bytes;
+  plan.forward_bytes = profile.forward_bytes;
+  plan.forward_fixed_bytes = profile.forward_fixed_bytes;
 
   plan.columns.assign(profile.parameter_sizes.size(), kNoParameter);
   const std::size_t line = kAlignment / plan.element_bytes;
@@ -381,11 +428,17 @@ Plan layout(const ModuleProfile& profile, const PlanRequest& request, std::vecto
     plan.columns[parameter] = plan.row_width;
     plan.row_width += (profile.parameter_sizes[parameter] + line - 1) / line * line;
   };
-  for (const PlannedUse& use : plan.uses) {
-    if (use.way != Way::Materialize) continue;
-    place(use.weight);
-    place(use.bias);
-  }
+  const auto place_uses = [&](bool alone) {
+    for (const PlannedUse& use : plan.uses) {
+      if (use.way != Way::Materialize || use.alone != alone) continue;
+      place(use.weight);
+      place(use.bias);
+    }
+  };
+  place_uses(false);
+  plan.scratch_width = plan.row_width;
+  place_uses(true);
+  if (request.full) plan.scratch_width = plan.row_width;
   const std::size_t inputs = request.rows + (request.symmetric ? 0 : request.columns);
   plan.fixed_bytes = multiply(inputs, profile.input_bytes) + profile.weight_bytes;
   plan.round_seeds = plan.seeds_per_row();
@@ -393,6 +446,15 @@ Plan layout(const ModuleProfile& profile, const PlanRequest& request, std::vecto
 
   plan.tape_block = tape_block(plan);
   return plan;
+}
+
+/// FLOP of the products of materialized rows, without those above the diagonal.
+double products_of_rows(const Plan& plan) {
+  const double rows = static_cast<double>(plan.request.rows) * static_cast<double>(plan.rows_per_example());
+  const double columns =
+      static_cast<double>(plan.request.columns) * static_cast<double>(plan.rows_per_example());
+  return (plan.request.symmetric ? 1 : 2) * rows * columns * static_cast<double>(plan.row_width) *
+         static_cast<double>(plan.seeds_per_row());
 }
 
 BudgetError too_small(const char* call, const Plan& plan) {
@@ -462,8 +524,9 @@ Plan plan_blocks(const ModuleProfile& profile, const PlanRequest& request, std::
 bool fit_blocks(Plan& plan, bool whole_tiles) {
   const PlanRequest& request = plan.request;
   const auto fits = [&] { return plan.total_bytes() <= request.memory; };
-  const auto hold_seeds = [&](std::size_t seeds) {
+  const auto hold_seeds = [&](std::size_t seeds, bool keeps_passes = false) {
     plan.round_seeds = seeds;
+    plan.keeps_passes = keeps_passes;
     count_factors(plan);
   };
   // Products in bfloat16 round rows as they pack them for a tile.
@@ -488,13 +551,20 @@ bool fit_blocks(Plan& plan, bool whole_tiles) {
     }
   }
   plan.tape_block = tape_block;
-  // A part of the seeds at a time: only forward passes are repeated. Not into a file, where every tile that
-  // is finished early survives, nor with a kernel per parameter.
+  // A part of the seeds at a time, with forward passes that are kept or, if there is no room for them,
+  // repeated. Not with a kernel per parameter; into a file, whose tiles are then finished all at the end,
+  // only when that puts little work at stake.
   const bool may_round = may_pack && seeds > 1 && plan.row_width != 0 && !request.per_parameter &&
-                         !request.result_in_file && request.spill != Spill::Always;
-  for (std::size_t rounds = 2; may_round && rounds <= seeds; ++rounds) {
-    hold_seeds((seeds + rounds - 1) / rounds);
+                         request.spill != Spill::Always &&
+                         (!request.result_in_file || products_of_rows(plan) <= kRoundsIntoFile);
+  if (may_round) {
+    // As many rounds as there are: memory that is not touched need not be cleared by the system.
+    hold_seeds(1, true);
     if (hold_all(true)) return true;
+    for (std::size_t rounds = 2; rounds <= seeds; ++rounds) {
+      hold_seeds((seeds + rounds - 1) / rounds);
+      if (hold_all(true)) return true;
+    }
   }
   // Large resident blocks against a narrow stream: the stream is recomputed once per resident block.
   const std::size_t step = whole_tiles ? plan.tile : 1;

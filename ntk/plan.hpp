@@ -33,6 +33,7 @@ struct PlannedUse {
   Way way = Way::Materialize;
   /// Whether this is the first use of the parameter in a reverse pass: it overwrites, later ones add.
   bool weight_first = true, bias_first = true;
+  bool alone = true;  ///< no other use has its weight or its bias
 
   /// A dense layer at L positions is a 1 x 1 convolution of 1 x L pixels.
   ConvGeometry position_geometry() const;
@@ -52,6 +53,9 @@ struct ModuleProfile {
   std::size_t weight_bytes = 0;
   /// Arena that the passes of a block take: for each example, and whatever their number.
   std::size_t tape_bytes = 0, tape_fixed_bytes = 0;
+
+  /// The part of them that a recorded forward pass takes.
+  std::size_t forward_bytes = 0, forward_fixed_bytes = 0;
 
   std::size_t tape_of(std::size_t examples) const { return tape_fixed_bytes + examples * tape_bytes; }
 };
@@ -100,6 +104,10 @@ struct Plan {
   std::vector<std::size_t> columns;
   std::size_t row_width =
       0;  ///< elements of a materialized row of one seed: padded sizes of all such parameters
+  /// Columns [0, scratch_width) reach packed rows by way of a scratch that lives as long as a tape block: of
+  /// parameters that are used several times, and all of them when the seeds stay apart. The others are packed
+  /// as they are formed, a few examples at a time.
+  std::size_t scratch_width = 0;
   std::size_t element_bytes = 0;
 
   std::size_t resident = 0;  ///< examples of x whose factors are held at once
@@ -112,9 +120,11 @@ struct Plan {
   bool packed = false;
 
   /// Seeds (of those that lie side by side) whose materialized rows are held at once. Fewer than
-  /// seeds_per_row() take as many rounds, each with a forward pass of its own, between which the sums of all
-  /// tiles are kept. The bits are the same.
+  /// seeds_per_row() take as many rounds, between which the sums of all tiles are kept. The bits are the
+  /// same.
   std::size_t round_seeds = 1;
+  /// Between rounds the forward passes are kept, too; otherwise every round repeats them.
+  bool keeps_passes = false;
   /// Factors that several resident blocks meet are written to a scratch file when they are known, in blocks
   /// of `streamed` examples, and read where they pass by. Otherwise the examples are passed again. Of a
   /// symmetric kernel these are the examples of earlier resident blocks, where a block of the stream then
@@ -127,14 +137,15 @@ struct Plan {
   /// Packed factors: one row of the inputs of outer uses, one row (of rows_per_example()) of the others, and
   /// what stays as it is of one example.
   std::size_t packed_input_bytes = 0, packed_row_bytes = 0, plain_bytes = 0;
-  std::size_t tape_bytes = 0, tape_fixed_bytes = 0;  ///< tape of one example, and of all in a block
+  std::size_t tape_bytes = 0, tape_fixed_bytes = 0;        ///< tape of one example, and of all in a block
+  std::size_t forward_bytes = 0, forward_fixed_bytes = 0;  ///< a forward pass's part of it
   /// Arena of one worker: tape or tile, whichever is larger.
   std::size_t arena_bytes() const;
   /// The tile's part of it.
   std::size_t tile_bytes() const;
   /// Rows (columns) of the sums of a tile with `rows` of them: packed ones begin where a group does.
   std::size_t padded_side(std::size_t rows) const;
-  /// Materialized rows of one tape block on their way into packed ones, of one worker: part of the arena's.
+  /// Gradients on their way into packed rows, of one worker: part of the arena's.
   std::size_t scratch_bytes() const;
   /// Factors of that many examples.
   std::size_t factor_bytes(std::size_t examples) const;
@@ -146,8 +157,10 @@ struct Plan {
   std::size_t spilled_blocks() const;
   std::size_t spilled_reads() const;
   std::size_t spilled_bytes() const;
-  /// The sums of all tiles between rounds; 0 with one.
+  /// What is kept between rounds, the sums of all tiles and perhaps forward passes; 0 with one.
   std::size_t kept_bytes() const;
+  /// The forward pass of one tape block.
+  std::size_t kept_pass_bytes() const;
   /// The tile as a file takes it, of one worker; 0 when the kernel stays in memory.
   std::size_t staged_bytes() const;
   /// Everything, including what BLAS keeps for packing.

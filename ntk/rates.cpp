@@ -101,22 +101,21 @@ void measure_products(PrecisionRates& rates) {
   rates.pack = kSides * kWidth * sizeof(T) / std::clamp(within - before, 0.05 * within, 0.9 * within);
 }
 
-/// A block of gradients, written as rows and packed among many.
+/// Pieces of a few gradients, packed among many while they are in the cache.
 template <class T>
 void measure_laying(PrecisionRates& rates) {
-  constexpr std::size_t kBlock = 16;
+  constexpr std::size_t kBlock = simd::kGramLine<T>;
   constexpr std::size_t kRows = 192;
   constexpr std::size_t kWidth = 9 * 64 * 64;
   const std::vector<Panel> panels = panels_of(0, kWidth, sizeof(T));
-  const std::size_t stride = padded_stride(kWidth, sizeof(T));
+  const std::size_t stride = padded_stride(simd::kGramDepth<T>, sizeof(T));
   const std::size_t packed_rows = gram_padded(kRows, sizeof(T));
   Tensor<T> rows(Shape{kBlock, stride});
   Tensor<T> packed(Shape{packed_rows, kWidth});
   const double seconds = best_seconds(2, [&] {
     for (std::size_t first = 0; first < kRows; first += kBlock) {
-      std::fill_n(rows.data(), rows.size(), static_cast<T>(first));
       for (const Panel& panel : panels) {
-        kernels<T>().gram_pack_rows({.source = rows.data() + panel.begin,
+        kernels<T>().gram_pack_rows({.source = rows.data(),
                                      .stride = stride,
                                      .rows = kBlock,
                                      .columns = panel.depth,
@@ -127,6 +126,7 @@ void measure_laying(PrecisionRates& rates) {
                                      .step = 1});
       }
     }
+    kernels<T>().fence_packing();
   });
   rates.lay = kRows * kWidth * sizeof(T) / seconds;
 }
@@ -200,14 +200,19 @@ void measure_convolution(ConvolutionRate& rate) {
         static_cast<double>(kImages) * flop / best_seconds(3, [&] { tape.reverse(y, seed.view(), sink); });
   }
   constexpr std::size_t kGradients = 4;
-  Tensor<T> gradient(Shape{kGradients, g.weights()});
   rate.weight_gradient =
       kGradients * flop / best_seconds(3, [&] {
         const ArenaScope scope(arena);
         const ops::ConvWeightGradient<T> form(g, T(0.5), T(1), arena);
+        const auto framed = arena.tensor<T>({kGradients, form.framed_size()});
+        const auto part = arena.tensor<T>({kGradients, form.part_size()});
         for (std::size_t i = 0; i < kGradients; ++i) {
-          form(x.data() + i * g.in_pixels() * g.c_in, seed.data() + i * g.out_pixels() * g.c_out, false,
-               gradient.data() + i * g.weights(), nullptr);
+          form.frame(x.view().slice(i).data(), framed.slice(i).data());
+        }
+        for (std::size_t p = 0; p < form.parts(); ++p) {
+          for (std::size_t i = 0; i < kGradients; ++i) {
+            form.form_part(p, framed.slice(i).data(), seed.view().slice(i).data(), part.slice(i).data());
+          }
         }
       });
 }

@@ -13,7 +13,7 @@ struct ConvolutionRate {
   std::size_t c_in = 0, c_out = 0, side = 0, kernel = 0, stride = 0;
   double forward = 0;          ///< FLOP/s of the outputs
   double reverse = 0;          ///< FLOP/s of the cotangents of the inputs
-  double weight_gradient = 0;  ///< FLOP/s of single examples' gradients
+  double weight_gradient = 0;  ///< FLOP/s of single examples' gradients, in parts
 };
 
 /// In FLOP/s (a multiply-add is two) or bytes/s, one worker, one precision.
@@ -21,7 +21,7 @@ struct PrecisionRates {
   double gram = 0;         ///< FLOP/s of products of rows, neither packing nor fetching counted
   double fetch = 0;        ///< bytes/s at which both sides of a tile come to its products, beside them
   double pack = 0;         ///< bytes/s of packing rows for one tile
-  double lay = 0;          ///< bytes/s of gradients that are written as rows and packed among the factors
+  double lay = 0;          ///< bytes/s of gradients that are packed among the factors as they are formed
   double entries = 0;      ///< entries/s that a tile's ways are added up with, in f64
   double position = 0;     ///< FLOP/s of the position Gram's products
   double taps = 0;         ///< additions/s of its sums over taps

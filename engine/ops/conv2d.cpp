@@ -495,6 +495,14 @@ Frame gradient_frame(const ConvGeometry& g) {
   return frame;
 }
 
+/// Elements from pixel to pixel of an image whose products walk over many pixels of few channels: an odd
+/// number of cache lines, or their lines would compete for a few cache sets.
+template <class T>
+std::size_t apart(std::size_t channels) {
+  constexpr std::size_t kLine = kAlignment / sizeof(T);
+  return channels % (2 * kLine) == 0 ? channels + kLine : channels;
+}
+
 /// What follows a convolution in the same op.
 template <class T>
 struct Tail {
@@ -645,9 +653,19 @@ ConvWeightGradient<T>::ConvWeightGradient(const ConvGeometry& geometry, T scale,
       taps_(offsets(scratch, geometry.patch())),
       pixels_(offsets(scratch, geometry.out_pixels())),
       rows_(offsets(scratch, geometry.patch())),
+      pixel_(apart<T>(geometry.c_in)),
+      part_taps_(offsets(scratch, geometry.patch())),
+      part_pixels_(offsets(scratch, geometry.out_pixels())),
+      part_rows_(offsets(scratch, geometry.patch())),
       zeros_(offsets(scratch, geometry.out_pixels())) {
   const Frame frame = gradient_frame<T>(geometry);
   window_offsets(geometry, frame, pixels_, taps_);
+  const auto spread = [&](Offset offset) {
+    const auto at = static_cast<std::size_t>(offset);
+    return signed_offset(at / geometry.c_in * pixel_ + at % geometry.c_in);
+  };
+  std::transform(taps_, taps_ + geometry.patch(), part_taps_, spread);
+  std::transform(pixels_, pixels_ + geometry.out_pixels(), part_pixels_, spread);
   for (std::size_t i = 0; i < geometry.patch(); ++i) rows_[i] = signed_offset(i * geometry.c_out);
   std::fill_n(zeros_, geometry.out_pixels(), Offset{0});
   // The scale rides on the copy that padding needs anyway.
@@ -662,7 +680,6 @@ ConvWeightGradient<T>::ConvWeightGradient(const ConvGeometry& geometry, T scale,
     tile_cotangents_ = components<T>(block, width, scratch);
     products_ = components<T>(geometry.c_in, width, scratch);
     tiles_ = offsets(scratch, block);
-    for (std::size_t t = 0; t < block; ++t) tiles_[t] = signed_offset(t * geometry.c_in);
     channels_ = offsets(scratch, geometry.c_in);
     product_rows_ = offsets(scratch, geometry.c_in);
     for (std::size_t i = 0; i < geometry.c_in; ++i) channels_[i] = signed_offset(i);
@@ -698,59 +715,203 @@ bool ConvWeightGradient<T>::sparse(const T* cotangent, bool accumulate) const {
 
 template <class T>
 void ConvWeightGradient<T>::transformed(const T* image, const T* cotangent, bool accumulate,
-                                        T* weight_gradient) const {
+                                        const Block& block) const {
   const ConvGeometry& g = geometry_;
   const simd::KernelTable<T>& table = kernels<T>();
   const Frame frame = gradient_frame<T>(g);
   const std::size_t tiles = winograd_tiles(g.out_h, g.out_w);
-  for (std::size_t first = 0; first < g.c_out; first += table.panel_columns) {
-    const std::size_t width = std::min(table.panel_columns, g.c_out - first);
-    const std::size_t product = simd::winograd_component<T>(g.c_in, width);
-    for (std::size_t i = 0; i < g.c_in; ++i) product_rows_[i] = signed_offset(i * width);
-    simd::WinogradGrid grid{(g.out_w + 1) / 2, (g.out_h + 1) / 2, 0, 0};
-    for (; grid.first < tiles; grid.first += grid.count) {
-      grid.count = std::min(kGradientTiles, tiles - grid.first);
-      const std::size_t window = simd::winograd_component<T>(grid.count, g.c_in);
-      const std::size_t component = simd::winograd_component<T>(grid.count, width);
-      // The windows of the only block stay for all panels.
-      if (first == 0 || tiles > kGradientTiles) {
-        table.winograd_input({.grid = grid,
-                              .plane = image,
-                              .row = frame.padded_width() * g.c_in,
-                              .image = frame.size(),
-                              .channels = g.c_in,
-                              .out = windows_,
-                              .component = window});
-      }
-      table.winograd_cotangent({.grid = grid,
-                                .cotangent = cotangent + first,
-                                .out_h = g.out_h,
-                                .out_w = g.out_w,
-                                .pixel = g.c_out,
-                                .columns = width,
-                                .out = tile_cotangents_,
-                                .component = component});
-      component_products<T>({.x = windows_,
-                             .x_base = channels_,
-                             .x_offset = tiles_,
-                             .v = tile_cotangents_,
-                             .v_stride = width,
-                             .out = products_,
-                             .out_base = product_rows_,
-                             .rows = g.c_in,
-                             .depth = grid.count,
-                             .columns = width,
-                             .accumulate = grid.first > 0},
-                            window, component, product);
+  const std::size_t width = block.outputs;
+  const std::size_t product = simd::winograd_component<T>(block.inputs, width);
+  for (std::size_t i = 0; i < block.inputs; ++i) product_rows_[i] = signed_offset(i * width);
+  simd::WinogradGrid grid{(g.out_w + 1) / 2, (g.out_h + 1) / 2, 0, 0};
+  for (; grid.first < tiles; grid.first += grid.count) {
+    grid.count = std::min(kGradientTiles, tiles - grid.first);
+    for (std::size_t t = 0; t < grid.count; ++t) tiles_[t] = signed_offset(t * block.inputs);
+    const std::size_t window = simd::winograd_component<T>(grid.count, block.inputs);
+    const std::size_t component = simd::winograd_component<T>(grid.count, width);
+    if (!block.same_windows || tiles > kGradientTiles) {
+      table.winograd_input({.grid = grid,
+                            .plane = image + block.first_in,
+                            .row = frame.padded_width() * block.pixel,
+                            .image = frame.size(),
+                            .channels = block.inputs,
+                            .out = windows_,
+                            .component = window,
+                            .pixel = block.pixel});
     }
-    table.winograd_gradient({.products = products_,
-                             .component = product,
-                             .c_in = g.c_in,
-                             .columns = width,
-                             .gradient = weight_gradient + first,
-                             .c_out = g.c_out,
-                             .accumulate = accumulate});
+    table.winograd_cotangent({.grid = grid,
+                              .cotangent = cotangent + block.first_out,
+                              .out_h = g.out_h,
+                              .out_w = g.out_w,
+                              .pixel = g.c_out,
+                              .columns = width,
+                              .out = tile_cotangents_,
+                              .component = component});
+    if (tiles <= kGradientTiles) {
+      table.winograd_products({.windows = windows_,
+                               .window_component = window,
+                               .cotangents = tile_cotangents_,
+                               .cotangent_component = component,
+                               .tiles = grid.count,
+                               .inputs = block.inputs,
+                               .columns = width,
+                               .channel = channels_,
+                               .tile = tiles_,
+                               .gradient = block.gradient,
+                               .row = block.row,
+                               .tap = block.tap,
+                               .accumulate = accumulate});
+      return;
+    }
+    component_products<T>({.x = windows_,
+                           .x_base = channels_,
+                           .x_offset = tiles_,
+                           .v = tile_cotangents_,
+                           .v_stride = width,
+                           .out = products_,
+                           .out_base = product_rows_,
+                           .rows = block.inputs,
+                           .depth = grid.count,
+                           .columns = width,
+                           .accumulate = grid.first > 0},
+                          window, component, product);
   }
+  table.winograd_gradient({.products = products_,
+                           .component = product,
+                           .c_in = block.inputs,
+                           .columns = width,
+                           .gradient = block.gradient,
+                           .c_out = block.row,
+                           .accumulate = accumulate,
+                           .tap = block.tap});
+}
+
+template <class T>
+void ConvWeightGradient<T>::direct(const T* image, const T* cotangent, bool accumulate, std::size_t first,
+                                   std::size_t count, T* gradient) const {
+  kernels<T>().gather_product({.x = image,
+                               .x_base = taps_ + first,
+                               .x_offset = pixels_,
+                               .v = cotangent,
+                               .v_stride = geometry_.c_out,
+                               .out = gradient,
+                               .out_base = rows_,
+                               .rows = count,
+                               .depth = geometry_.out_pixels(),
+                               .columns = geometry_.c_out,
+                               .accumulate = accumulate});
+}
+
+namespace {
+
+/// Input channels of a part by Winograd's transforms, and rows of one that is formed directly: whole tiles,
+/// enough to share the packing of the cotangents.
+constexpr std::size_t kPartInputs = 96;
+constexpr std::size_t kPartRows = 192;
+
+/// Equal parts of whole registers, of at most `most`.
+template <class T>
+std::size_t even_part(std::size_t count, std::size_t most) {
+  constexpr std::size_t kLine = simd::kColumnPadding<T>;
+  const std::size_t parts = (count + most - 1) / most;
+  return ((count + parts - 1) / parts + kLine - 1) / kLine * kLine;
+}
+
+/// From tap to tap of a part: all nine are written at once, and would compete for one cache set.
+template <class T>
+std::size_t formed_step(std::size_t size) {
+  return size + kAlignment / sizeof(T);
+}
+
+}  // namespace
+
+template <class T>
+typename ConvWeightGradient<T>::PartSize ConvWeightGradient<T>::most_of_part() const {
+  const std::size_t outputs = std::min(geometry_.c_out, kernels<T>().panel_columns);
+  if (windows_ != nullptr) return {9, even_part<T>(geometry_.c_in, kPartInputs), outputs};
+  return {1, std::min(kPartRows, geometry_.patch()), outputs};
+}
+
+template <class T>
+std::size_t ConvWeightGradient<T>::parts() const {
+  const PartSize most = most_of_part();
+  const std::size_t rows = geometry_.patch() / most.taps;
+  return ((rows - 1) / most.rows + 1) * ((geometry_.c_out - 1) / most.outputs + 1);
+}
+
+template <class T>
+std::size_t ConvWeightGradient<T>::part_size() const {
+  const PartSize most = most_of_part();
+  return most.taps * formed_step<T>(most.rows * most.outputs);
+}
+
+template <class T>
+typename ConvWeightGradient<T>::Part ConvWeightGradient<T>::part(std::size_t number) const {
+  const PartSize most = most_of_part();
+  const std::size_t c_out = geometry_.c_out;
+  const std::size_t rows = geometry_.patch() / most.taps;
+  const std::size_t down = (rows - 1) / most.rows + 1;
+  const std::size_t row = number % down * most.rows;
+  const std::size_t column = number / down * most.outputs;
+  const std::size_t inner = std::min(most.rows, rows - row);
+  const std::size_t length = std::min(most.outputs, c_out - column);
+  return {row * c_out + column,          most.taps, rows * c_out, inner, c_out, length,
+          formed_step<T>(inner * length)};
+}
+
+template <class T>
+std::size_t ConvWeightGradient<T>::framed_size() const {
+  const Frame frame = gradient_frame<T>(geometry_);
+  return frame.padded_height() * frame.padded_width() * pixel_;
+}
+
+template <class T>
+void ConvWeightGradient<T>::frame(const T* image, T* framed) const {
+  const Frame frame = gradient_frame<T>(geometry_);
+  const std::size_t line = frame.padded_width() * pixel_;
+  for (std::size_t y = 0; y < frame.padded_height(); ++y, framed += line) {
+    if (y < frame.top || y >= frame.top + frame.height) {
+      fill_zero(framed, line);
+      continue;
+    }
+    fill_zero(framed, frame.left * pixel_);
+    fill_zero(framed + line - frame.right * pixel_, frame.right * pixel_);
+    T* target = framed + frame.left * pixel_;
+    for (std::size_t x = 0; x < frame.width; ++x, image += frame.channels, target += pixel_) {
+      for (std::size_t c = 0; c < frame.channels; ++c) target[c] = scale_ * image[c];
+    }
+  }
+}
+
+template <class T>
+void ConvWeightGradient<T>::form_part(std::size_t number, const T* framed, const T* cotangent,
+                                      T* gradient) const {
+  const Part part = this->part(number);
+  if (windows_ == nullptr) {
+    for (std::size_t i = 0; i < part.inner; ++i) part_rows_[i] = signed_offset(i * part.length);
+    kernels<T>().gather_product({.x = framed,
+                                 .x_base = part_taps_ + part.first / geometry_.c_out,
+                                 .x_offset = part_pixels_,
+                                 .v = cotangent + part.first % geometry_.c_out,
+                                 .v_stride = geometry_.c_out,
+                                 .out = gradient,
+                                 .out_base = part_rows_,
+                                 .rows = part.inner,
+                                 .depth = geometry_.out_pixels(),
+                                 .columns = part.length});
+    return;
+  }
+  const std::size_t c_out = geometry_.c_out;
+  transformed(framed, cotangent, false,
+              {.first_in = part.first / c_out,
+               .inputs = part.inner,
+               .first_out = part.first % c_out,
+               .outputs = part.length,
+               .gradient = gradient,
+               .row = part.length,
+               .tap = part.formed_step,
+               .pixel = pixel_,
+               .same_windows = false});
 }
 
 template <class T>
@@ -779,38 +940,42 @@ void ConvWeightGradient<T>::operator()(const T* image, const T* cotangent, bool 
                                   .values = values_,
                                   .offsets = value_offsets_});
   }
-  simd::GatherProduct<T> product{.x = image,
-                                 .x_base = taps_,
-                                 .x_offset = pixels_,
-                                 .v = cotangent,
-                                 .v_stride = g.c_out,
-                                 .out = weight_gradient,
-                                 .out_base = rows_,
-                                 .rows = g.patch(),
-                                 .depth = g.out_pixels(),
-                                 .columns = g.c_out,
-                                 .accumulate = accumulate};
   if (weight_gradient != nullptr && !zeros && windows_ != nullptr) {
-    transformed(image, cotangent, accumulate, weight_gradient);
+    const std::size_t panel = kernels<T>().panel_columns;
+    for (std::size_t first = 0; first < g.c_out; first += panel) {
+      // The windows of the only block of tiles stay for all panels.
+      transformed(image, cotangent, accumulate,
+                  {.first_in = 0,
+                   .inputs = g.c_in,
+                   .first_out = first,
+                   .outputs = std::min(panel, g.c_out - first),
+                   .gradient = weight_gradient + first,
+                   .row = g.c_out,
+                   .tap = g.c_in * g.c_out,
+                   .pixel = g.c_in,
+                   .same_windows = first > 0});
+    }
   } else if (weight_gradient != nullptr && !zeros) {
     // Some rows of the gradient at a time: a large one is written from front to back.
     const std::size_t most = std::max<std::size_t>(kGroupBytes / 4 / sizeof(T) / g.c_out, 96);
     for (std::size_t row = 0; row < g.patch(); row += most) {
-      product.x_base = taps_ + row;
-      product.out_base = rows_ + row;
-      product.rows = std::min(most, g.patch() - row);
-      kernels<T>().gather_product(product);
+      direct(image, cotangent, accumulate, row, std::min(most, g.patch() - row),
+             weight_gradient + row * g.c_out);
     }
   }
   if (bias_gradient != nullptr) {
     // The same sum with the scale in the place of every input.
-    product.x = &bias_scale_;
-    product.x_base = zeros_;
-    product.x_offset = zeros_;
-    product.out = bias_gradient;
-    product.out_base = zeros_;
-    product.rows = 1;
-    kernels<T>().gather_product(product);
+    kernels<T>().gather_product({.x = &bias_scale_,
+                                 .x_base = zeros_,
+                                 .x_offset = zeros_,
+                                 .v = cotangent,
+                                 .v_stride = g.c_out,
+                                 .out = bias_gradient,
+                                 .out_base = zeros_,
+                                 .rows = 1,
+                                 .depth = g.out_pixels(),
+                                 .columns = g.c_out,
+                                 .accumulate = accumulate});
   }
 }
 

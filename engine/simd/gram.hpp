@@ -112,6 +112,9 @@ void gram_pack_rows(const GramPacking<T>& job) noexcept {
     }
     i += run;
   }
+}
+
+inline void fence_packing() noexcept {
   fence_streaming();
 }
 

@@ -88,7 +88,8 @@ struct WinogradInput {
   std::size_t row, image;  ///< elements from line to line and from image to image
   std::size_t channels;
   T* out;
-  std::size_t component;  ///< winograd_component()
+  std::size_t component;         ///< winograd_component()
+  std::size_t pixel = channels;  ///< elements from pixel to pixel of the plane
 };
 /// out[component][depth, columns] = `columns` columns from `first` on of the transformed weights [3, 3, c_in,
 /// c_out] times scale: depth c_in, columns c_out, or `transposed`, of the transposed convolution, the kernel
@@ -135,6 +136,24 @@ struct WinogradGradient {
   std::size_t c_in, columns;
   T* gradient;
   std::size_t c_out;  ///< elements from one i to the next
+  bool accumulate;
+  std::size_t tap = c_in * c_out;  ///< elements from one tap to the next
+};
+
+/// The products of all components over one block of tiles, and WinogradGradient of them a few rows at a time:
+/// they stay in the first-level cache. gradient[tap, i, k] (+)= that of products[c][i, k] = sum_t
+/// windows[c][t, i] * cotangents[c][t, k], summed in order of t.
+template <class T>
+struct WinogradProducts {
+  const T* windows;  ///< [component][tiles, inputs]
+  std::size_t window_component;
+  const T* cotangents;  ///< [component][tiles, columns], at most KernelTable::panel_columns
+  std::size_t cotangent_component;
+  std::size_t tiles, inputs, columns;
+  const std::ptrdiff_t* channel;  ///< [inputs]: 0, 1, ...
+  const std::ptrdiff_t* tile;     ///< [tiles]: multiples of `inputs`
+  T* gradient;
+  std::size_t row, tap;  ///< elements from one i to the next and from one tap to the next
   bool accumulate;
 };
 
@@ -225,7 +244,7 @@ inline constexpr std::size_t kNormTaps = 49;
 /// beside them: row i of `rows`, source[i * stride + k] for k < columns, becomes row first + i * step of the
 /// packed ones and column `column` + k of the panel's `depth`. Nothing else is written, so that threads may
 /// pack different rows at once. Whole cache lines when step = 1 and first and rows are multiples of
-/// kGramLine: otherwise element by element.
+/// kGramLine: otherwise element by element. Other threads see them after fence_packing().
 template <class T>
 struct GramPacking {
   const T* source;
@@ -284,6 +303,7 @@ struct KernelTable {
   void (*winograd_output)(const WinogradOutput<T>&) noexcept;
   void (*winograd_cotangent)(const WinogradCotangent<T>&) noexcept;
   void (*winograd_gradient)(const WinogradGradient<T>&) noexcept;
+  void (*winograd_products)(const WinogradProducts<T>&) noexcept;
   /// How many are not zero.
   std::size_t (*count_nonzero)(const T* x, std::size_t n) noexcept;
   /// y[i] = f(x[i]); `slope` is the negative slope of LeakyRelu, otherwise ignored. x == y is allowed.
@@ -313,6 +333,7 @@ struct KernelTable {
   void (*gram_pack)(const T* source, std::size_t stride, std::size_t rows, std::size_t depth,
                     T* packed) noexcept;
   void (*gram_pack_rows)(const GramPacking<T>&) noexcept;
+  void (*fence_packing)() noexcept;
   void (*gram_product)(const GramProduct<T>&) noexcept;
   void (*panel_product)(const PanelProduct<T>&) noexcept;
   /// Packs `count` rows of `depth` elements from anywhere as gram_pack does; a null row is zero.

@@ -89,12 +89,12 @@ template <class T>
 void winograd_input(const WinogradInput<T>& job) noexcept {
   constexpr std::size_t kLane = kLanes<T>;
   each_tile(job.grid, [&](std::size_t t, std::size_t image, std::size_t y, std::size_t x) {
-    const T* const from = job.plane + image * job.image + 2 * y * job.row + 2 * x * job.channels;
+    const T* const from = job.plane + image * job.image + 2 * y * job.row + 2 * x * job.pixel;
     T* const to = job.out + t * job.channels;
     for (std::size_t c = 0; c < job.channels; c += kLane) {
       Batch<T> d[16], v[16];
       Unroll<0, 16>::run([&](std::size_t i) __attribute__((always_inline)) {
-        d[i] = load(from + i / 4 * job.row + i % 4 * job.channels + c);
+        d[i] = load(from + i / 4 * job.row + i % 4 * job.pixel + c);
       });
       both_axes<T, 4, 4>(d, v, transform_input<T>);
       Unroll<0, 16>::run([&](std::size_t i)
@@ -211,7 +211,6 @@ void winograd_cotangent(const WinogradCotangent<T>& job) noexcept {
 template <class T>
 void winograd_gradient(const WinogradGradient<T>& job) noexcept {
   constexpr std::size_t kLane = kLanes<T>;
-  const std::size_t taps = job.c_in * job.c_out;
   for (std::size_t i = 0; i < job.c_in; ++i) {
     for (std::size_t k = 0; k < job.columns; k += kLane) {
       Batch<T> u[16], g[9];
@@ -221,10 +220,58 @@ void winograd_gradient(const WinogradGradient<T>& job) noexcept {
       both_axes<T, 4, 3>(u, g, transform_gradient<T>);
       T* const to = job.gradient + i * job.c_out + k;
       Unroll<0, 9>::run([&](std::size_t t) __attribute__((always_inline)) {
-        T* const target = to + t * taps;
+        T* const target = to + t * job.tap;
         store(target, job.accumulate ? Batch<T>(load(static_cast<const T*>(target)) + g[t]) : g[t]);
       });
     }
+  }
+}
+
+template <class T, std::size_t Vectors>
+void winograd_product_rows(const WinogradProducts<T>& job) noexcept {
+  constexpr std::size_t kStep = kRows<Vectors>;
+  constexpr std::size_t kWidth = Vectors * kLanes<T>;
+  constexpr std::size_t kComponent = winograd_component<T>(kStep, kWidth);
+  alignas(64) T products[16 * kComponent];
+  alignas(64) T zeros[kWidth] = {};
+  std::ptrdiff_t rows[kStep];
+  for (std::size_t r = 0; r < kStep; ++r) rows[r] = static_cast<std::ptrdiff_t>(r * kWidth);
+  for (std::size_t i = 0; i < job.inputs; i += kStep) {
+    const std::size_t count = job.inputs - i < kStep ? job.inputs - i : kStep;
+    for (std::size_t c = 0; c < 16; ++c) {
+      const Panel<T> panel{.x = job.windows + c * job.window_component,
+                           .x_base = job.channel + i,
+                           .x_offset = job.tile,
+                           .v = job.cotangents + c * job.cotangent_component,
+                           .v_stride = kWidth,
+                           .out = products + c * kComponent,
+                           .out_base = rows,
+                           .depth = job.tiles,
+                           .last_columns = kLanes<T>,
+                           .start = zeros,
+                           .rectify = false};
+      if (count == kStep) {
+        tile<T, kStep, Vectors>(panel, 0);
+      } else {
+        last_tile<T, kStep - 1, Vectors>(panel, 0, count);
+      }
+    }
+    winograd_gradient<T>({.products = products,
+                          .component = kComponent,
+                          .c_in = count,
+                          .columns = kWidth,
+                          .gradient = job.gradient + i * job.row,
+                          .c_out = job.row,
+                          .accumulate = job.accumulate,
+                          .tap = job.tap});
+  }
+}
+
+template <class T, std::size_t Vectors = kPanelVectors>
+void winograd_products(const WinogradProducts<T>& job) noexcept {
+  if constexpr (Vectors > 0) {
+    if (job.columns == Vectors * kLanes<T>) return winograd_product_rows<T, Vectors>(job);
+    winograd_products<T, Vectors - 1>(job);
   }
 }
 

@@ -618,6 +618,72 @@ TYPED_TEST(Kernels, WinogradGradientIsExactOnIntegers) {
   });
 }
 
+TYPED_TEST(Kernels, WinogradProductsAreExactOnIntegers) {
+  using T = TypeParam;
+  this->each([&](const simd::KernelTable<T>& table) {
+    const std::size_t line = simd::kColumnPadding<T>;
+    const std::size_t tiles = 7;
+    for (const std::size_t inputs : {std::size_t{1}, line + 1, 3 * line}) {
+      for (std::size_t width = table.vector_length; width <= table.panel_columns;
+           width += table.vector_length) {
+        const std::size_t window = simd::winograd_component<T>(tiles, inputs);
+        const std::size_t component = simd::winograd_component<T>(tiles, width);
+        const Guarded<T> windows = this->integers(16 * window, 1);
+        Guarded<T> cotangents = this->integers(16 * component, 2);
+        for (std::size_t i = 0; i < cotangents.size(); ++i) cotangents[i] *= 4;
+        std::vector<std::ptrdiff_t> channel(inputs), tile(tiles);
+        for (std::size_t i = 0; i < inputs; ++i) channel[i] = static_cast<std::ptrdiff_t>(i);
+        for (std::size_t t = 0; t < tiles; ++t) tile[t] = static_cast<std::ptrdiff_t>(t * inputs);
+        const std::size_t row = width + 5;
+        const std::size_t tap = inputs * row + 3;
+        for (const bool accumulate : {false, true}) {
+          Guarded<T> gradient = this->integers(9 * tap, 1);
+          std::vector<T> expected(gradient.data(), gradient.data() + gradient.size());
+          // G^T u G, by its definition.
+          constexpr double kGradient[3][4] = {{1, 0.5, 0.5, 0}, {0, 0.5, -0.5, 0}, {0, 0.5, 0.5, 1}};
+          for (std::size_t i = 0; i < inputs; ++i) {
+            for (std::size_t k = 0; k < width; ++k) {
+              double sums[9] = {};
+              for (std::size_t c = 0; c < 16; ++c) {
+                double product = 0;
+                for (std::size_t t = 0; t < tiles; ++t) {
+                  product += static_cast<double>(windows[c * window + t * inputs + i]) *
+                             static_cast<double>(cotangents[c * component + t * width + k]);
+                }
+                for (std::size_t at = 0; at < 9; ++at) {
+                  sums[at] += kGradient[at / 3][c / 4] * kGradient[at % 3][c % 4] * product;
+                }
+              }
+              for (std::size_t at = 0; at < 9; ++at) {
+                T& value = expected[at * tap + i * row + k];
+                value = static_cast<T>(sums[at]) + (accumulate ? value : T(0));
+              }
+            }
+          }
+          table.winograd_products({.windows = windows.data(),
+                                   .window_component = window,
+                                   .cotangents = cotangents.data(),
+                                   .cotangent_component = component,
+                                   .tiles = tiles,
+                                   .inputs = inputs,
+                                   .columns = width,
+                                   .channel = channel.data(),
+                                   .tile = tile.data(),
+                                   .gradient = gradient.data(),
+                                   .row = row,
+                                   .tap = tap,
+                                   .accumulate = accumulate});
+          ASSERT_TRUE(gradient.intact());
+          for (std::size_t at = 0; at < expected.size(); ++at) {
+            ASSERT_EQ(gradient[at], expected[at])
+                << "gradient " << at << ", accumulate " << accumulate << ", width " << width;
+          }
+        }
+      }
+    }
+  });
+}
+
 // ---- elementwise
 // -------------------------------------------------------------------------------------------------
 

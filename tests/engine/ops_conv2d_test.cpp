@@ -190,6 +190,51 @@ TEST(Conv2d, ZerosInTheCotangentChangeTheWayNotTheGradient) {
   }
 }
 
+/// The parts of a gradient cover it, each element once, and have the bits of the whole.
+template <class T>
+void compare_parts(const ConvGeometry& g) {
+  const auto image = random_tensor<T>(Shape{g.in_h, g.in_w, g.c_in}, 1);
+  const auto cotangent = random_tensor<T>(Shape{g.out_h, g.out_w, g.c_out}, 2);
+  Arena scratch;
+  const ops::ConvWeightGradient<T> form(g, T(0.5), T(2), scratch);
+  ASSERT_TRUE(form.in_parts(cotangent.data()));
+  Tensor<T> whole(Shape{g.weights()});
+  form(image.data(), cotangent.data(), false, whole.data(), nullptr);
+  const T unset = std::numeric_limits<T>::quiet_NaN();
+  std::vector<T> framed(form.framed_size(), unset), formed(form.part_size(), unset);
+  std::vector<int> seen(g.weights(), 0);
+  std::size_t wrong = 0;
+  form.frame(image.data(), framed.data());
+  for (std::size_t p = 0; p < form.parts(); ++p) {
+    form.form_part(p, framed.data(), cotangent.data(), formed.data());
+    const auto part = form.part(p);
+    for (std::size_t o = 0; o < part.outer; ++o) {
+      for (std::size_t i = 0; i < part.inner; ++i) {
+        for (std::size_t at = 0; at < part.length; ++at) {
+          const std::size_t to = part.first + o * part.outer_step + i * part.inner_step + at;
+          ASSERT_LT(to, seen.size());
+          ++seen[to];
+          if (!(formed.at(o * part.formed_step + i * part.length + at) == whole(to))) ++wrong;
+        }
+      }
+    }
+  }
+  EXPECT_EQ(wrong, 0u);
+  EXPECT_EQ(std::count(seen.begin(), seen.end(), 1), static_cast<std::ptrdiff_t>(seen.size()));
+}
+
+TEST(Conv2d, PartsOfAGradientHaveTheBitsOfTheWhole) {
+  for (const ConvGeometry& g :
+       {conv_geometry(8, 8, 208, 144, 3, 3, 1, 1, {}), conv_geometry(7, 9, 16, 80, 3, 3, 1, 1, {}),
+        conv_geometry(18, 17, 32, 32, 3, 3, 1, 1, {}), conv_geometry(9, 8, 64, 70, 3, 3, 2, 2, {}),
+        conv_geometry(6, 5, 35, 131, 2, 3, 1, 1, {}), conv_geometry(8, 8, 32, 7, 1, 1, 2, 2, {}),
+        conv_geometry(5, 5, 3, 5, 3, 3, 1, 1, {})}) {
+    SCOPED_TRACE(::testing::Message() << g.in_h << "x" << g.in_w << " " << g.c_in << "->" << g.c_out);
+    compare_parts<float>(g);
+    compare_parts<double>(g);
+  }
+}
+
 TEST(Conv2d, AHugeStrideCostsNothing) {
   const std::size_t huge = 2'147'483'647;
   for (const Padding& padding : {Padding{}, Padding{.kind = Padding::Kind::Explicit, .amount = 1}}) {

@@ -362,13 +362,17 @@ TEST(Kernel, SameBitsInRoundsOverTheSeeds) {
       const auto whole = planned_kernel<float>(*module, x.view(), second, options, plan, workers);
       for (const std::size_t held : {1UL, module->outputs() - 1}) {
         for (const bool packed : {true, false}) {
-          plan.round_seeds = held;
-          plan.packed = packed;
-          plan.tile = 16;
-          plan.tape_block = 7;
-          EXPECT_EQ(plan.rounds(), (module->outputs() + held - 1) / held);
-          const auto k = planned_kernel<float>(*module, x.view(), second, options, plan, workers);
-          EXPECT_TRUE(same_bits<float>(whole.values, k.values)) << held << " " << packed;
+          for (const bool keeps_passes : {true, false}) {
+            plan.round_seeds = held;
+            plan.packed = packed;
+            plan.keeps_passes = keeps_passes;
+            plan.tile = 16;
+            plan.tape_block = 7;
+            EXPECT_EQ(plan.rounds(), (module->outputs() + held - 1) / held);
+            const auto k = planned_kernel<float>(*module, x.view(), second, options, plan, workers);
+            EXPECT_TRUE(same_bits<float>(whole.values, k.values))
+                << held << " " << packed << " " << keeps_passes;
+          }
         }
       }
       plan.resident = 20;

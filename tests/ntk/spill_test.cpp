@@ -358,6 +358,7 @@ TEST_F(SpillTest, ADiskThatFailsAnywhereCostsTimeAlone) {
     expect_told("cannot reserve");
     // Without anybody to tell.
     small.options.notice = {};
+    small.options.progress = {};
     failing_write = 2;
     EXPECT_TRUE(same_bits(expected, small.run(plan, second)));
     failing_write = 0;

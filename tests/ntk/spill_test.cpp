@@ -11,12 +11,19 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <optional>
 #include <sstream>
+#include <stdexcept>
+#include <stop_token>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "engine/bf16.hpp"
 #include "engine/error.hpp"
 #include "ntk/cost.hpp"
 #include "ntk/factors.hpp"
@@ -168,6 +175,7 @@ void same_bits_spilled(const fs::path& folder, const Case& c, KernelOptions opti
          {Sizes{7, 3, 5, 2}, {13, 61, 4, 31}, {1, 1, 1, 1}, {11, 4, 64, 64}, {50, 25, 8, 16}}) {
       if (sizes.resident == 1 && n > 13) continue;  // thousands of blocks
       for (const bool packed : {true, false}) {
+        if (packed && options.bf16) continue;
         Plan plan = easy;
         plan.resident = sizes.resident;
         plan.streamed = sizes.streamed;
@@ -227,6 +235,11 @@ TEST_F(SpillTest, SameBitsForAnyBlocksThreadsAndLayouts) {
   options.per_parameter = true;
   same_bits_spilled<float>(folder, kernel_cases::all()[2], options, 31);
   same_bits_spilled<double>(folder, kernel_cases::all()[4], options, 17);
+  options.per_parameter = false;
+  if (bf16_kernels() != nullptr) {
+    options.bf16 = true;
+    same_bits_spilled<float>(folder, kernel_cases::all()[2], options, 53);
+  }
   EXPECT_TRUE(scratch_is_empty());
 }
 

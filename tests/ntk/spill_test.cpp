@@ -561,7 +561,7 @@ struct Planner {
     profile = ntk::profile<float>(network, kernel_cases::inputs_of<float>(input, 1, 1).view());
     request.rows = request.columns = n;
     request.seeds = outputs;
-    request.result_in_file = true;
+    request.per_parameter = true;  // without rounds
     request.workers = 2;
     request.rates.scratch = {1e9, 1.4e9};
     request.scratch = {.folder = "somewhere",
@@ -678,7 +678,7 @@ TEST_F(SpillTest, ADiskWithoutRoomIsLeftAloneOrRefused) {
 
 TEST_F(SpillTest, ItReplacesRoundsWhereThatIsForced) {
   Planner deep(kDeep, {32, 32, 3}, 10, 256, 0.5);
-  deep.request.result_in_file = false;
+  deep.request.per_parameter = false;
   deep.request.spill = Spill::Never;
   const Plan rounds = deep.plan();
   ASSERT_GT(rounds.rounds(), 1U);

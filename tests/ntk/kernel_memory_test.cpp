@@ -76,19 +76,25 @@ TEST(KernelMemory, ThePlanBoundsWhatIsTaken) {
   const std::size_t elsewhere = workers.count() * (std::size_t{8} << 20) + x.size() * sizeof(float) +
                                 module->parameters().size() * sizeof(float);
   KernelOptions options;
+  KernelTimings timings;
+  options.timings = &timings;
   for (const Reduce reduce : {Reduce::TraceMean, Reduce::Full}) {
     options.reduce = reduce;
     options.memory = 0;
     const std::size_t roomy = kernel<float>(*module, x, options, workers).planned_bytes;
-    for (const std::size_t cut : {0, 1, 3}) {
-      options.memory = roomy - cut * (roomy - elsewhere) / 4;
+    for (const std::size_t cut : {0, 1, 3, 4}) {
+      // Spilled factors are the disk's.
+      options.spill = cut == 4 ? Spill::Always : Spill::Never;
+      options.scratch = testing::TempDir();
+      options.memory = roomy - std::min<std::size_t>(cut, 3) * (roomy - elsewhere) / 4;
       const std::size_t before = live;
       peak = before;
       const auto k = kernel<float>(*module, x, options, workers);
       const std::size_t taken = peak - before;
-      if (cut == 3) {
+      if (cut >= 3) {
         EXPECT_LT(k.block_examples, 150u);
       }
+      EXPECT_EQ(timings.spilled_bytes != 0, cut == 4);
       // Bookkeeping (names, schedules, tasks) is not in the plan: 256 KiB.
       EXPECT_LE(taken + elsewhere, k.planned_bytes + (std::size_t{1} << 18))
           << reduce_name(reduce, 0) << " " << cut;

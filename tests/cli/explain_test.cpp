@@ -179,7 +179,7 @@ TEST_F(Explain, RatesAreKeptAndBrokenOnesAreNot) {
     std::ofstream(path) << text.replace(at, from.size(), to);
     EXPECT_FALSE(read_rates(path)) << from << " -> " << to;
   };
-  broken("\"layout\": 2", "\"layout\": 1");
+  broken("\"layout\": 3", "\"layout\": 1");
   broken("123000000000.0", "-1");
   broken("123000000000.0", "\"fast\"");
   broken("\"version\": \"", "\"version\": \"old ");

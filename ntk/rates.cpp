@@ -289,21 +289,21 @@ KernelRates::KernelRates() {
   f32 = {.gram = 165e9,
          .fetch = 12e9,
          .pack = 17e9,
-         .lay = 5e9,
+         .lay = 12e9,
          .entries = 0.45e9,
          .position = 140e9,
          .taps = 22e9,
          .gemm = 140e9,
          .bandwidth = 25e9,
          .elementwise = 14e9,
-         .convolutions = {{{3, 64, 32, 3, 1, 140e9, 17e9, 140e9},
+         .convolutions = {{{3, 64, 32, 3, 1, 140e9, 17e9, 120e9},
                            {64, 64, 32, 3, 1, 160e9, 235e9, 210e9},
                            {16, 16, 16, 3, 1, 120e9, 100e9, 90e9},
-                           {32, 32, 16, 3, 1, 160e9, 210e9, 200e9},
-                           {64, 128, 32, 3, 2, 160e9, 145e9, 140e9},
-                           {256, 256, 8, 3, 1, 155e9, 200e9, 110e9},
-                           {512, 512, 4, 3, 1, 135e9, 155e9, 48e9},
-                           {64, 128, 16, 1, 2, 135e9, 100e9, 50e9}}}};
+                           {32, 32, 16, 3, 1, 160e9, 210e9, 165e9},
+                           {64, 128, 32, 3, 2, 160e9, 145e9, 130e9},
+                           {256, 256, 8, 3, 1, 155e9, 200e9, 180e9},
+                           {512, 512, 4, 3, 1, 135e9, 155e9, 115e9},
+                           {64, 128, 16, 1, 2, 135e9, 100e9, 78e9}}}};
   // Half as many numbers in a register and in a byte of bandwidth.
   f64 = f32;
   for (double* const rate : {&f64.gram, &f64.position, &f64.taps, &f64.gemm}) *rate /= 2;

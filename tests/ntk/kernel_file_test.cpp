@@ -563,6 +563,51 @@ TEST_F(KernelFileTest, ReportsWorkByItsKind) {
   }
 }
 
+/// All tiles are finished in the last round: what was stopped before begins anew, and later goes on.
+TEST_F(KernelFileTest, RoundsOverTheOutputs) {
+  job.text = "conv(24,3) relu conv(24,3) relu gap dense(6)";
+  job.input = {8, 8, 4};
+  job.n = 331;
+  job.options.reduce = Reduce::TraceMean;
+  job.options.ways = {{"0.weight", Way::Materialize}, {"2.weight", Way::Materialize}};
+  const auto network = job.network();
+  const auto x = job.x();
+  const auto plan = [&](std::size_t memory) {
+    job.options.memory = memory;
+    return kernel_file_plan<float>(network, x.view(), nullptr, job.options, job.workers);
+  };
+  const Plan roomy = plan(std::size_t{1} << 30);
+  ASSERT_EQ(roomy.rounds(), 1u);
+  const Plan tight = plan(roomy.total_bytes() * 3 / 4);
+  EXPECT_EQ(tight.rounds(), 6u);
+  EXPECT_TRUE(tight.keeps_passes);
+  EXPECT_EQ(tight.resident, job.n);
+  EXPECT_LE(tight.total_bytes(), job.options.memory);
+  KernelWork last;
+  job.destination.work = [&](const KernelWork& work) {
+    for (const std::size_t kind : {0, 1}) EXPECT_GE(work.done[kind], last.done[kind]);
+    last = work;
+  };
+  Job stopped = job;
+  std::stop_source source;
+  stopped.options.stop = source.get_token();
+  stopped.options.progress = [&](std::size_t done, std::size_t total) {
+    if (done > total / 2) source.request_stop();
+  };
+  thrown([&] { stopped.run(); });
+  last = {};
+  EXPECT_EQ(job.run().found, 0u);
+  EXPECT_EQ(last.done, last.total);
+  last = {};
+  interrupt(2);
+  last = {};
+  EXPECT_GE(job.run().found, 2u);
+  EXPECT_EQ(last.done, last.total);
+  job.destination.work = {};
+  job.options.memory = 0;
+  expect_finished_like_reference();
+}
+
 TEST_F(KernelFileTest, GoesOnWithOtherThreadsAndBudget) {
   interrupt(4);
   job.workers = 7;

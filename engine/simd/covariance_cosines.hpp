@@ -36,12 +36,11 @@ GRADGRAM_INLINE Batch<T> cosine_root(const Batch<T>& z) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 8) {
     const Batch<T> estimate = _mm512_rsqrt14_pd(z);
-    Batch<T> root = z * estimate;
-    Batch<T> half = estimate * T(0.5);  // of the inverse
-    const Batch<T> error = _mm512_fnmadd_pd(root, half, broadcast(T(0.5)));
-    root = multiply_add(root, error, root);
-    half = multiply_add(half, error, half);
-    return multiply_add(Batch<T>(_mm512_fnmadd_pd(root, root, z)), half, root);
+    const Batch<T> root = z * estimate;
+    const Batch<T> error = _mm512_fnmadd_pd(root, estimate, broadcast(T(1)));  // below 2^-13
+    Batch<T> more = multiply_add(error, broadcast(T(0.3125)), broadcast(T(0.375)));
+    more = multiply_add(error, more, broadcast(T(0.5)));
+    return multiply_add(Batch<T>(root * error), more, root);
   }
 #endif
   return plane_root<T>(z);

@@ -36,14 +36,24 @@ namespace gradgram {
 namespace {
 
 /// Additions, multiplications and multiply-adds per register of pairs and layer: two window sums (4 each),
-/// the polynomial, the root as an estimate and a Newton step in f32, and 14 more; without windows, where
-/// cosines may be negative, 21 and five of affine.
+/// the polynomial, the root as an estimate and a Newton step in f32, and 14 more.
 template <class T>
-constexpr double needed(bool windows) {
+constexpr double needed_of_planes() {
   const double polynomial = sizeof(T) == 4 ? 7 : 17;
   const double root = sizeof(T) == 4 ? 6 : 3;
-  return (windows ? 8 + 14 : 21 + 5) + polynomial + root;
+  return 8 + 14 + polynomial + root;
 }
+
+/// The same of cosines of vectors: polynomial, root (in f64 too as an estimate, since the divider would take
+/// longer than all the rest), and 8 more.
+template <class T>
+constexpr double needed_of_cosines() {
+  const double polynomial = sizeof(T) == 4 ? 8 : 17;
+  const double root = sizeof(T) == 4 ? 6 : 9;
+  return 8 + polynomial + root;
+}
+/// Per register of pairs: 1 - cosine, obtuse angles in the first layer (6), and both norms.
+constexpr double kNeededBesideLayers = 12;
 
 struct Case {
   std::string name, text;
@@ -105,7 +115,9 @@ void kernel(benchmark::State& state, const Case& what, std::size_t threads) {
   state.counters["cpu_ms"] = best * 1e3 / entries;
   state.counters["prepare_ms"] = preparation.count() * 1e3 / static_cast<double>(2 * n);
   state.counters["slots"] = slots;
-  double limit = entries * what.visits / lanes(sizeof(T)) * needed<T>(!what.dense) / slots_per_second;
+  const double instructions = what.dense ? what.visits * needed_of_cosines<T>() + kNeededBesideLayers
+                                         : what.visits * needed_of_planes<T>();
+  double limit = entries / lanes(sizeof(T)) * instructions / slots_per_second;
   if (what.dense) limit += 2 * entries * static_cast<double>(what.input.size()) / probe_gemm_rate<T>();
   state.counters["of_limit"] = limit / best;
 }

@@ -116,6 +116,38 @@ struct PlaneWindows {
   std::size_t pitch = 0;  ///< between windows of the left line
 };
 
+/// The dense layers before one rectifier, and it: see CosineRun.
+template <class T>
+struct CosineLayer {
+  T affines = 1;        ///< how many layers
+  T ratio = 0;          ///< turn / scale of arc_cosine
+  bool obtuse = false;  ///< whether cosines below zero may occur
+  T weights[20] = {};   ///< set by cosine_layer
+};
+
+/// Pairs of vectors through all dense layers without biases and rectifiers. Such a network is homogeneous, so
+/// that its kernels are the product of two norms and a function of the cosine alone. A layer takes
+///     u = 1 - cosine    to u - ratio (sin a - a cos a),
+///     theta             to (theta + affines cos a) (1 - ratio a),
+/// where theta is the tangent kernel divided by the norms, zero at first.
+template <class T>
+struct CosineRun {
+  std::size_t rows = 0;
+  std::size_t columns = 0;
+  /// u = offset + factor * entry. Rows are readable up to `columns` rounded up to kColumnPadding<T>.
+  const T* entries = nullptr;
+  std::size_t stride = 0;
+  T offset = 1, factor = -1;
+  const CosineLayer<T>* layers = nullptr;
+  std::size_t layer_count = 0;
+  T affines_after = 0;  ///< dense layers after the last rectifier
+  const T* left_root = nullptr;
+  const T* right_root = nullptr;  ///< readable as a row of entries
+  T* covariance = nullptr;        ///< or null; exactly `columns` of a row are written, and so of the next
+  T* tangent = nullptr;           ///< or null
+  std::size_t out_stride = 0;
+};
+
 /// The kernels of one instruction set and precision. Callers validate. In place: delta and theta become those
 /// of the post-activations, covariance E[phi(u) phi(v)] and theta * E[phi'(u) phi'(v)].
 template <class T>
@@ -148,6 +180,10 @@ struct CovarianceTable {
   /// out[i] = scale * sum_c (left[c] - right[c * stride + i])^2, i < n rounded up to kColumnPadding<T>.
   void (*squared_differences)(const T* left, const T* right, std::size_t stride, std::size_t channels,
                               T scale, T* out, std::size_t n) noexcept;
+  /// Sets what follows from the rest of a layer.
+  void (*cosine_layer)(CosineLayer<T>&) noexcept;
+  /// outermost[r] = the largest |entry| of row r.
+  void (*cosine_run)(const CosineRun<T>&, T* outermost) noexcept;
   void (*plane_layer)(const PlaneRun<T>&) noexcept;
   /// The state before the first layer: delta = sum_c (left[c] - right[c])^2, theta the same of the sums of
   /// both. Channels are laid out as the roots, `left_stride` and `right_stride` from one to the next.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "engine/simd/covariance_cosines.hpp"
 #include "engine/simd/covariance_planes.hpp"
 #include "engine/simd/covariance_tables.hpp"
 #include "engine/simd/vector.hpp"
@@ -355,6 +356,8 @@ constexpr CovarianceTable<T> make_covariance_table(const char* isa) {
           covariance_normalize<T>,
           covariance_scaled_sum<T>,
           covariance_squared_differences<T>,
+          set_cosine_layer<T>,
+          cosine_run<T>,
           plane_layer<T>,
           plane_input<T>,
           plane_sums<T>,

@@ -16,6 +16,7 @@
 #include "engine/cpu.hpp"
 #include "engine/error.hpp"
 #include "engine/memory_account.hpp"
+#include "ntk/infinite/cosines.hpp"
 #include "ntk/infinite/planes.hpp"
 #include "ntk/infinite/program.hpp"
 #include "ntk/infinite/propagator.hpp"
@@ -307,6 +308,11 @@ std::size_t builder_bytes(const Program& program, std::size_t examples, std::siz
     bytes = checked_add(bytes, Sides<double>::bytes(program, examples), kBytes);
     block += kWideColumns;
   }
+  if (follows_cosines(program)) {
+    const std::size_t held = checked_multiply(examples, CosineVectors<T>::bytes_per_example(program), kBytes);
+    bytes = checked_add(bytes, held, kBytes);
+    plane_scratch += CosineVectors<T>::bytes_per_worker(kVectorTile);
+  }
   const std::size_t scratch = checked_add(
       checked_multiply(2 * (program.depth + 2), checked_multiply(block, sizeof(double), kBytes), kBytes),
       3 * tile * sizeof(T) + plane_scratch, kBytes);
@@ -385,6 +391,14 @@ class Builder {
         if (q > 0 && (smallest == 0 || q < smallest)) smallest = q;
       }
     }
+    scratch_.resize(workers_.count());
+    for (Scratch& scratch : scratch_) {
+      const Tile tile = largest_tile();
+      if (what_.nngp) scratch.nngp = Tensor<T>(Shape{tile.rows, tile.columns});
+      if (what_.ntk) scratch.ntk = Tensor<T>(Shape{tile.rows, tile.columns});
+    }
+    cosines_ = CosineVectors<T>::make(program_, x, left, versus, right, kVectorTile, workers_.count());
+    if (cosines_ != nullptr) return;
     const double tolerance = std::is_same_v<T, float> ? 1e-9 : 1e-14;
     scales_ = choose_scales(program_, largest, smallest, tolerance, series_);
     const bool transposed = program_.reach != Reach::Vector;
@@ -413,13 +427,9 @@ class Builder {
             std::make_unique<Propagator<double>>(program_, scales_, series_, what_.ntk));
       }
     }
-    scratch_.resize(workers_.count());
     for (Scratch& scratch : scratch_) {
       if (plan_) scratch.planes = std::make_unique<PlaneWorker<T>>(*plan_);
-      const Tile tile = largest_tile();
       if (program_.reach == Reach::Vector) scratch.products = Tensor<T>(Shape{kVectorTile, kVectorTile});
-      if (what_.nngp) scratch.nngp = Tensor<T>(Shape{tile.rows, tile.columns});
-      if (what_.ntk) scratch.ntk = Tensor<T>(Shape{tile.rows, tile.columns});
     }
   }
 
@@ -488,7 +498,11 @@ class Builder {
           const auto wanted = [&](std::size_t i, std::size_t j) { return rows.holds(i) && columns.holds(j); };
           switch (program_.reach) {
             case Reach::Vector:
-              vectors(tile, worker);
+              if (cosines_ == nullptr) {
+                vectors(tile, worker);
+              } else if (cosine_vectors(tile, worker, rows, columns, out)) {
+                return;
+              }
               break;
             case Reach::Diagonal:
               diagonals(tile, worker);
@@ -609,6 +623,28 @@ class Builder {
 
   BlockPlace<T> place(std::size_t row, std::size_t column) const {
     return {left_sides_.get(), &right_sides(), row, column, same_};
+  }
+
+  /// True when the results stand where they were asked for; false when they are in the scratch of the tile.
+  template <class Out>
+  bool cosine_vectors(const Tile& tile, std::size_t worker, IndexRange rows, IndexRange columns,
+                      const InfiniteBlock<Out>& out) {
+    const typename CosineVectors<T>::Tile whole{tile.row, tile.rows, tile.column, tile.columns};
+    if constexpr (std::is_same_v<T, Out>) {
+      if (!same_) {
+        const IndexRange r = overlap(rows, tile.row, tile.rows);
+        const IndexRange c = overlap(columns, tile.column, tile.columns);
+        const std::size_t to = (r.begin - rows.begin) * out.stride + c.begin - columns.begin;
+        cosines_->run(whole, {r.begin, r.end - r.begin, c.begin, c.end - c.begin}, worker,
+                      {what_.nngp ? out.nngp + to : nullptr, what_.ntk ? out.ntk + to : nullptr, out.stride});
+        return true;
+      }
+    }
+    Scratch& scratch = scratch_[worker];
+    cosines_->run(whole, whole, worker,
+                  {what_.nngp ? scratch.nngp.data() : nullptr, what_.ntk ? scratch.ntk.data() : nullptr,
+                   largest_tile().columns});
+    return false;
   }
 
   void vectors(const Tile& tile, std::size_t worker) {
@@ -979,14 +1015,15 @@ class Builder {
     }
   }
 
+  static IndexRange overlap(IndexRange a, std::size_t begin, std::size_t count) {
+    return {std::max(a.begin, begin), std::max(begin, std::min(a.end, begin + count))};
+  }
+
   /// Copies what was asked for from a tile, and of a symmetric matrix its mirror image.
   template <class Out>
   void deliver(const Tensor<T>& from, const Tile& tile, IndexRange rows, IndexRange columns, Out* out,
                std::size_t stride) const {
     const std::size_t step = largest_tile().columns;
-    const auto overlap = [](IndexRange a, std::size_t begin, std::size_t count) {
-      return IndexRange{std::max(a.begin, begin), std::max(begin, std::min(a.end, begin + count))};
-    };
     const auto entry = [&](std::size_t i, std::size_t j) {
       return from.data()[(i - tile.row) * step + j - tile.column];
     };
@@ -1036,7 +1073,8 @@ class Builder {
   const Workers& workers_;
   Scales scales_;
   SeriesList series_;
-  std::optional<PlanePlan> plan_;  ///< for models that planes can follow
+  std::unique_ptr<CosineVectors<T>> cosines_;  ///< instead of all that follows, where it serves
+  std::optional<PlanePlan> plan_;              ///< for models that planes can follow
   std::unique_ptr<Sides<T>> left_sides_, right_sides_;
   std::unique_ptr<Inputs<T>> left_inputs_, right_inputs_;
   std::unique_ptr<PlaneImages<T>> left_images_, right_images_;  ///< for diagonal plans

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <ostream>
+#include <utility>
 #include <vector>
 
 #include "cli/commands.hpp"
@@ -12,6 +13,7 @@
 #include "cli/memory.hpp"
 #include "cli/progress.hpp"
 #include "cli/reduction.hpp"
+#include "cli/result_files.hpp"
 #include "cli/text.hpp"
 #include "engine/error.hpp"
 #include "engine/npy.hpp"
@@ -74,7 +76,7 @@ void run(const Context& context) {
       ntk::project_gradients<T>(network, x.view(), projection, workers);
   const Tensor<T> kernel = ntk::approximate_kernel<T>(projected, workers);
   meter.close();
-  write_npy<T>(out, kernel.view());
+  StagedFile file = stage_npy<T>(out, kernel.view());
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 
   json["approximate"] = {{"label", projected.label()},
@@ -94,7 +96,7 @@ void run(const Context& context) {
   json["seconds"] = seconds;
   if (!note.empty()) json["note"] = note;
   const std::filesystem::path sidecar = beside(out, ".json");
-  write_json(sidecar, json);
+  publish(out, std::move(file), json);
 
   if (options.json) {
     context.out << json.dump(2) << '\n';

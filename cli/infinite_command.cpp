@@ -14,6 +14,7 @@
 #include "cli/inputs.hpp"
 #include "cli/memory.hpp"
 #include "cli/progress.hpp"
+#include "cli/result_files.hpp"
 #include "cli/text.hpp"
 #include "engine/error.hpp"
 #include "engine/npy.hpp"
@@ -107,6 +108,22 @@ void run(const Context& context) {
   account.check();
   const Tensor<T> x = take_inputs<T>(data);
   const Tensor<T> versus_x = take_inputs<T>(versus);
+  if (!options.versus.empty()) json["versus"] = versus_json;
+  double seconds = 0;
+  // What every architecture that is compared with others keeps to (docs/infinite.md).
+  const double entry_error = ntk::infinite_entry_error<T>();
+  destination.before_naming = [&](const ntk::KernelFile& file) {
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    json["n_versus"] = columns;
+    json["shape"] = list(file.shape);
+    json["packed"] = options.packed;
+    json["tiles"] = file.tiles;
+    json["tiles_of_earlier_runs"] = file.found;
+    json["tiles_found_damaged"] = file.damaged;
+    json["relative_entry_error"] = entry_error;
+    json["seconds"] = seconds;
+    describe_before_naming(out, json);
+  };
   if (options.versus.empty()) {
     kernel = or_estimate(model, [&] {
       return ntk::infinite_kernel_to_file<T>(model, variances, x.view(), what, destination, workers);
@@ -116,22 +133,8 @@ void run(const Context& context) {
       return ntk::infinite_kernel_to_file<T>(model, variances, x.view(), versus_x.view(), what, destination,
                                              workers);
     });
-    json["versus"] = versus_json;
   }
   meter.close();
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  json["n_versus"] = columns;
-  json["shape"] = list(kernel.shape);
-  json["packed"] = options.packed;
-  json["tiles"] = kernel.tiles;
-  json["tiles_of_earlier_runs"] = kernel.found;
-  json["tiles_found_damaged"] = kernel.damaged;
-  // What every architecture that is compared with others keeps to (docs/infinite.md).
-  const double entry_error = ntk::infinite_entry_error<T>();
-  json["relative_entry_error"] = entry_error;
-  json["seconds"] = seconds;
-  const std::filesystem::path sidecar = beside(out, ".json");
-  write_json(sidecar, json);
 
   if (options.json) {
     context.out << json.dump(2) << '\n';
@@ -150,7 +153,8 @@ void run(const Context& context) {
       {"time", seconds_text(seconds)}};
   if (kernel.found + kernel.damaged != 0) rows.push_back({"went on", went_on_text(kernel)});
   context.out << table(rows, {false, false});
-  fmt::print(context.out, "Wrote {} {} and {}\n", out.string(), kernel.shape.to_string(), sidecar.string());
+  fmt::print(context.out, "Wrote {} {} and {}\n", out.string(), kernel.shape.to_string(),
+             beside(out, ".json").string());
 }
 
 }  // namespace

@@ -43,12 +43,8 @@ void run(const Context& context) {
   }
   // The weights, the same in the order of the file, and the file.
   constexpr std::size_t kCopies = 3;
-  std::size_t parameters = 0;
-  for (const models::LayerPrice& layer : models::price(open_model(options, input, outputs))) {
-    parameters = checked_add(parameters, layer.parameters, "init: parameters");
-  }
   account.phase("the weights and their file",
-                checked_multiply(parameters, kCopies * sizeof(T), "init: bytes of the weights"));
+                weight_bytes(open_model(options, input, outputs), kCopies * sizeof(T)));
   account.check();
   const models::Network<T> network = open_network<T>(options, input, outputs);
   network.save_weights(out);

@@ -11,13 +11,17 @@
 #include <nlohmann/json.hpp>
 #include <ostream>
 #include <system_error>
+#include <utility>
 
+#include "cli/result_files.hpp"
 #include "cli/text.hpp"
 #include "engine/blas.hpp"
 #include "engine/cpu.hpp"
 #include "engine/error.hpp"
 #include "engine/file.hpp"
 #include "engine/npy.hpp"
+#include "engine/shape.hpp"
+#include "models/price.hpp"
 
 namespace gradgram::cli {
 namespace {
@@ -82,6 +86,7 @@ datasets::Dataset open_versus(const Options& options, const Shape& example_shape
 
 std::size_t outputs_for(const Options& options, const datasets::Dataset& data) {
   if (options.outputs > 0) return options.outputs;
+  if (data.targets.size() != 0) return data.targets.shape()[1];
   return data.classes() > 2 ? data.classes() : 1;
 }
 
@@ -113,9 +118,34 @@ models::NetworkOptions infinite_variances(const Options& options) {
   return result;
 }
 
+std::size_t weight_bytes(const models::Model& model, std::size_t each) {
+  std::size_t parameters = 0;
+  for (const models::LayerPrice& layer : models::price(model)) {
+    parameters = checked_add(parameters, layer.parameters, "--model: parameters");
+  }
+  return checked_multiply(parameters, each, "--model: bytes of the weights");
+}
+
+template <class T>
+void require_room_for_weights(const Options& options, const models::Model& model) {
+  // Those of a moment are drawn whatever the budget: only with them the command can be counted to the byte.
+  constexpr std::size_t kDrawnInAMoment = std::size_t{64} << 20;
+  const std::size_t bytes = weight_bytes(model, sizeof(T));
+  const std::size_t memory = memory_budget(options);
+  if (bytes <= std::max(memory, kDrawnInAMoment)) return;
+  throw BudgetError(fmt::format(
+      "the memory budget ({} bytes) cannot hold the weights of --model; the least that would do is more than "
+      "{} bytes, which they take alone",
+      memory, bytes));
+}
+template void require_room_for_weights<float>(const Options&, const models::Model&);
+template void require_room_for_weights<double>(const Options&, const models::Model&);
+
 template <class T>
 models::Network<T> open_network(const Options& options, const Shape& input, std::size_t outputs) {
-  models::Network<T> network(open_model(options, input, outputs), network_options(options));
+  models::Model model = open_model(options, input, outputs);
+  require_room_for_weights<T>(options, model);
+  models::Network<T> network(std::move(model), network_options(options));
   if (!options.weights.empty()) network.load_weights(options.weights);
   return network;
 }
@@ -162,6 +192,7 @@ std::filesystem::path array_output(const Options& options) {
   if (out.extension() != ".npy") {
     throw ArgumentError(fmt::format("--out: '{}' must be a name that ends in .npy", options.out));
   }
+  require_writable_beside(out);
   return out;
 }
 

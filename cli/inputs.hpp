@@ -23,7 +23,7 @@ datasets::Dataset open_data_unscaled(const Options& options);
 /// standardized like --data.
 datasets::Dataset open_versus(const Options& options, const Shape& example_shape);
 
-/// --outputs, or what the classes of the data call for.
+/// --outputs, or what the classes or the columns of targets of the data call for.
 std::size_t outputs_for(const Options& options, const datasets::Dataset& data);
 /// The model of --model.
 models::Model open_model(const Options& options, const Shape& input, std::size_t outputs);
@@ -31,7 +31,12 @@ models::Model open_model(const Options& options, const Shape& input, std::size_t
 models::NetworkOptions network_options(const Options& options);
 /// The variances alone, of the ntk parameterization that infinite width is told in.
 models::NetworkOptions infinite_variances(const Options& options);
-/// The model with the weights of --weights or of --seed.
+/// Bytes of the model's weights at `each` a number.
+std::size_t weight_bytes(const models::Model& model, std::size_t each);
+/// Throws BudgetError when the weights of T alone, which may take minutes to draw, are above the budget.
+template <class T>
+void require_room_for_weights(const Options& options, const models::Model& model);
+/// The model with the weights of --weights or of --seed. Throws like require_room_for_weights().
 template <class T>
 models::Network<T> open_network(const Options& options, const Shape& input, std::size_t outputs);
 
@@ -43,8 +48,8 @@ std::vector<std::int32_t> read_labels(const std::string& path, std::size_t n, co
 /// Throws IoError unless a file can be created at `path` (its folder exists and may be written to): told
 /// before the work rather than after.
 void require_writable(const std::filesystem::path& path);
-/// --out, where an array is going to be written. Throws like require_writable, and ArgumentError when the
-/// name does not end in .npy.
+/// --out, where an array is going to be written. Throws like require_writable, also of what stands beside it,
+/// and ArgumentError when the name does not end in .npy.
 std::filesystem::path array_output(const Options& options);
 /// The same of an array that is written at once. An unfinished kernel beside it, which would be taken for one
 /// of --out later, is removed with --restart; otherwise it is an ArgumentError.

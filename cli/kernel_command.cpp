@@ -17,6 +17,7 @@
 #include "cli/memory.hpp"
 #include "cli/progress.hpp"
 #include "cli/reduction.hpp"
+#include "cli/result_files.hpp"
 #include "cli/text.hpp"
 #include "engine/error.hpp"
 #include "engine/npy.hpp"
@@ -32,22 +33,20 @@ namespace {
 
 using nlohmann::ordered_json;
 
-template <class T>
-void write_in(const std::filesystem::path& path, const Tensor<double>& values) {
-  Tensor<T> converted(values.shape());
-  std::transform(values.span().begin(), values.span().end(), converted.data(),
-                 [](double value) { return static_cast<T>(value); });
-  write_npy<T>(path, converted.view());
-}
-
-/// max |f(x)| over examples and outputs; 0 for no examples.
+/// max |f(x)| over examples and outputs; 0 for no examples. Throws NumericError where one is not finite:
+/// behind a softmax such outputs look like classes that are certain.
 template <class T>
 double largest_output(const Module<T>& module, TensorView<const T> x, const Workers& workers) {
   double largest = 0;
   if (!x) return largest;
   const Tensor<T> outputs = evaluate<T>(module, x, workers);
-  for (const T value : outputs.span()) {
-    largest = std::max(largest, std::abs(static_cast<double>(value)));
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    const double value = static_cast<double>(outputs.data()[i]);
+    if (!std::isfinite(value)) {
+      throw NumericError(
+          fmt::format("--reduce true-class: an output of example {} is {}", i / module.outputs(), value));
+    }
+    largest = std::max(largest, std::abs(value));
   }
   return largest;
 }
@@ -101,7 +100,7 @@ Preview show_preview(const Context& context, const models::Network<T>& network, 
   options.timings = nullptr;
   const Tensor<double> diagonal = ntk::diagonal<T>(network, x, options, workers);
   meter.close();
-  write_in<T>(file, diagonal);
+  stage_narrowed<T>(file, diagonal, "diagonal").commit();
   Preview preview = preview_of(diagonal);
   preview.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   if (context.options.json) return preview;
@@ -125,10 +124,17 @@ std::vector<std::string> parameter_names(const ParameterSet<T>& parameters) {
   return names;
 }
 
-/// The command on paper. `versus` may be null. Returns whether the budget holds a preview, which counts only
-/// when it is asked for: one that nobody asked for is left out rather than refused.
+/// What the budget leaves to parts of the command.
+struct Room {
+  /// Whether it holds a preview, which counts only when it is asked for: one that nobody asked for is left
+  /// out rather than refused.
+  bool preview = true;
+  std::size_t sample = 0;  ///< bytes for the sample that tells the error of bf16
+};
+
+/// The command on paper. `versus` may be null.
 template <class T>
-bool count_memory(const Options& options, const models::Network<T>& network, const datasets::Dataset& data,
+Room count_memory(const Options& options, const models::Network<T>& network, const datasets::Dataset& data,
                   const datasets::Dataset* versus, const ntk::KernelOptions& kernel_options,
                   const Workers& workers, bool preview) {
   MemoryAccount account("kernel", kernel_options.memory);
@@ -139,8 +145,9 @@ bool count_memory(const Options& options, const models::Network<T>& network, con
   const std::size_t columns = versus == nullptr ? 0 : versus->size();
   if (n == 0 || (versus != nullptr && columns == 0)) {
     account.check();
-    return true;
+    return {true, kernel_options.memory};
   }
+  Room room;
   const ntk::ModuleProfile profile = ntk::profile_of_first<T>(network, data.inputs);
   const std::size_t diagonal =
       ntk::least_diagonal_bytes<T>(network, profile, n, kernel_options, workers.count());
@@ -151,6 +158,13 @@ bool count_memory(const Options& options, const models::Network<T>& network, con
                                                            workers.count(), !options.per_parameter));
   }
   if (preview) account.phase("the preview", diagonal);
+  if (kernel_options.bf16) {
+    for (const datasets::Dataset* set : sets) account.hold(input_bytes<T>(*set));
+    room.sample = account.phase(
+        "the sample for the error of bf16",
+        ntk::least_sampled_bytes<T>(network, profile, n, columns, kernel_options, workers.count()));
+    for (const datasets::Dataset* set : sets) account.release(input_bytes<T>(*set));
+  }
   if (kernel_options.reduce == ntk::Reduce::TrueClass) {
     for (const datasets::Dataset* set : sets) account.hold(input_bytes<T>(*set));
     account.hold(profile.weight_bytes);
@@ -159,7 +173,8 @@ bool count_memory(const Options& options, const models::Network<T>& network, con
     }
   }
   account.check();
-  return diagonal <= kernel_options.memory;
+  room.preview = diagonal <= kernel_options.memory;
+  return room;
 }
 
 template <class T>
@@ -202,7 +217,7 @@ void run(const Context& context) {
   const Shape example_shape = data.example_shape();
   datasets::Dataset versus = open_versus(options, example_shape);
   if (!options.versus.empty()) json["versus"] = describe_versus(options, versus);
-  const bool room_for_preview =
+  const Room room =
       count_memory<T>(options, network, data, options.versus.empty() ? nullptr : &versus, kernel_options,
                       workers, symmetric_file && options.preview && !options.plan_only);
   const Tensor<T> x = take_inputs<T>(data);
@@ -235,11 +250,44 @@ void run(const Context& context) {
     if (options.json) context.out << json.dump(2) << '\n';
     return;
   }
+  const TensorView<const T> versus_view = versus_x.view();
+  double entry_error = ntk::entry_error<T>(network);
+  std::string measured;
+  if (kernel_options.bf16) {
+    entry_error += ntk::bf16_entry_error();
+    ntk::KernelOptions sample_options = kernel_options;
+    sample_options.memory = room.sample;
+    const ntk::EntryErrors errors = ntk::sampled_bf16_errors<T>(
+        network, x.view(), options.versus.empty() ? nullptr : &versus_view, sample_options, workers);
+    json["measured_error"] = {{"against", "f32"},
+                              {"entries", errors.entries},
+                              {"worst", errors.worst},
+                              {"root_mean_square", errors.root_mean_square}};
+    measured = fmt::format("; {} entries differ from f32 by {} at the most, {} root mean square",
+                           grouped(errors.entries), significant(errors.worst, 2),
+                           significant(errors.root_mean_square, 2));
+  }
+  if (kernel_options.reduce == ntk::Reduce::TrueClass) {
+    // The softmax in front hands the errors of f on (docs/precision.md).
+    entry_error *= 1 + std::max(largest_output<T>(network, x.view(), workers),
+                                largest_output<T>(network, versus_view, workers));
+  }
+  json["relative_entry_error"] = entry_error;
+  if (!note.empty()) json["note"] = note;
+  double seconds = 0;
+  const auto complete = [&](const Shape& result) {
+    shape = result;
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    json["shape"] = list(shape);
+    json["seconds"] = seconds;
+    explainer.describe(json);
+  };
   if (options.diagonal) {
     const Tensor<double> diagonal = ntk::diagonal<T>(network, x.view(), kernel_options, workers);
     meter.close();
-    write_in<T>(out, diagonal);
-    shape = diagonal.shape();
+    StagedFile file = stage_narrowed<T>(out, diagonal, "diagonal");
+    complete(diagonal.shape());
+    publish(out, std::move(file), json);
   } else {
     if (options.per_parameter) {
       const ntk::KernelMatrix<T> kernel =
@@ -249,14 +297,16 @@ void run(const Context& context) {
       meter.close();
       json["block_examples"] = kernel.block_examples;
       json["planned_bytes"] = kernel.planned_bytes;
-      shape = kernel.values.shape();
       std::vector<NamedTensor<T>> arrays;
       for (std::size_t i = 0; i < kernel.per_parameter.size(); ++i) {
         arrays.push_back({kernel.parameter_names[i], kernel.per_parameter[i].view()});
       }
-      write_npz<T>(per_parameter, arrays);
+      std::vector<StagedFile> parts;
+      parts.push_back(stage_npz<T>(per_parameter, arrays));
       json["per_parameter"] = per_parameter.filename().string();
-      write_npy<T>(out, kernel.values.view());
+      StagedFile file = stage_npy<T>(out, kernel.values.view());
+      complete(kernel.values.shape());
+      publish(out, std::move(file), json, std::move(parts));
     } else {
       ntk::KernelDestination destination;
       destination.path = out;
@@ -272,7 +322,7 @@ void run(const Context& context) {
         const std::size_t group = plan.rows_per_example();
         const std::size_t pairs = options.packed ? ntk::packed_size(n) : n * n;
         const double expected = ntk::plan_cost(plan).finished;
-        if (room_for_preview && wants_preview(options, out, pairs * group * group * sizeof(T), expected)) {
+        if (room.preview && wants_preview(options, out, pairs * group * group * sizeof(T), expected)) {
           const std::filesystem::path file = beside(out, ".diagonal.npy");
           const Preview preview =
               show_preview<T>(context, network, x.view(), kernel_options, workers, meter, expected, file);
@@ -289,6 +339,15 @@ void run(const Context& context) {
       }
       json["packed"] = options.packed;
       destination.verify_progress = meter.phase("verifying");
+      destination.before_naming = [&](const ntk::KernelFile& file) {
+        json["block_examples"] = file.block_examples;
+        json["planned_bytes"] = file.planned_bytes;
+        json["tiles"] = file.tiles;
+        json["tiles_of_earlier_runs"] = file.found;
+        json["tiles_found_damaged"] = file.damaged;
+        complete(file.shape);
+        describe_before_naming(out, json);
+      };
       const ntk::KernelFile kernel = [&] {
         try {
           if (options.versus.empty()) {
@@ -305,46 +364,11 @@ void run(const Context& context) {
         }
       }();
       meter.close();
-      json["block_examples"] = kernel.block_examples;
-      json["planned_bytes"] = kernel.planned_bytes;
-      json["tiles"] = kernel.tiles;
-      json["tiles_of_earlier_runs"] = kernel.found;
-      json["tiles_found_damaged"] = kernel.damaged;
-      shape = kernel.shape;
       if (kernel.found + kernel.damaged != 0) {
         went_on = went_on_text(kernel);
       }
     }
   }
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  const TensorView<const T> versus_view = versus_x.view();
-  json["shape"] = list(shape);
-  double entry_error = ntk::entry_error<T>(network);
-  std::string measured;
-  if (kernel_options.bf16) {
-    entry_error += ntk::bf16_entry_error();
-    const ntk::EntryErrors errors = ntk::sampled_bf16_errors<T>(
-        network, x.view(), options.versus.empty() ? nullptr : &versus_view, kernel_options, workers);
-    json["measured_error"] = {{"against", "f32"},
-                              {"entries", errors.entries},
-                              {"worst", errors.worst},
-                              {"root_mean_square", errors.root_mean_square}};
-    measured = fmt::format("; {} entries differ from f32 by {} at the most, {} root mean square",
-                           grouped(errors.entries), significant(errors.worst, 2),
-                           significant(errors.root_mean_square, 2));
-  }
-  if (kernel_options.reduce == ntk::Reduce::TrueClass) {
-    // The softmax in front hands the errors of f on (docs/precision.md).
-    entry_error *= 1 + std::max(largest_output<T>(network, x.view(), workers),
-                                largest_output<T>(network, versus_x.view(), workers));
-  }
-  json["relative_entry_error"] = entry_error;
-  json["seconds"] = seconds;
-  explainer.describe(json);
-  if (!note.empty()) json["note"] = note;
-  const std::filesystem::path sidecar = beside(out, ".json");
-  write_json(sidecar, json);
-
   if (options.json) {
     context.out << json.dump(2) << '\n';
     return;
@@ -364,8 +388,8 @@ void run(const Context& context) {
   if (!went_on.empty()) rows.push_back({"went on", went_on});
   context.out << table(rows, {false, false});
   explainer.finish();
-  fmt::print(context.out, "Wrote {} {} and {}{}\n", out.string(), shape.to_string(), sidecar.string(),
-             options.per_parameter ? " and " + per_parameter.string() : "");
+  fmt::print(context.out, "Wrote {} {} and {}{}\n", out.string(), shape.to_string(),
+             beside(out, ".json").string(), options.per_parameter ? " and " + per_parameter.string() : "");
 }
 
 }  // namespace

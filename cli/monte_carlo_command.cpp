@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <ostream>
+#include <utility>
 #include <vector>
 
 #include "cli/commands.hpp"
@@ -12,6 +13,7 @@
 #include "cli/memory.hpp"
 #include "cli/progress.hpp"
 #include "cli/reduction.hpp"
+#include "cli/result_files.hpp"
 #include "cli/text.hpp"
 #include "engine/error.hpp"
 #include "engine/npy.hpp"
@@ -33,6 +35,7 @@ void run(const Context& context) {
   const auto begin = std::chrono::steady_clock::now();
   datasets::Dataset data = open_data(options);
   const models::Model model = open_model(options, data.example_shape(), outputs_for(options, data));
+  require_room_for_weights<T>(options, model);
   const models::NetworkOptions drawn = network_options(options);
   ntk::KernelOptions reduction;
   std::string note;
@@ -72,8 +75,9 @@ void run(const Context& context) {
   }
   meter.close();
   const std::filesystem::path error_file = beside(out, ".error.npy");
-  write_npy<double>(error_file, kernel.standard_error.view());
-  write_npy<double>(out, kernel.mean.view());
+  std::vector<StagedFile> errors;
+  errors.push_back(stage_npy<double>(error_file, kernel.standard_error.view()));
+  StagedFile mean = stage_npy<double>(out, kernel.mean.view());
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 
   json["estimate"] = "Monte Carlo: mean over networks of these widths, not the limit of infinite width";
@@ -99,7 +103,7 @@ void run(const Context& context) {
   json["shape"] = list(shape);
   json["seconds"] = seconds;
   const std::filesystem::path sidecar = beside(out, ".json");
-  write_json(sidecar, json);
+  publish(out, std::move(mean), json, std::move(errors));
   if (options.json) {
     context.out << json.dump(2) << '\n';
     return;

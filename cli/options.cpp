@@ -312,7 +312,7 @@ struct Parser {
         ->take_all();
     plan.option("--rates", options.rates, "WHICH",
                 "What predicted times rest on: measured (on this machine, once; doctor --measure renews "
-                "them) or built-in (the same choices on every machine)",
+                "them) or built-in (with a fixed --memory the same choices on every machine)",
                 "measured when they have been, or to explain");
     plan.option("--spill", options.spill, "WHEN",
                 "Keep gradients that do not fit --memory in a scratch file instead of computing them again: "

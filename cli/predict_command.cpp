@@ -19,6 +19,7 @@
 #include "cli/memory.hpp"
 #include "cli/progress.hpp"
 #include "cli/reduction.hpp"
+#include "cli/result_files.hpp"
 #include "cli/split.hpp"
 #include "cli/text.hpp"
 #include "engine/error.hpp"
@@ -224,9 +225,10 @@ Answer by_eigenpairs(const Problem<T>& problem, const Asked& asked, bool varianc
 }
 
 /// What a matrix that is not positive definite asks for: a ridge above its negative eigenvalues, as far as
-/// they were found, and above what the errors of its entries are likely to have moved them by.
+/// they were found, and above what the errors of its entries are likely to have moved them by; `given` is the
+/// ridge that was not enough.
 template <class T, class Solve>
-auto or_ridge(const Problem<T>& problem, const Solve& solve) {
+auto or_ridge(const Problem<T>& problem, double given, const Solve& solve) {
   try {
     return solve();
   } catch (const ntk::NotPositiveDefinite& error) {
@@ -239,7 +241,8 @@ auto or_ridge(const Problem<T>& problem, const Solve& solve) {
       trace += entry;
     }
     const double likely = 2 * problem.entry_error * std::sqrt(largest * trace);
-    const double ridge = likely > error.jitter() ? ntk::rounded_up(likely) : error.jitter();
+    // The jitter is what the matrix with its ridge lacks.
+    const double ridge = given + (likely > error.jitter() ? ntk::rounded_up(likely) : error.jitter());
     throw NumericError(
         fmt::format("{} (--ridge {:g}{})", error.what(), ridge,
                     likely > error.jitter() ? ", above the errors of the kernel's entries" : ""));
@@ -261,8 +264,9 @@ Answer by_equations(const Problem<T>& problem, const Asked& asked, bool variance
     cholesky.shift = asked.learning.ridge;
     cholesky.progress = progress;
     cholesky.stop = stop;
-    const ntk::CholeskyFactor factor =
-        or_ridge(problem, [&] { return ntk::CholeskyFactor(widened(problem.kernel), workers, cholesky); });
+    const ntk::CholeskyFactor factor = or_ridge(problem, asked.learning.ridge, [&] {
+      return ntk::CholeskyFactor(widened(problem.kernel), workers, cholesky);
+    });
     ntk::GaussianOutputs law =
         ntk::gaussian_process(factor, widened(problem.cross), problem.prior, problem.y, workers);
     answer.test = std::move(law.mean);
@@ -284,7 +288,7 @@ Answer by_equations(const Problem<T>& problem, const Asked& asked, bool variance
   regression_options.memory = problem.memory;
   regression_options.progress = progress;
   regression_options.stop = stop;
-  const ntk::Regression solved = or_ridge(problem, [&] {
+  const ntk::Regression solved = or_ridge(problem, asked.learning.ridge, [&] {
     return ntk::kernel_regression<T>(problem.kernel, missing, regression_options, workers);
   });
   answer.residual = solved.residual;
@@ -344,9 +348,10 @@ void finish(const Context& context, const Problem<T>& problem, std::vector<std::
   };
   const Tensor<double> train = as_outputs(answer.train);
   const Tensor<double> test = as_outputs(answer.test);
-  write_npy<double>(out, test.view());
+  StagedFile file = stage_npy<double>(out, test.view());
   const std::filesystem::path variance_file = beside(out, ".variance.npy");
-  if (options.variance) write_npy<double>(variance_file, answer.variance.view());
+  std::vector<StagedFile> others;
+  if (options.variance) others.push_back(stage_npy<double>(variance_file, answer.variance.view()));
 
   json["learned"] = asked.words;
   json["time"] = forever ? ordered_json("inf") : ordered_json(asked.learning.time);
@@ -417,7 +422,7 @@ void finish(const Context& context, const Problem<T>& problem, std::vector<std::
   json["shape"] = {test.shape()[0], test.shape()[1]};
   json["seconds"] = seconds;
   const std::filesystem::path sidecar = beside(out, ".json");
-  write_json(sidecar, json);
+  publish(out, std::move(file), json, std::move(others));
   if (options.json) {
     context.out << json.dump(2) << '\n';
     return;

@@ -27,12 +27,15 @@ datasets::Dataset without(const datasets::Dataset& data, const std::vector<std::
   result.source = data.source;
   const Shape example = data.example_shape();
   result.inputs = Tensor<double>(example.with_outer(kept.size()));
-  if (data.targets.size() != 0) result.targets = Tensor<double>(Shape{kept.size(), 1});
+  const std::size_t columns = data.targets.size() == 0 ? 0 : data.targets.shape()[1];
+  if (columns != 0) result.targets = Tensor<double>(Shape{kept.size(), columns});
   for (std::size_t i = 0; i < kept.size(); ++i) {
     std::copy_n(data.inputs.data() + kept[i] * example.size(), example.size(),
                 result.inputs.data() + i * example.size());
     if (!data.labels.empty()) result.labels.push_back(data.labels[kept[i]]);
-    if (data.targets.size() != 0) result.targets.data()[i] = data.targets.data()[kept[i]];
+    if (columns != 0) {
+      std::copy_n(data.targets.data() + kept[i] * columns, columns, result.targets.data() + i * columns);
+    }
     result.rows.push_back(data.rows[kept[i]]);
   }
   return result;

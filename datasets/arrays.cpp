@@ -76,12 +76,15 @@ Examples array_examples(NpyArray x, const std::optional<NpyArray>& y, const std:
   examples.channels_first = rank == 4;
   examples.pixels = rank > 2 && x.type == NpyType::U1;
   if (y) {
-    const bool column = y->shape.size() == 1 || (y->shape.size() == 2 && y->shape[1] == 1);
+    const bool real = y->type == NpyType::F4 || y->type == NpyType::F8;
+    const bool column =
+        y->shape.size() == 1 || (y->shape.size() == 2 && (real ? y->shape[1] >= 1 : y->shape[1] == 1));
     if (!column || y->shape[0] != x.shape[0]) {
-      refuse(name, fmt::format("y must be ({0},) or ({0}, 1) for x of shape ({1}), but has shape ({2})",
-                               x.shape[0], fmt::join(x.shape, ", "), fmt::join(y->shape, ", ")));
+      refuse(name,
+             fmt::format("y must be ({0},) or ({0}, {3}) for x of shape ({1}), but has shape ({2})",
+                         x.shape[0], fmt::join(x.shape, ", "), fmt::join(y->shape, ", "), real ? "C" : "1"));
     }
-    if (y->type == NpyType::F4 || y->type == NpyType::F8) {
+    if (real) {
       check_finite(*y, "the target", name);
       examples.targets.resize(y->size());
       for (std::size_t i = 0; i < y->size(); ++i) examples.targets[i] = y->at(i);

@@ -46,7 +46,7 @@ struct Dataset {
   Tensor<double> inputs;                   ///< [n, features] or [n, height, width, channels]
   std::vector<std::int32_t> labels;        ///< [n], or empty
   std::vector<std::int32_t> clean_labels;  ///< [n] the labels before label noise; empty when there was none
-  Tensor<double> targets;                  ///< [n, 1] real targets of a regression set, or empty
+  Tensor<double> targets;                  ///< [n, C] real targets of a regression set, or empty
   std::vector<std::string> class_names;    ///< one per label value; empty for regression
   std::vector<std::size_t> rows;           ///< [n] which row of the source each example was
   std::string source;                      ///< what was read, in words: `fashion-mnist (system package, ...)`

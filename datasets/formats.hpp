@@ -23,7 +23,7 @@ struct Examples {
   bool channels_first = false;  ///< rank 4 values are [n, channels, height, width]
   bool pixels = false;          ///< bytes 0..255 that stand for 0..1
   std::vector<std::int32_t> labels;
-  std::vector<double> targets;
+  std::vector<double> targets;  ///< of each example as many, one example after the other
   std::vector<std::string> class_names;
 
   std::size_t size() const { return values.shape.empty() ? 0 : values.shape[0]; }

@@ -225,9 +225,12 @@ Dataset prepare(const Examples& examples, const OpenOptions& options, std::strin
   apply_limit(options.limit, data.rows, data.labels, data.class_names.size());
   add_label_noise(options, data);
   if (!examples.targets.empty()) {
-    data.targets = Tensor<double>(Shape{data.rows.size(), 1});
-    for (std::size_t i = 0; i < data.rows.size(); ++i)
-      data.targets.data()[i] = examples.targets[data.rows[i]];
+    const std::size_t columns = examples.targets.size() / examples.size();
+    data.targets = Tensor<double>(Shape{data.rows.size(), columns});
+    for (std::size_t i = 0; i < data.rows.size(); ++i) {
+      std::copy_n(examples.targets.data() + data.rows[i] * columns, columns,
+                  data.targets.data() + i * columns);
+    }
   }
   data.inputs = Tensor<double>(input_shape(examples, data.rows.size()));
   switch (examples.values.type) {

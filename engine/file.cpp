@@ -104,21 +104,9 @@ void fill(int descriptor, const std::filesystem::path& path,
   if (!stream) throw IoError("write_file: cannot write " + path.string() + ": its writer gave up");
 }
 
-/// Removes the temporary file unless it has been renamed.
-class Temporary {
- public:
-  explicit Temporary(std::filesystem::path path) : path_(std::move(path)) {}
-  Temporary(const Temporary&) = delete;
-  Temporary& operator=(const Temporary&) = delete;
-  ~Temporary() {
-    if (!path_.empty()) ::unlink(path_.c_str());
-  }
-  const std::filesystem::path& path() const noexcept { return path_; }
-  void release() noexcept { path_.clear(); }
-
- private:
-  std::filesystem::path path_;
-};
+IoError creation_failure(const std::filesystem::path& path, const std::string& why) {
+  return IoError("write_file: cannot create " + path.string() + ": " + why);
+}
 
 }  // namespace
 
@@ -155,31 +143,30 @@ std::vector<std::byte> read_file(const std::filesystem::path& path, std::size_t 
   return bytes;
 }
 
-void write_file(const std::filesystem::path& path, const std::function<void(std::ostream&)>& write) {
+StagedFile::StagedFile(const std::filesystem::path& path, const std::function<void(std::ostream&)>& write)
+    : path_(path), target_(path) {
   std::error_code error;
-  const auto refuse = [&](const std::string& why) {
-    return IoError("write_file: cannot create " + path.string() + ": " + why);
-  };
-  if (!path.has_filename()) throw refuse("the path names no file");
-  std::filesystem::path target = path;
+  if (!path.has_filename()) throw creation_failure(path, "the path names no file");
   const std::filesystem::file_status status = std::filesystem::status(path, error);
-  if (std::filesystem::is_directory(status)) throw refuse(reason(EISDIR));
+  if (std::filesystem::is_directory(status)) throw creation_failure(path, reason(EISDIR));
   if (std::filesystem::exists(status)) {
     if (!std::filesystem::is_regular_file(status)) {
       Descriptor file(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
-      if (file.get() < 0) throw refuse(reason(errno));
+      if (file.get() < 0) throw creation_failure(path, reason(errno));
       fill(file.get(), path, write);
-      if (file.close() != 0) throw refuse(reason(errno));
+      if (file.close() != 0) throw creation_failure(path, reason(errno));
       return;
     }
-    target = std::filesystem::canonical(path, error);
-    if (error) throw refuse(error.message());
+    target_ = std::filesystem::canonical(path, error);
+    if (error) throw creation_failure(path, error.message());
   }
-  const std::filesystem::path folder = target.has_parent_path() ? target.parent_path() : ".";
+  const std::filesystem::path folder = target_.has_parent_path() ? target_.parent_path() : ".";
   if (!std::filesystem::exists(folder, error)) {
-    throw refuse("its folder " + folder.string() + " does not exist");
+    throw creation_failure(path, "its folder " + folder.string() + " does not exist");
   }
-  if (!std::filesystem::is_directory(folder, error)) throw refuse(folder.string() + " is not a folder");
+  if (!std::filesystem::is_directory(folder, error)) {
+    throw creation_failure(path, folder.string() + " is not a folder");
+  }
 
   // Not mkstemp(): that makes the file private, and the mode that the user's umask asks for cannot be read
   // back safely.
@@ -192,18 +179,41 @@ void write_file(const std::filesystem::path& path, const std::function<void(std:
     name = folder / (".gradgram-" + std::to_string(number) + ".part");
     descriptor = ::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   } while (descriptor < 0 && errno == EEXIST);
-  if (descriptor < 0) throw refuse(reason(errno));
+  if (descriptor < 0) throw creation_failure(path, reason(errno));
   Descriptor file(descriptor);
-  Temporary temporary(std::move(name));
-  fill(file.get(), path, write);
-  // A crash after the rename must not leave an empty file in the place of the old one.
-  if (::fsync(file.get()) != 0) throw refuse(reason(errno));
-  if (file.close() != 0) throw refuse(reason(errno));
-  if (::rename(temporary.path().c_str(), target.c_str()) != 0) throw refuse(reason(errno));
-  temporary.release();
+  try {
+    fill(file.get(), path, write);
+    // A crash after the rename must not leave an empty file in the place of the old one.
+    if (::fsync(file.get()) != 0) throw creation_failure(path, reason(errno));
+    if (file.close() != 0) throw creation_failure(path, reason(errno));
+  } catch (...) {
+    ::unlink(name.c_str());
+    throw;
+  }
+  temporary_ = std::move(name);
+}
+
+StagedFile::StagedFile(StagedFile&& other) noexcept
+    : path_(std::move(other.path_)),
+      target_(std::move(other.target_)),
+      temporary_(std::exchange(other.temporary_, {})) {}
+
+StagedFile::~StagedFile() {
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+}
+
+void StagedFile::commit() {
+  if (temporary_.empty()) return;
+  if (::rename(temporary_.c_str(), target_.c_str()) != 0) throw creation_failure(path_, reason(errno));
+  temporary_.clear();
   // The name itself: best effort, some file systems do not sync folders.
+  const std::filesystem::path folder = target_.has_parent_path() ? target_.parent_path() : ".";
   Descriptor parent(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (parent.get() >= 0) ::fsync(parent.get());
+}
+
+void write_file(const std::filesystem::path& path, const std::function<void(std::ostream&)>& write) {
+  StagedFile(path, write).commit();
 }
 
 }  // namespace gradgram

@@ -12,10 +12,29 @@ namespace gradgram {
 /// directory or is larger than `limit` bytes.
 std::vector<std::byte> read_file(const std::filesystem::path& path, std::size_t limit = std::size_t{1} << 36);
 
-/// Creates `path` whole or not at all: `write` fills a stream on a temporary file in the same folder, which
-/// is flushed to the disk and renamed to `path`, or removed when anything fails; what `write` throws passes
-/// through. A symbolic link is followed; a device or pipe is written directly, since it must not be replaced
-/// by a file. Parent folders are not created. Throws IoError (path and reason).
+/// A file that is whole on the disk and has not its name yet, so that several can get theirs together or
+/// none: a temporary one in the same folder, removed unless it is committed. A symbolic link is followed; a
+/// device or pipe is written directly, since it must not be replaced by a file.
+class StagedFile {
+ public:
+  /// `write` fills a stream; what it throws passes through. Parent folders are not created. Throws IoError
+  /// (path and reason).
+  StagedFile(const std::filesystem::path& path, const std::function<void(std::ostream&)>& write);
+  StagedFile(StagedFile&& other) noexcept;
+  StagedFile(const StagedFile&) = delete;
+  StagedFile& operator=(const StagedFile&) = delete;
+  ~StagedFile();
+
+  /// Gives it its name, in the place of a file that had it. Throws IoError.
+  void commit();
+
+ private:
+  std::filesystem::path path_;       ///< as messages tell it
+  std::filesystem::path target_;     ///< behind symbolic links
+  std::filesystem::path temporary_;  ///< empty without one
+};
+
+/// Creates `path` whole or not at all: StagedFile, committed at once.
 void write_file(const std::filesystem::path& path, const std::function<void(std::ostream&)>& write);
 
 }  // namespace gradgram

@@ -343,13 +343,13 @@ constexpr NpyType npy_type() {
 }
 
 template <class T>
-void write_values(const std::filesystem::path& path, std::span<const std::size_t> shape,
-                  std::span<const T> values) {
+StagedFile stage_values(const std::filesystem::path& path, std::span<const std::size_t> shape,
+                        std::span<const T> values) {
   if (values.data() == nullptr && !values.empty()) {
     throw ArgumentError("write_npy: the array for " + path.string() + " has no data");
   }
   const std::string header = npy_header(npy_type<T>(), shape);
-  write_file(path, [&](std::ostream& stream) {
+  return StagedFile(path, [&](std::ostream& stream) {
     stream.write(header.data(), static_cast<std::streamsize>(header.size()));
     stream.write(reinterpret_cast<const char*>(values.data()),
                  static_cast<std::streamsize>(values.size_bytes()));
@@ -620,17 +620,22 @@ std::map<std::string, NpyArray> read_npz(const std::filesystem::path& path) {
 }
 
 template <class T>
+StagedFile stage_npy(const std::filesystem::path& path, TensorView<const T> values) {
+  return stage_values<T>(path, values.shape().extents(), values.span());
+}
+
+template <class T>
 void write_npy(const std::filesystem::path& path, TensorView<const T> values) {
-  write_values<T>(path, values.shape().extents(), values.span());
+  stage_npy<T>(path, values).commit();
 }
 
 void write_npy(const std::filesystem::path& path, std::span<const std::int32_t> values) {
   const std::size_t extent = values.size();
-  write_values<std::int32_t>(path, {&extent, 1}, values);
+  stage_values<std::int32_t>(path, {&extent, 1}, values).commit();
 }
 
 template <class T>
-void write_npz(const std::filesystem::path& path, std::span<const NamedTensor<T>> arrays) {
+StagedFile stage_npz(const std::filesystem::path& path, std::span<const NamedTensor<T>> arrays) {
   std::set<std::string> names;
   for (const NamedTensor<T>& array : arrays) {
     if (array.name.empty()) throw ArgumentError("write_npz: an array for " + path.string() + " has no name");
@@ -680,17 +685,16 @@ void write_npz(const std::filesystem::path& path, std::span<const NamedTensor<T>
   }
   if (arrays.empty()) {
     // libzip leaves an archive without entries unwritten; this is the end record of an empty one.
-    write_file(path, [](std::ostream& stream) {
+    return StagedFile(path, [](std::ostream& stream) {
       constexpr std::array<char, 22> kEmpty = {'P', 'K', '\x05', '\x06'};
       stream.write(kEmpty.data(), kEmpty.size());
     });
-    return;
   }
   if (zip_close(archive.get()) != 0) throw refuse_archive(zip_strerror(archive.get()));
   archive.release();
   if (zip_source_open(built.get()) != 0)
     throw refuse_archive(zip_error_strerror(zip_source_error(built.get())));
-  write_file(path, [&](std::ostream& stream) {
+  StagedFile staged(path, [&](std::ostream& stream) {
     std::vector<char> chunk(std::size_t{1} << 20);
     while (true) {
       const zip_int64_t got = zip_source_read(built.get(), chunk.data(), chunk.size());
@@ -700,12 +704,22 @@ void write_npz(const std::filesystem::path& path, std::span<const NamedTensor<T>
     }
   });
   zip_source_close(built.get());
+  return staged;
+}
+
+template <class T>
+void write_npz(const std::filesystem::path& path, std::span<const NamedTensor<T>> arrays) {
+  stage_npz<T>(path, arrays).commit();
 }
 
 template Tensor<float> NpyArray::to_tensor<float>() const;
 template Tensor<double> NpyArray::to_tensor<double>() const;
 template void write_npy<float>(const std::filesystem::path&, TensorView<const float>);
 template void write_npy<double>(const std::filesystem::path&, TensorView<const double>);
+template StagedFile stage_npy<float>(const std::filesystem::path&, TensorView<const float>);
+template StagedFile stage_npy<double>(const std::filesystem::path&, TensorView<const double>);
+template StagedFile stage_npz<float>(const std::filesystem::path&, std::span<const NamedTensor<float>>);
+template StagedFile stage_npz<double>(const std::filesystem::path&, std::span<const NamedTensor<double>>);
 template void write_npz<float>(const std::filesystem::path&, std::span<const NamedTensor<float>>);
 template void write_npz<double>(const std::filesystem::path&, std::span<const NamedTensor<double>>);
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/file.hpp"
 #include "engine/tensor.hpp"
 
 /// NumPy's .npy and .npz files. Reads f4, f8, u1, i4, i8, little-endian, C and Fortran order, up to rank 5;
@@ -75,6 +76,10 @@ void write_npy(const std::filesystem::path& path, const Tensor<T>& values) {
   write_npy<T>(path, values.view());
 }
 
+/// The same without its name yet: an array that others are to appear with.
+template <class T>
+StagedFile stage_npy(const std::filesystem::path& path, TensorView<const T> values);
+
 template <class T>
 struct NamedTensor {
   std::string name;
@@ -84,5 +89,8 @@ struct NamedTensor {
 /// built in memory first. Throws IoError, ArgumentError for an empty or repeated name.
 template <class T>
 void write_npz(const std::filesystem::path& path, std::span<const NamedTensor<T>> arrays);
+/// The same without its name yet.
+template <class T>
+StagedFile stage_npz(const std::filesystem::path& path, std::span<const NamedTensor<T>> arrays);
 
 }  // namespace gradgram

@@ -271,7 +271,15 @@ TopPairs largest_pairs(SymmetricOperator& kernel, const TopOptions& options) {
   kernel.apply({start.data(), one}, {image.data(), one});
   ++result.products;
   const double scale = image.norm();
-  if (!(scale > 0)) throw NumericError("largest_pairs: the kernel is zero, it has no directions to find");
+  if (!std::isfinite(scale)) throw NumericError("largest_pairs: a product with the kernel is not finite");
+  if (scale == 0) {
+    // The kernel is zero, of which any vectors are eigenvectors.
+    result.values.assign(top, 0.0);
+    result.residuals.assign(top, 0.0);
+    result.vectors = Tensor<double>(Shape{top, n});
+    for (std::size_t i = 0; i < top; ++i) result.vectors(i, i) = 1;
+    return result;
+  }
 
   const std::size_t krylov = std::max<std::size_t>(2 * top + 1, 20);
   const double tolerance = std::max(1e-12, kernel.relative_error());

@@ -74,8 +74,9 @@ struct TopPairs {
 /// The largest eigenpairs by implicitly restarted Lanczos (Spectra). Memory: max(2 top + 1, 20) vectors; a
 /// kernel of no more rows than that is multiplied out and decomposed instead.
 /// Lanczos may miss copies of an eigenvalue that is repeated to rounding. Says nothing of the smallest.
-/// Throws ArgumentError, and NumericError when it does not converge, a residual is beyond rounding, or K is
-/// zero.
+/// Of a kernel that is zero any vectors are eigenvectors: the first unit vectors are given. Throws
+/// ArgumentError, and NumericError when it does not converge, a product is not finite, or a residual is
+/// beyond rounding.
 TopPairs largest_pairs(SymmetricOperator& kernel, const TopOptions& options = {});
 
 struct DensityOptions {

@@ -4,7 +4,9 @@
 #include <cmath>
 #include <vector>
 
+#include "engine/cpu.hpp"
 #include "ntk/kernel.hpp"
+#include "ntk/planned_kernel.hpp"
 
 namespace gradgram::ntk {
 
@@ -35,13 +37,14 @@ double bf16_entry_error() {
 
 namespace {
 
+constexpr std::size_t kSampled = 32;
+
 /// Evenly spaced examples and what belongs to them.
 template <class T>
 struct Sample {
   Sample(TensorView<const T> x, std::span<const std::int32_t> all_labels) {
-    constexpr std::size_t kExamples = 32;
     const std::size_t n = x.shape()[0];
-    const std::size_t count = std::min(n, kExamples);
+    const std::size_t count = std::min(n, kSampled);
     examples = Tensor<T>(x.shape().inner().with_outer(count));
     for (std::size_t i = 0; i < count; ++i) {
       const std::size_t from = i * n / count;
@@ -70,13 +73,42 @@ std::vector<double> lengths(const Module<T>& module, const Sample<T>& sample, Ke
   return result;
 }
 
+/// Of a block of the kernel.
+template <class T>
+std::size_t block_bytes(std::size_t rows, std::size_t columns, std::size_t outputs,
+                        const KernelOptions& options) {
+  const std::size_t group = options.reduce == Reduce::Full ? outputs * outputs : 1;
+  return rows * columns * group * sizeof(T);
+}
+
 }  // namespace
+
+template <class T>
+std::size_t least_sampled_bytes(const Module<T>& module, const ModuleProfile& profile, std::size_t rows,
+                                std::size_t columns, const KernelOptions& asked, std::size_t workers) {
+  const std::size_t n = std::min(rows, kSampled);
+  const std::size_t m = std::min(columns == 0 ? rows : columns, kSampled);
+  KernelOptions options = asked;
+  options.per_parameter = false;
+  const std::size_t beside = block_bytes<T>(n, m, module.outputs(), options);
+  std::size_t least = 0;
+  for (const bool bf16 : {true, false}) {
+    options.bf16 = bf16;
+    least = std::max(least, beside + least_kernel_bytes<T>(module, profile, n, m, options, workers));
+  }
+  for (const std::size_t examples : {n, m}) {
+    least =
+        std::max(least, 2 * beside + least_diagonal_bytes<T>(module, profile, examples, options, workers));
+  }
+  return least;
+}
 
 template <class T>
 EntryErrors sampled_bf16_errors(const Module<T>& module, TensorView<const T> x,
                                 const TensorView<const T>* versus, const KernelOptions& asked,
                                 const Workers& workers) {
   KernelOptions options = asked;
+  const std::size_t memory = asked.memory == 0 ? cpu_info().memory_bytes / 2 : asked.memory;
   options.progress = {};
   options.planned = {};
   options.timings = nullptr;
@@ -90,9 +122,14 @@ EntryErrors sampled_bf16_errors(const Module<T>& module, TensorView<const T> x,
     options.bf16 = bf16;
     return kernel<T>(module, rows.examples.view(), columns.examples.view(), options, workers).values;
   };
+  const std::size_t beside =
+      block_bytes<T>(rows.examples.shape()[0], columns.examples.shape()[0], module.outputs(), options);
+  // One block stays while the other is computed, and both while the diagonals are.
+  options.memory = memory - std::min(memory - 1, beside);
   const Tensor<T> rounded = block(true);
   const Tensor<T> exact = block(false);
   KernelOptions plain = options;
+  plain.memory = memory - std::min(memory - 1, 2 * beside);
   plain.ways.clear();
   const std::vector<double> left = lengths(module, rows, plain, workers);
   const std::vector<double> right = lengths(module, columns, plain, workers);
@@ -122,6 +159,11 @@ template EntryErrors sampled_bf16_errors(const Module<float>&, TensorView<const 
 template EntryErrors sampled_bf16_errors(const Module<double>&, TensorView<const double>,
                                          const TensorView<const double>*, const KernelOptions&,
                                          const Workers&);
+
+template std::size_t least_sampled_bytes(const Module<float>&, const ModuleProfile&, std::size_t, std::size_t,
+                                         const KernelOptions&, std::size_t);
+template std::size_t least_sampled_bytes(const Module<double>&, const ModuleProfile&, std::size_t,
+                                         std::size_t, const KernelOptions&, std::size_t);
 
 template double entry_error(const Module<float>&);
 template double entry_error(const Module<double>&);

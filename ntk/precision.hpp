@@ -10,6 +10,7 @@
 namespace gradgram::ntk {
 
 struct KernelOptions;
+struct ModuleProfile;
 
 /// Columns of a product that are summed in T, at the most, before the sum moves to f64.
 template <class T>
@@ -42,10 +43,16 @@ struct EntryErrors {
   double root_mean_square = 0;
 };
 /// Of a kernel with KernelOptions::bf16 against one without, on at most 32 x 32 evenly spaced examples of x
-/// [n, ...] and, unless null, x'. Computes both parts. Throws as kernel() does.
+/// [n, ...] and, unless null, x'. Computes both parts, within KernelOptions::memory, which pays for the
+/// weights and the examples chosen, not for the others. Throws as kernel() does.
 template <class T>
 EntryErrors sampled_bf16_errors(const Module<T>& module, TensorView<const T> x,
                                 const TensorView<const T>* versus, const KernelOptions& options,
                                 const Workers& workers);
+/// The least KernelOptions::memory that it does with, of `rows` examples against `columns` others or, for 0,
+/// with themselves.
+template <class T>
+std::size_t least_sampled_bytes(const Module<T>& module, const ModuleProfile& profile, std::size_t rows,
+                                std::size_t columns, const KernelOptions& options, std::size_t workers);
 
 }  // namespace gradgram::ntk

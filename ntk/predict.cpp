@@ -14,6 +14,7 @@
 #include "engine/error.hpp"
 #include "engine/memory_account.hpp"
 #include "ntk/checks.hpp"
+#include "ntk/cholesky.hpp"
 #include "ntk/conjugate_gradients.hpp"
 #include "ntk/dynamics.hpp"
 #include "ntk/estimators.hpp"
@@ -23,8 +24,6 @@ namespace gradgram::ntk {
 namespace {
 
 using blas::Transpose;
-
-/// Rows of a panel of K(x*, X) in f64.
 
 void check(const Learning& learning) {
   const auto refuse = [](const char* what, double value, const char* must) {
@@ -74,17 +73,22 @@ std::pair<double, double> after_steps(const Learning& learning, double s) {
   return {power[2], power[8]};
 }
 
-/// Noise of a positive semidefinite kernel must neither grow nor, forever, be divided by.
+/// Noise of a positive semidefinite kernel must neither grow nor, forever, be divided by. What is negative
+/// beyond noise, ridge included, would grow like exp(rate |s| time).
 double resolved(const Spectrum& spectrum, const Learning& learning, std::size_t i) {
   const double value = spectrum.values[i];
   const double least = learning.time == kForever && learning.ridge == 0 ? spectrum.error_bar : 0;
   if (std::abs(value) <= least || (value < 0 && value >= -spectrum.error_bar)) return 0;
-  if (learning.time == kForever && !(value + learning.ridge > 0)) {
-    throw NumericError(
-        fmt::format("predict: forever needs a positive semidefinite kernel, but eigenvalue {} is {:g} (error "
-                    "bar {:g}); a "
-                    "ridge above that would do",
-                    i, value, spectrum.error_bar));
+  const bool forever = learning.time == kForever;
+  if (forever ? !(value + learning.ridge > 0) : value + learning.ridge < -spectrum.error_bar) {
+    const double smallest = spectrum.values.back();
+    const double jitter = rounded_up(std::max(-2 * (smallest + learning.ridge), spectrum.error_bar));
+    throw NumericError(fmt::format(
+        "predict: needs a positive semidefinite kernel, but the smallest eigenvalue is {:g} (error bar "
+        "{:g}){}; a ridge of {:g} would do",
+        smallest, spectrum.error_bar,
+        learning.ridge == 0 ? "" : fmt::format(", below zero with the ridge of {:g} too", learning.ridge),
+        learning.ridge + jitter));
   }
   return value;
 }
@@ -265,8 +269,8 @@ Learned learned(const Learning& learning, double lambda) {
   } else {
     std::tie(result.gained, remaining) = after_steps(learning, s);
   }
-  // Without a ridge the share itself, which stays exact when it is tiny.
-  result.remaining = learning.ridge == 0 ? remaining : (learning.ridge + lambda * remaining) / s;
+  // 1 - lambda gained, but exact also when it is tiny.
+  result.remaining = remaining + learning.ridge * result.gained;
   return result;
 }
 
@@ -564,21 +568,15 @@ template Tensor<double> apply_kernel(TensorView<const double>, TensorView<const 
 double largest_eigenvalue(SymmetricOperator& kernel) {
   const std::size_t n = kernel.size();
   if (n == 0) return 0;
-  Tensor<double> probe(Shape{1, n});
-  std::fill_n(probe.data(), n, 1.0);
-  Tensor<double> product(Shape{1, n});
-  kernel.apply(probe, product);
-  if (n == 1) return product.data()[0];
-  const bool zero =
-      std::all_of(product.span().begin(), product.span().end(), [](double value) { return value == 0; });
+  if (n == 1) {
+    const double one = 1;
+    double product = 0;
+    kernel.apply({&one, Shape{1, 1}}, {&product, Shape{1, 1}});
+    return product;
+  }
   TopOptions options;
   options.top = 1;
-  try {
-    return largest_pairs(kernel, options).values.front();
-  } catch (const NumericError&) {
-    if (zero) return 0;
-    throw;
-  }
+  return largest_pairs(kernel, options).values.front();
 }
 
 template <class T>

@@ -68,8 +68,9 @@ double largest_stable_rate(Descent descent, double largest_eigenvalue, double mo
 /// Outputs [n, C] on the training examples: y + U^T remaining U (f_0 - y). `initial` = f_0(X), or an empty
 /// view for zeros (a kernel method; an infinite network's mean). Needs all eigenpairs; negative
 /// values within their error bar count as 0, forever without a ridge positive ones too. 4 n^2 C
-/// multiply-adds. Throws ShapeError, ArgumentError, NumericError when the result is not finite (naming the
-/// largest stable rate) or forever is asked of a descent that diverges.
+/// multiply-adds. Throws ShapeError, ArgumentError, NumericError when an eigenvalue with its ridge is below
+/// zero by more than the error bar (naming the smallest and a ridge that does), when the result is not finite
+/// (naming the largest stable rate) or forever is asked of a descent that diverges.
 Tensor<double> predict_train(const Spectrum& spectrum, const Learning& learning, TensorView<const double> y,
                              TensorView<const double> initial = {});
 /// Outputs [m, C] on others: f_0(x*) - K(x*, X) U^T gained U (f_0(X) - y); versus = K(x*, X) [m, n],

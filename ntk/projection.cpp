@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "engine/blas.hpp"
@@ -52,6 +53,11 @@ void sketch(const T* rows, std::size_t stride, std::size_t count, std::size_t si
       for (std::size_t i = 0; i < piece; ++i) sum[places[i]] += signs[i] * static_cast<double>(row[i]);
     }
   }
+}
+
+template <class T>
+std::string beyond() {
+  return std::string(", beyond the numbers of ") + (sizeof(T) == 4 ? "f32" : "f64");
 }
 
 template <class T>
@@ -141,39 +147,39 @@ ProjectedGradients<T> project_gradients(const Module<T>& module, TensorView<cons
   for (std::size_t w = 0; w < workers.count(); ++w) arenas.push_back(std::make_unique<Arena>());
   const double scale =
       options.reduce == Reduce::TraceMean ? 1 / std::sqrt(static_cast<double>(outputs)) : 1.0;
-  workers.run((n + block - 1) / block,
-              [&](std::size_t b, std::size_t worker) {
-                const std::size_t begin = b * block;
-                const std::size_t count = std::min(block, n - begin);
-                Arena& arena = *arenas[worker];
-                const ArenaScope scope(arena);
-                const TensorView<T> rows = arena.tensor<T>({count, stride});
-                const TensorView<double> sums = arena.tensor<double>({count, d});
-                std::fill_n(sums.data(), sums.size(), 0.0);
-                const auto labels =
-                    options.labels.empty() ? options.labels : options.labels.subspan(begin, count);
-                run_passes(module, x.slice(begin, begin + count), reduction, labels, arena,
-                           [&](std::size_t pass, const auto& reverse) {
-                             std::fill_n(rows.data(), rows.size(), T(0));
-                             JacobianSink<T> sink(rows.data(), stride, offsets);
-                             reverse(sink);
-                             // Each output has a hash of its own, as if their gradients stood side by side.
-                             const std::uint64_t key = mix(mix(options.seed + 0x9E3779B97F4A7C15ULL) + pass);
-                             sketch(rows.data(), stride, count, size, key, d, sums.data());
-                           });
-                for (std::size_t e = 0; e < count; ++e) {
-                  for (std::size_t k = 0; k < d; ++k) {
-                    const double value = scale * sums(e, k);
-                    if (!std::isfinite(value)) {
-                      throw NumericError("project_gradients: the gradient of example " +
-                                         std::to_string(begin + e) + " leaves the numbers: feature " +
-                                         std::to_string(k) + " is " + std::to_string(value));
-                    }
-                    result.features(begin + e, k) = static_cast<T>(value);
-                  }
-                }
-              },
-              options.progress, options.stop);
+  workers.run(
+      (n + block - 1) / block,
+      [&](std::size_t b, std::size_t worker) {
+        const std::size_t begin = b * block;
+        const std::size_t count = std::min(block, n - begin);
+        Arena& arena = *arenas[worker];
+        const ArenaScope scope(arena);
+        const TensorView<T> rows = arena.tensor<T>({count, stride});
+        const TensorView<double> sums = arena.tensor<double>({count, d});
+        std::fill_n(sums.data(), sums.size(), 0.0);
+        const auto labels = options.labels.empty() ? options.labels : options.labels.subspan(begin, count);
+        run_passes(module, x.slice(begin, begin + count), reduction, labels, arena,
+                   [&](std::size_t pass, const auto& reverse) {
+                     std::fill_n(rows.data(), rows.size(), T(0));
+                     JacobianSink<T> sink(rows.data(), stride, offsets);
+                     reverse(sink);
+                     // Each output has a hash of its own, as if their gradients stood side by side.
+                     const std::uint64_t key = mix(mix(options.seed + 0x9E3779B97F4A7C15ULL) + pass);
+                     sketch(rows.data(), stride, count, size, key, d, sums.data());
+                   });
+        for (std::size_t e = 0; e < count; ++e) {
+          for (std::size_t k = 0; k < d; ++k) {
+            const T value = static_cast<T>(scale * sums(e, k));
+            if (!std::isfinite(value)) {
+              throw NumericError("project_gradients: the gradient of example " + std::to_string(begin + e) +
+                                 " leaves the numbers: feature " + std::to_string(k) + " is " +
+                                 std::to_string(scale * sums(e, k)) + beyond<T>());
+            }
+            result.features(begin + e, k) = value;
+          }
+        }
+      },
+      options.progress, options.stop);
   return result;
 }
 
@@ -201,6 +207,11 @@ Tensor<T> approximate_kernel(const ProjectedGradients<T>& projected, const Worke
     for (std::size_t i = 0; i < m; ++i) {
       for (std::size_t j = 0; j < columns && j0 + j <= i0 + i; ++j) {
         const T value = static_cast<T>(sums[i * columns + j]);
+        if (!std::isfinite(value)) {
+          throw NumericError("approximate_kernel: entry (" + std::to_string(i0 + i) + ", " +
+                             std::to_string(j0 + j) + ") is " + std::to_string(sums[i * columns + j]) +
+                             beyond<T>());
+        }
         result.data()[(i0 + i) * n + j0 + j] = value;
         result.data()[(j0 + j) * n + i0 + i] = value;
       }

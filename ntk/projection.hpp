@@ -58,6 +58,7 @@ std::size_t projection_bytes(const Module<T>& module, const ModuleProfile& profi
 
 /// <features_i, features_j>, [n, n]: the approximate kernel, symmetric bit for bit. Of rank d at most, so its
 /// eigenvalues beyond the d-th are zero whatever the kernel's are. Same bits for any number of workers.
+/// Throws NumericError naming an entry that is not finite in T.
 template <class T>
 Tensor<T> approximate_kernel(const ProjectedGradients<T>& projected, const Workers& workers);
 /// What it takes beside the features, its result counted.

@@ -557,7 +557,9 @@ KernelFile tiles_to_file(TileSource& source, const KernelDestination& destinatio
   KernelFile result;
   result.shape = grid.shape(destination.packed);
   if (grid.rows == 0 || grid.columns == 0) {
-    write_npy<T>(target, Tensor<T>(result.shape));
+    StagedFile empty = stage_npy<T>(target, Tensor<T>(result.shape).view());
+    if (destination.before_naming) destination.before_naming(result);
+    empty.commit();
     return result;
   }
 
@@ -643,6 +645,7 @@ KernelFile tiles_to_file(TileSource& source, const KernelDestination& destinatio
     source.produce(store);
     store.file().sync();
     litter.release();
+    if (destination.before_naming) destination.before_naming(result);
   } catch (...) {
     // A file in which no tile is finished is worth nothing.
     if (store.done() == 0 && !resumed) throw;

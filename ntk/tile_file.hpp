@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <stop_token>
 #include <string>
 #include <utility>
@@ -28,6 +29,16 @@ class StoppedResumable : public Cancelled {
   using Cancelled::Cancelled;
 };
 
+struct KernelFile {
+  Shape shape;
+  std::size_t tiles = 0;           ///< of the whole kernel (lower triangle, when symmetric)
+  std::size_t found = 0;           ///< of these, finished by an earlier call and still intact
+  std::size_t damaged = 0;         ///< finished by an earlier call, but not intact: computed again
+  std::size_t block_examples = 0;  ///< examples whose gradients were held at once
+  std::size_t planned_bytes =
+      0;  ///< what the plan takes, inputs and weights included; the result is not in it
+};
+
 /// Where a kernel goes, and what made it beyond what the call itself sees.
 struct KernelDestination {
   std::filesystem::path path;  ///< .npy; beside it path.partial and path.journal while it is not finished
@@ -40,16 +51,9 @@ struct KernelDestination {
   bool restart = false;      ///< begin anew even when an unfinished file is there
   WorkProgress work;         ///< of kernel_to_file: what is done, by kind of work
   Progress verify_progress;  ///< while the finished tiles of an unfinished file are read again
-};
-
-struct KernelFile {
-  Shape shape;
-  std::size_t tiles = 0;           ///< of the whole kernel (lower triangle, when symmetric)
-  std::size_t found = 0;           ///< of these, finished by an earlier call and still intact
-  std::size_t damaged = 0;         ///< finished by an earlier call, but not intact: computed again
-  std::size_t block_examples = 0;  ///< examples whose gradients were held at once
-  std::size_t planned_bytes =
-      0;  ///< what the plan takes, inputs and weights included; the result is not in it
+  /// Called once everything is on the disk, before the file gets its name: for what must not describe another
+  /// file, not even for a moment. When it throws, the file stays unfinished.
+  std::function<void(const KernelFile&)> before_naming = {};
 };
 
 /// A matrix of examples against examples, cut into squares of `tile` examples a side.

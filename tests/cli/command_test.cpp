@@ -13,9 +13,12 @@
 #include <vector>
 
 #include "cli/options.hpp"
+#include "cli/reduction.hpp"
 #include "engine/bf16.hpp"
+#include "engine/error.hpp"
 #include "engine/npy.hpp"
 #include "engine/random.hpp"
+#include "models/model.hpp"
 #include "tests/cli/program.hpp"
 #include "tests/source_root.hpp"
 
@@ -104,6 +107,81 @@ TEST_F(Command, TheDocumentIsWhatTheProgramSays) {
   EXPECT_EQ(document.code, kDone);
   EXPECT_EQ(read_text(source_root() / "docs" / "command-line.md"), document.out)
       << "run: gradgram --help-markdown > docs/command-line.md";
+}
+
+/// Commands in the code blocks of a page, continued lines joined, comments and variables in front left out.
+std::vector<std::string> documented_commands(const fs::path& page) {
+  std::vector<std::string> commands;
+  std::ifstream stream(page);
+  bool fenced = false;
+  bool continued = false;
+  for (std::string line; std::getline(stream, line);) {
+    if (line.starts_with("```")) fenced = !fenced;
+    if (!fenced && !line.starts_with("    ")) {
+      continued = false;
+      continue;
+    }
+    line = line.substr(0, line.find(" #"));
+    line.erase(0, std::min(line.find_first_not_of(' '), line.size()));
+    line.erase(line.find_last_not_of(' ') + 1);
+    if (!continued) {
+      if (line.starts_with("GRADGRAM_DATA=")) line.erase(0, line.find(' ') + 1);
+      for (const char* program : {"gradgram ", "./build/cli/gradgram "}) {
+        if (!line.starts_with(program)) continue;
+        const std::string rest = line.substr(std::string(program).size());
+        // `gradgram VERB: ...` is a message.
+        if (rest.substr(0, rest.find(' ')).ends_with(':')) continue;
+        commands.push_back(rest);
+        continued = rest.ends_with('\\');
+        break;
+      }
+    } else {
+      commands.back() += ' ' + line;
+      continued = line.ends_with('\\');
+    }
+    if (continued) commands.back().pop_back();
+  }
+  return commands;
+}
+
+/// That the options of a line parse, and that a network of several outputs is told how to reduce them.
+void parse_documented(const std::string& line) {
+  std::string verb;
+  const Options options = parse_options(shell_words(line), verb);
+  const bool reduces = options.verb == Verb::Kernel || options.verb == Verb::Spectrum;
+  if (!reduces || options.model.empty() || options.infinite || options.get == "nngp") return;
+  std::size_t classes = options.data.find("mnist") != std::string::npos || options.data == "cifar10" ? 10 : 0;
+  if (!options.classes.empty()) {
+    classes = static_cast<std::size_t>(1 + std::count(options.classes.begin(), options.classes.end(), ','));
+  }
+  const Shape shape = options.data == "cifar10" ? Shape{32, 32, 3} : Shape{28, 28, 1};
+  models::ParseOptions parse;
+  parse.outputs = options.outputs > 0 ? options.outputs : classes > 2 ? classes : 1;
+  ntk::KernelOptions kernel;
+  std::string note;
+  choose_reduction(options, models::parse(options.model, shape, parse).outputs(), kernel, note);
+}
+
+TEST_F(Command, DocumentedCommandsAreAccepted) {
+  std::vector<fs::path> pages = {source_root() / "README.md"};
+  for (const auto& entry : fs::directory_iterator(source_root() / "docs")) {
+    if (entry.path().extension() == ".md" && entry.path().filename() != "command-line.md") {
+      pages.push_back(entry.path());
+    }
+  }
+  std::size_t found = 0;
+  for (const fs::path& page : pages) {
+    for (const std::string& line : documented_commands(page)) {
+      if (line.ends_with("...")) continue;
+      ++found;
+      EXPECT_NO_THROW(parse_documented(line)) << page << ": " << line;
+    }
+  }
+  EXPECT_GE(found, 12);
+  // Negative controls: an option that is not there, and ten classes without a reduction.
+  EXPECT_THROW(parse_documented("kernel --model dense(1) --data mnist --out k.npy --nonsense"),
+               ArgumentError);
+  EXPECT_THROW(parse_documented("kernel --model cnn3:channels=8 --data mnist --out k.npy"), ArgumentError);
 }
 
 TEST_F(Command, Version) {
@@ -428,6 +506,103 @@ TEST_F(Command, Bf16KernelsCarryTheirErrorOrAreRefused) {
   EXPECT_GT(json["measured_error"]["worst"].get<double>(), 0);
   EXPECT_LT(json["measured_error"]["worst"].get<double>(), json["relative_entry_error"].get<double>());
   EXPECT_EQ(read_npy(at("k.npy")).type, NpyType::F4);
+}
+
+TEST_F(Command, NoDescriptionOfAnEarlierResultStandsBesideANewOne) {
+  const std::string x = array("x.npy", Shape{6, 3}, 1);
+  const auto kernel = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"kernel", "--model", "dense(2)", "--data", x, "--quiet", "--reduce",
+                               "trace-sum", "--out", at("k.npy")});
+    return run(more);
+  };
+  // One of the user's own that is called like those of the program.
+  std::ofstream(at("k.variance.npy")) << "mine";
+  ASSERT_EQ(kernel({"--monte-carlo", "3", "--dtype", "f64"}).code, kDone);
+  EXPECT_EQ(names(), (std::vector<std::string>{"k.error.npy", "k.json", "k.npy", "k.variance.npy", "x.npy"}));
+  ASSERT_EQ(kernel({"--per-parameter"}).code, kDone);
+  EXPECT_EQ(names(),
+            (std::vector<std::string>{"k.json", "k.npy", "k.per-parameter.npz", "k.variance.npy", "x.npy"}));
+  ASSERT_EQ(kernel({"--preview"}).code, kDone);
+  EXPECT_EQ(names(),
+            (std::vector<std::string>{"k.diagonal.npy", "k.json", "k.npy", "k.variance.npy", "x.npy"}));
+  ASSERT_EQ(kernel({"--preview", "--dtype", "f64"}).code, kDone);
+  EXPECT_TRUE(fs::exists(at("k.diagonal.npy")));
+  ASSERT_EQ(kernel({"--diagonal"}).code, kDone);
+  EXPECT_EQ(names(), (std::vector<std::string>{"k.json", "k.npy", "k.variance.npy", "x.npy"}));
+  const std::string before = read_text(at("k.npy")) + read_text(at("k.json"));
+  EXPECT_EQ(kernel({"--memory", "100"}).code, kFailed);
+  EXPECT_EQ(before, read_text(at("k.npy")) + read_text(at("k.json"))) << "what fails leaves the old result";
+}
+
+TEST_F(Command, AJsonThatCannotBeWrittenIsToldBeforeTheWork) {
+  const std::string x = array("x.npy", Shape{6, 3}, 1);
+  fs::create_directories(at("k.json"));
+  for (const auto& kind : std::vector<std::vector<std::string>>{
+           {}, {"--diagonal"}, {"--infinite"}, {"--approximate", "16"}, {"--monte-carlo", "2"}}) {
+    std::vector<std::string> words = {"kernel", "--model", "dense(1)", "--data",
+                                      x,        "--quiet", "--out",    at("k.npy")};
+    words.insert(words.end(), kind.begin(), kind.end());
+    const Outcome outcome = run(words);
+    EXPECT_EQ(outcome.code, kFailed);
+    EXPECT_NE(outcome.err.find("k.json: is a folder"), std::string::npos) << outcome.err;
+    EXPECT_EQ(names(), (std::vector<std::string>{"k.json", "x.npy"}));
+  }
+}
+
+TEST_F(Command, NumbersThatF32CannotHoldAreRefused) {
+  Tensor<double> values(Shape{5, 4});
+  for (std::size_t i = 0; i < values.size(); ++i) values.data()[i] = (i % 3 == 0 ? -2e19 : 2.1e19);
+  write_npy<double>(at("x.npy"), values.view());
+  const auto kernel = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"kernel", "--model", "dense(4) relu dense(1)", "--data", at("x.npy"),
+                               "--quiet", "--out", at("k.npy")});
+    return run(more);
+  };
+  for (const auto& kind : std::vector<std::vector<std::string>>{
+           {}, {"--preview"}, {"--diagonal"}, {"--approximate", "16"}, {"--per-parameter"}}) {
+    const Outcome outcome = kernel(kind);
+    EXPECT_EQ(outcome.code, kFailed) << (kind.empty() ? "" : kind[0]);
+    EXPECT_EQ(names(), std::vector<std::string>{"x.npy"}) << (kind.empty() ? "" : kind[0]) << outcome.err;
+    std::vector<std::string> wide = kind;
+    wide.insert(wide.end(), {"--dtype", "f64"});
+    EXPECT_EQ(kernel(wide).code, kDone);
+    for (const std::string& name : names()) {
+      if (name != "x.npy") fs::remove(at(name));
+    }
+  }
+}
+
+TEST_F(Command, TrueClassOfOutputsBeyondTheNumbersIsRefusedByEveryKind) {
+  Tensor<double> values(Shape{5, 4});
+  for (std::size_t i = 0; i < values.size(); ++i) values.data()[i] = (i % 3 == 0 ? -3e38 : 3.1e38);
+  write_npy<double>(at("x.npy"), values.view());
+  write_npy(at("y.npy"), std::vector<std::int32_t>{0, 1, 0, 1, 0});
+  for (const char* kind : {"--no-preview", "--diagonal", "--per-parameter"}) {
+    const Outcome outcome =
+        run({"kernel", "--model", "dense(8) relu dense(2)", "--data", at("x.npy"), "--labels", at("y.npy"),
+             "--reduce", "true-class", "--quiet", "--out", at("k.npy"), kind});
+    EXPECT_EQ(outcome.code, kFailed) << kind;
+    EXPECT_EQ(names(), (std::vector<std::string>{"x.npy", "y.npy"})) << kind;
+  }
+}
+
+TEST_F(Command, WeightsAreCountedBeforeTheyAreDrawn) {
+  const std::string x = array("x.npy", Shape{6, 3}, 1);
+  const std::vector<std::vector<std::string>> verbs = {
+      {"kernel", "--out", at("k.npy")},
+      {"kernel", "--diagonal", "--out", at("k.npy")},
+      {"kernel", "--approximate", "16", "--out", at("k.npy")},
+      {"kernel", "--monte-carlo", "2", "--out", at("k.npy")},
+      {"spectrum", "--matrix-free"}};
+  for (std::vector<std::string> words : verbs) {
+    // Terabytes: what draws them first does not come back.
+    words.insert(words.end(), {"--data", x, "--model", "dense(1000000) dense(1000000) dense(1)", "--memory",
+                               "50MB", "--quiet"});
+    const Outcome outcome = run(words);
+    EXPECT_EQ(outcome.code, kFailed);
+    EXPECT_NE(outcome.err.find("the least that would do is more than 4000024000004 bytes"), std::string::npos)
+        << outcome.err;
+  }
 }
 
 /// f(x) = W x + b by hand: K_kl(x, x') = delta_kl (x . x' + 1). The contract call of other tools, word for
@@ -900,6 +1075,23 @@ TEST_F(Command, SpectrumWithoutTheMatrixAgreesWithThatOfTheMatrix) {
   ASSERT_EQ(text.code, kDone) << text.err;
   EXPECT_NE(text.out.find("without the matrix (61 x 61)"), std::string::npos) << text.out;
   EXPECT_NE(text.out.find("not resolved by products alone"), std::string::npos) << text.out;
+}
+
+TEST_F(Command, AZeroKernelHasASpectrumWithoutTheMatrixToo) {
+  Tensor<double> zeros(Shape{30, 4});
+  write_npy<double>(at("x.npy"), zeros.view());
+  for (const char* what : {"top", "moments", "density", "top,moments,density"}) {
+    // Inputs of zero and no biases: no gradients.
+    const Outcome outcome =
+        run({"spectrum", "--matrix-free", "--model", "dense(3) dense(1)", "--parameterization", "ntk",
+             "--data", at("x.npy"), "--estimate", what, "--quiet", "--json"});
+    ASSERT_EQ(outcome.code, kDone) << what << outcome.err;
+    const auto json = nlohmann::json::parse(outcome.out);
+    if (json.contains("lambda_max")) {
+      EXPECT_EQ(json["lambda_max"], 0);
+    }
+    EXPECT_EQ(json.contains("lambda_max"), std::string(what).starts_with("top"));
+  }
 }
 
 TEST_F(Command, AnApproximateKernelSaysSoEverywhere) {

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/bf16.hpp"
 #include "engine/npy.hpp"
 #include "engine/random.hpp"
 
@@ -226,6 +227,14 @@ TEST_F(Memory, ABudgetThatIsTooSmallIsRefusedAtOnceAndTheStatedLeastDoes) {
   EXPECT_EQ(least, expect_least(kernel({images, "--model", network, "--no-preview"})));
   expect_least(kernel({images, "--model", network, "--preview"}));
   expect_least(kernel({images, "--model", network, "--versus", others}));
+  if (bf16_kernels() != nullptr) {
+    // The sample that tells the error is computed in f32 too, and by diagonals.
+    expect_least(kernel({images, "--model", network, "--dtype", "bf16"}));
+    expect_least(kernel({images, "--model", "conv(3,3) relu gap dense(3)", "--reduce", "trace-sum", "--dtype",
+                         "bf16", "--versus", others}));
+    expect_least(kernel({images, "--model", "conv(8,3) relu gap dense(3)", "--reduce", "full", "--dtype",
+                         "bf16", "--limit", "20"}));
+  }
   expect_least(kernel({images, "--model", network, "--diagonal"}));
   expect_least(kernel({vectors, "--model", "dense(64) relu dense(3)", "--per-parameter", "--reduce",
                        "trace-mean", "--limit", "300"}));

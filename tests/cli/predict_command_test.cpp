@@ -199,6 +199,43 @@ TEST_F(PredictCommand, KernelsFromFiles) {
   EXPECT_EQ(run({"predict", "--out", at("p.npy")}).code, kWrongUsage);
 }
 
+/// Eigenvalues 5 and -3 by hand.
+TEST_F(PredictCommand, AnIndefiniteKernelIsRefusedAtAnyTimeWithARidgeThatDoes) {
+  const std::vector<double> kernel = {1, 4, 4, 1};
+  const std::vector<double> cross = {1, 2};
+  const std::vector<double> targets = {1, -1};
+  write_npy<double>(at("k.npy"), TensorView<const double>(kernel.data(), Shape{2, 2}));
+  write_npy<double>(at("c.npy"), TensorView<const double>(cross.data(), Shape{1, 2}));
+  write_npy<double>(at("y.npy"), TensorView<const double>(targets.data(), Shape{2}));
+  const auto predict = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"predict", "--kernel", at("k.npy"), "--cross", at("c.npy"), "--targets",
+                               at("y.npy"), "--quiet", "--out", at("p.npy")});
+    return run(more);
+  };
+  const std::vector<std::vector<std::string>> ways = {
+      {}, {"--time", "300", "--learning-rate", "1"}, {"--steps", "3", "--learning-rate", "0.1"}};
+  for (std::vector<std::string> words : ways) {
+    for (const char* given : {"0", "2.9"}) {
+      std::vector<std::string> asked = words;
+      asked.insert(asked.end(), {"--ridge", given});
+      const Outcome refused = predict(asked);
+      EXPECT_EQ(refused.code, kFailed) << given;
+      // A factor's is that of the matrix with its ridge.
+      const bool shifted = words.empty() && std::string(given) != "0";
+      EXPECT_NE(refused.err.find(shifted ? "-0.1" : "-3"), std::string::npos) << refused.err;
+      EXPECT_FALSE(fs::exists(at("p.npy")));
+      // The ridge that it names does, and is meant in the place of the one that was given.
+      const std::string before = words.empty() ? "--ridge " : "a ridge of ";
+      const std::size_t place = refused.err.find(before);
+      ASSERT_NE(place, std::string::npos) << refused.err;
+      asked.back() = std::to_string(std::stod(refused.err.substr(place + before.size())));
+      const Outcome outcome = predict(asked);
+      EXPECT_EQ(outcome.code, kDone) << asked.back() << outcome.err;
+      fs::remove(at("p.npy"));
+    }
+  }
+}
+
 TEST_F(PredictCommand, PackedKernelsAreReadLikeSquareOnes) {
   write("x.npy", Shape{30, 4}, 1);
   write("z.npy", Shape{7, 4}, 2);

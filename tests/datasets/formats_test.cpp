@@ -224,8 +224,10 @@ TEST(Arrays, ShapesTargetsAndClasses) {
   expect_holds(refused(numbers({0, 4}, {})), {"(0, 4)", "no numbers"});
   expect_holds(refused(numbers({2, 2}, {1, 2, NAN, 4})), {"nan", "element 0 of row 1", "byte 16"});
   expect_holds(refused(numbers({2, 2}, {1, INFINITY, 3, 4})), {"inf", "element 1 of row 0", "byte 8"});
-  expect_holds(refused(numbers({2, 2}, four), numbers({3}, {1, 2, 3})), {"(2,) or (2, 1)", "(3)"});
-  expect_holds(refused(numbers({2, 2}, four), numbers({2, 2}, four)), {"(2, 2)"});
+  expect_holds(refused(numbers({2, 2}, four), numbers({3}, {1, 2, 3})), {"(2,) or (2, C)", "(3)"});
+  expect_holds(refused(numbers({2, 2}, four), integers({2, 2}, {0, 1, 1, 0})), {"(2,) or (2, 1)", "(2, 2)"});
+  EXPECT_EQ(array_examples(numbers({2, 2}, four), numbers({2, 3}, {1, 2, 3, 4, 5, 6}), "a").targets,
+            (std::vector<double>{1, 2, 3, 4, 5, 6}));
   expect_holds(refused(numbers({2, 2}, four), numbers({2}, {1, NAN})), {"target", "nan"});
 
   EXPECT_EQ(array_examples(numbers({2, 2}, four), numbers({2, 1}, {5, 6}), "a").targets,

@@ -240,7 +240,12 @@ TEST(LargestPairs, AreThoseThatAreKnown) {
     }
   }
   KnownOperator zero(std::vector<double>(9, 0.0));
-  EXPECT_THROW(largest_pairs(zero, {.top = 2}), NumericError);
+  const TopPairs none = largest_pairs(zero, {.top = 2});
+  EXPECT_EQ(none.values, (std::vector<double>{0, 0}));
+  EXPECT_EQ(none.residuals, (std::vector<double>{0, 0}));
+  EXPECT_EQ(none.vectors(0, 0), 1);
+  EXPECT_EQ(none.vectors(1, 0), 0);
+  EXPECT_EQ(none.vectors(1, 1), 1);
   KnownOperator small(std::vector<double>(9, 1.0));
   EXPECT_THROW(largest_pairs(small, {.top = 10}), ArgumentError);
   EXPECT_THROW(largest_pairs(small, {.top = 0}), ArgumentError);

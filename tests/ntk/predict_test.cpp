@@ -240,6 +240,11 @@ TEST(Predict, ManyStepsAreTheRecursion) {
   EXPECT_NEAR(learned(learning, 0.9).remaining, 1e-100, 1e-111);
   learning.descent = Descent::Flow;
   EXPECT_NEAR(learned(learning, 1).remaining / std::exp(-100.0), 1, 1e-12);
+  // A ridge that just undoes an eigenvalue: the regularized residual stays, 1 - lambda gained is left.
+  learning.ridge = 3;
+  learning.time = 2;
+  EXPECT_EQ(learned(learning, -3).gained, 2);
+  EXPECT_EQ(learned(learning, -3).remaining, 7);
 }
 
 TEST(Predict, LargestStableRateParts) {

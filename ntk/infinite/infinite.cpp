@@ -27,7 +27,7 @@ namespace infinite {
 namespace {
 
 /// Sides of a tile. Vectors: a matrix product of that size, whose rows then pass through all layers a few at
-/// a time, in the first-level cache. Diagonals: all pixels of 4 x 32 pairs, 0.5 MiB an array for 32 x 32
+/// a time, in the first-level cache. Diagonals: all pixels of 8 x 32 pairs, 1 MiB an array for 32 x 32
 /// pixels in f32. Full: pairs of one left example.
 constexpr std::size_t kVectorTile = 256;
 constexpr std::size_t kVectorRows = 8;

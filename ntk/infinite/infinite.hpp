@@ -84,7 +84,7 @@ struct InfiniteBlock {
 ///
 /// An entry has the same bits in whatever block it is asked for, and the bits that infinite_kernel gives it;
 /// of a symmetric matrix, entries (i, j) and (j, i) are one. Vectors are computed in tiles of 256 x 256,
-/// images with flatten of 4 x 32: blocks on that grid compute nothing twice. InfiniteOptions::memory bounds
+/// images with flatten of 8 x 32: blocks on that grid compute nothing twice. InfiniteOptions::memory bounds
 /// what is held here, without the matrix; its progress is not read. `workers` must outlive the object; x may
 /// go. The same exceptions as infinite_kernel: those of the inputs at construction.
 template <class T>

@@ -22,7 +22,24 @@ struct Place {
   bool gaussian =
       false;           ///< features are independent, centred Gaussians given what feeds the last affine map
   bool fresh = false;  ///< in this branch: nothing but linear maps since an affine one
+  bool mixed = false;  ///< Gaussians of several variances: those of the pixels that were flattened
+  bool raw = true;     ///< features of the input, of which there are finitely many, have a share in these
 };
+
+/// Whether flatten may as well come after it: each feature for itself, by a function of it alone.
+bool elementwise(const Layer& layer) {
+  switch (layer.kind) {
+    case LayerKind::Activation:
+    case LayerKind::Cos:
+    case LayerKind::Monomial:
+    case LayerKind::Sign:
+      return true;
+    case LayerKind::Dropout:
+      return layer.rate == 0;
+    default:
+      return false;
+  }
+}
 
 class Compiler {
  public:
@@ -31,9 +48,20 @@ class Compiler {
 
   Place list(std::span<const Layer> layers, Place place, const std::string& parent, std::size_t alive) {
     program_.depth = std::max(program_.depth, alive);
-    for (std::size_t i = 0; i < layers.size(); ++i) {
+    const auto follow = [&](std::size_t i) {
       const std::string path = parent.empty() ? std::to_string(i) : fmt::format("{}.{}", parent, i);
       place = one(layers[i], place, path, alive);
+    };
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      if (layers[i].kind != LayerKind::Flatten) {
+        follow(i);
+        continue;
+      }
+      // Flattened features have the variances of many pixels: a nonlinearity is followed before, pixel by
+      // pixel.
+      const std::size_t flatten = i;
+      while (i + 1 < layers.size() && elementwise(layers[i + 1])) follow(++i);
+      follow(flatten);
     }
     return place;
   }
@@ -64,6 +92,11 @@ class Compiler {
   }
 
   void nonlinear(const Layer& layer, Place& place, const std::string& path, const Nonlinearity& phi) {
+    if (place.mixed) {
+      refuse(layer, path,
+             "has no closed infinite-width kernel after flatten: pixels of different variances stand side by "
+             "side there; put the activation before flatten");
+    }
     if (!place.gaussian) {
       refuse(layer, path,
              "has no closed infinite-width kernel: its inputs are not Gaussian there; put dense or conv "
@@ -85,6 +118,7 @@ class Compiler {
     step.convolution = layer.kind == LayerKind::Conv;
     step.geometry = geometry;
     place.gaussian = place.fresh = true;
+    place.mixed = place.raw = false;
   }
 
   Place one(const Layer& layer, Place place, const std::string& path, std::size_t alive) {
@@ -131,14 +165,15 @@ class Compiler {
         place.fresh = false;
         return place;
       case LayerKind::Dropout:
-        if (place.slot == 0) refuse(layer, path, "may not act on the input");
         if (layer.rate == 0) return place;
+        if (place.raw) refuse(layer, path, "may not act on the input");
         emit(StepKind::Dropout, place, in, name_of(layer, path)).keep = 1 - layer.rate;
         place.gaussian = place.fresh = false;
         return place;
       case LayerKind::Flatten:
         if (in.rank() == 1) return place;
         emit(StepKind::Flatten, place, models::output_shape(layer, in), name_of(layer, path));
+        place.mixed = pixels(in) > 1;
         return place;
       case LayerKind::GlobalAveragePool:
       case LayerKind::AveragePool: {
@@ -207,6 +242,8 @@ class Compiler {
     emit(StepKind::Add, result, top.shape, name_of(layer, path)).other = aside.slot;
     result.gaussian = body.gaussian && shortcut.gaussian;
     result.fresh = body.fresh && shortcut.fresh;
+    result.mixed = body.mixed || shortcut.mixed;
+    result.raw = body.raw || shortcut.raw;
     return result;
   }
 

@@ -737,8 +737,59 @@ TEST(InfiniteKernel, RefusesWhatHasNoLimitByName) {
   names("dense(4) residual(relu) dense(1)", {3}, "layer 1 'residual(relu)'");
   names("dense(4) sign dense(1)", {3}, "layer 1 'sign'");
   names("dropout(0.5) dense(1)", {3}, "layer 0 'dropout(0.5)'");
+  names("flatten dropout(0.5) dense(1)", {2, 2, 3}, "layer 1 'dropout(0.5)' may not act on the input");
+  names("dropout(0.5) flatten dense(1)", {2, 2, 3}, "layer 0 'dropout(0.5)' may not act on the input");
+  names("residual(dense(3)) dropout(0.5) dense(1)", {3}, "layer 1 'dropout(0.5)' may not act on the input");
+  names("conv(4,3) flatten layernorm relu dense(1)", {4, 4, 1}, "layer 3 'relu'");
+  names("conv(4,3) flatten layernorm relu dense(1)", {4, 4, 1}, "put the activation before flatten");
+  names("conv(4,3) residual(flatten dense(64) | flatten) relu dense(1)", {4, 4, 1},
+        "put the activation before flatten");
+  EXPECT_EQ(refusal("conv(4,3) relu gap flatten dropout(0.5) dense(1)", {4, 4, 1}), "accepted");
+  EXPECT_EQ(refusal("conv(4,3,pad=valid) flatten layernorm relu dense(1)", {3, 3, 1}), "accepted");
+  EXPECT_EQ(refusal("dropout(0) dense(1)", {3}), "accepted");
   EXPECT_EQ(refusal("dense(4) sign dense(1)", {3}, false), "accepted");
   EXPECT_EQ(refusal("dense(4) residual(relu dense(4)) relu dense(1)", {3}), "accepted");
+}
+
+// Pixels of one image have different variances: the mean of their covariances is not that of any Gaussian.
+TEST(InfiniteKernel, ActivationsAfterFlattenAreFollowedPixelByPixel) {
+  const models::NetworkOptions options = variances(1.7, 0.1);
+  const Tensor<double> images = normal<double>({4, 4, 6, 2}, 5);
+  for (const auto& [after, before] : std::vector<std::pair<std::string, std::string>>{
+           {"conv(8,3) flatten relu dense(1)", "conv(8,3) relu flatten dense(1)"},
+           {"conv(8,3) flatten dropout(0) erf dropout(0.5) dense(4) relu dense(1)",
+            "conv(8,3) erf dropout(0.5) flatten dense(4) relu dense(1)"},
+           {"conv(8,3) relu conv(8,2,stride=2) flatten sigmoid dense(1)",
+            "conv(8,3) relu conv(8,2,stride=2) sigmoid flatten dense(1)"},
+           {"conv(8,3) avgpool(2) flatten gelu dense(1)", "conv(8,3) avgpool(2) gelu flatten dense(1)"},
+           {"conv(8,3) residual(flatten sin dense(8) | flatten dense(8)) relu dense(1)",
+            "conv(8,3) residual(sin flatten dense(8) | flatten dense(8)) relu dense(1)"}}) {
+    const auto moved = both<double>(before, options, images);
+    const auto found = both<double>(after, options, images);
+    for (std::size_t i = 0; i < found.ntk.size(); ++i) {
+      EXPECT_NEAR(found.nngp.data()[i], moved.nngp.data()[i], 1e-13 * moved.nngp(0, 0)) << after;
+      EXPECT_NEAR(found.ntk.data()[i], moved.ntk.data()[i], 1e-13 * moved.ntk(0, 0)) << after;
+    }
+  }
+
+  // Two pixels of variances 1 and 9 under a 1 x 1 convolution, written out: E[relu(u)^2] = q / 2.
+  const Tensor<double> x(Shape{2, 1, 2, 1}, std::vector<double>{1, 3, -2, 0.5});
+  const auto found = both<double>("conv(8,1) flatten relu dense(1)", variances(1, 0), x);
+  EXPECT_NEAR(found.nngp(0, 0), (1.0 + 9.0) / 4, 1e-14);
+  EXPECT_NEAR(found.nngp(0, 1), (0 + 3 * 0.5 / 2) / 2, 1e-14);  // opposite pixels, parallel pixels
+  const double root = std::sqrt(5 * 2.125);
+  const double angle = std::acos(-0.25 / root);
+  const double pi = std::acos(-1.0);
+  const double mean_covariance = root / (2 * pi) * (std::sin(angle) + (pi - angle) * std::cos(angle));
+  EXPECT_GT(std::abs(found.nngp(0, 1) - mean_covariance), 1e-2) << "negative control";
+}
+
+// The variance after layer norm is one, but it scales all pixels alike.
+TEST(InfiniteKernel, NormalizesFlattenedPixelsByTheirMean) {
+  const Tensor<double> x(Shape{2, 1, 2, 1}, std::vector<double>{1, 3, -2, 0.5});
+  const auto found = both<double>("conv(8,1) flatten layernorm dense(1)", variances(1, 0), x);
+  EXPECT_NEAR(found.nngp(0, 0), 1, 1e-14);
+  EXPECT_NEAR(found.nngp(0, 1), (-2 + 1.5) / 2 / std::sqrt(5 * 2.125), 1e-14);
 }
 
 TEST(InfiniteKernel, RefusesBadInputs) {

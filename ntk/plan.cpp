@@ -28,9 +28,9 @@ constexpr std::size_t kTileRows = 192;
 /// Tiles at the least, so that the last one to finish does not leave other workers idle for long. Not a
 /// number per worker: tiles in a file must be the same for any.
 constexpr std::size_t kLeastTiles = 16;
-/// FLOP of products that a kernel into a file may go through in rounds, about ten minutes of one thread: so
-/// much more than the tiles in flight may be lost when it is stopped.
-constexpr double kRoundsIntoFile = 1e14;
+/// FLOP of products that a kernel into a file may go through in rounds, about a minute of one thread: so much
+/// more than the tiles in flight may be lost when it is stopped.
+constexpr double kRoundsIntoFile = 1e13;
 
 /// Notes every use, and forms convolution gradients once so that the scratch they need is seen in the arena.
 template <class T>

@@ -1,5 +1,7 @@
 #include "ntk/infinite/moments.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <numbers>
@@ -96,8 +98,10 @@ HermiteSeries::HermiteSeries(simd::Activation function, double largest_variance,
   const double reach = 12.6;  // the root weight is below 1e-17 beyond
   const auto half = static_cast<std::size_t>(std::ceil(reach / spacing_));
   if (half > 100000) {
-    throw NumericError(std::string("infinite_kernel: ") + name + " sees the variance " +
-                       std::to_string(largest_variance) + ", too large for its quadrature; scale the inputs");
+    throw NumericError(fmt::format(
+        "infinite_kernel: {} sees the variance {:g}, for which {} Hermite terms leave more than {:g}; "
+        "scale the inputs or lower the weight variance",
+        name, largest_variance, kMostTerms, tolerance));
   }
   for (std::size_t i = 0; i <= 2 * half; ++i) {
     const double g = (static_cast<double>(i) - static_cast<double>(half)) * spacing_;

@@ -259,6 +259,19 @@ class Compiler {
   Program& program_;
 };
 
+/// Closed forms whose terms cancel where variances are far from one.
+bool cancels(Nonlinearity::Kind kind) {
+  switch (kind) {
+    case Nonlinearity::Kind::Erf:
+    case Nonlinearity::Kind::Gelu:
+    case Nonlinearity::Kind::Sin:
+    case Nonlinearity::Kind::Cos:
+      return true;
+    default:
+      return false;
+  }
+}
+
 }  // namespace
 
 Program compile(const models::Model& model, const models::NetworkOptions& options, bool tangent) {
@@ -296,6 +309,7 @@ Program compile(const models::Model& model, const models::NetworkOptions& option
     if (nonlinear && step.phi.kind == Nonlinearity::Kind::Monomial && step.phi.degree >= 2) {
       program.fragile = program.powers = true;
     }
+    if (step.kind == StepKind::Normalize || (nonlinear && cancels(step.phi.kind))) program.fragile = true;
     if (nonlinear && !kink) rounded = true;
   }
   program.reach = !image ? Reach::Vector : pooled ? Reach::Full : Reach::Diagonal;

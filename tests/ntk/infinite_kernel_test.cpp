@@ -298,6 +298,46 @@ std::pair<double, double> power_kernels(int degree, int depth, const std::vector
   return {static_cast<double>(c), static_cast<double>(tangent)};
 }
 
+/// Closed forms of erf lose eps / s of small sines s in f32, and eps of what remains beside large ones.
+TEST(InfiniteKernel, SmoothNonlinearitiesKeepTheirPrecisionInSingleAtAnyScale) {
+  const long double pi = std::acos(-1.0L);
+  for (const double scale : {1e-3, 1e-2, 1.0, 1e2, 1e3}) {
+    Tensor<float> x = normal<float>({5, 7}, 19);
+    for (float& value : x.span()) value *= static_cast<float>(scale);
+    const auto found = both<float>("dense(1) erf dense(1)", variances(1, 0), x);
+    const auto product = [&](std::size_t a, std::size_t b) {
+      long double sum = 0;
+      for (std::size_t c = 0; c < 7; ++c) sum += static_cast<long double>(x(a, c)) * x(b, c);
+      return sum / 7;
+    };
+    for (std::size_t i = 0; i < 5; ++i) {
+      for (std::size_t j = 0; j <= i; ++j) {
+        const long double q = 1 + 2 * product(i, i);
+        const long double r = 1 + 2 * product(j, j);
+        const long double c = product(i, j);
+        const long double nngp = 2 / pi * std::asin(2 * c / std::sqrt(q * r));
+        const long double ntk = nngp + 4 / pi * c / std::sqrt(q * r - 4 * c * c);
+        const double unit = std::sqrt(static_cast<double>(found.ntk(i, i)) * found.ntk(j, j));
+        const double nngp_unit = std::sqrt(static_cast<double>(found.nngp(i, i)) * found.nngp(j, j));
+        EXPECT_LE(std::abs(static_cast<double>(found.nngp(i, j) - nngp)), 1e-5 * nngp_unit) << scale;
+        EXPECT_LE(std::abs(static_cast<double>(found.ntk(i, j) - ntk)), 1e-5 * unit) << scale;
+        EXPECT_GT(std::abs(static_cast<double>(found.ntk(i, j) + 2e-5 * unit - ntk)), 1e-5 * unit)
+            << "negative control";
+      }
+    }
+    for (std::size_t c = 0; c < 7; ++c) x(1, c) *= 0.01F;
+    for (const char* text : {"dense(1) gelu dense(1) gelu dense(1)", "dense(1) sin dense(1) sin dense(1)",
+                             "dense(1) cos dense(1)", "dense(1) layernorm relu dense(1)"}) {
+      const auto single = both<float>(text, variances(1, 0), x);
+      const auto wide =
+          both<double>(text, variances(1, 0),
+                       Tensor<double>(x.shape(), std::vector<double>(x.span().begin(), x.span().end())));
+      EXPECT_LE(worst_entry(single.ntk, wide.ntk), 1e-5) << text << " " << scale;
+      EXPECT_LE(worst_entry(single.nngp, wide.nngp), 1e-5) << text << " " << scale;
+    }
+  }
+}
+
 TEST(InfiniteKernel, DeepMonomialsKeepTheirPrecisionOrSayThatTheyCannot) {
   constexpr std::size_t kExamples = 9;
   constexpr std::size_t kInputs = 24;

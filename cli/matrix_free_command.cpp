@@ -10,6 +10,7 @@
 #include <ostream>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "cli/commands.hpp"
@@ -24,6 +25,7 @@
 #include "engine/npy.hpp"
 #include "ntk/estimators.hpp"
 #include "ntk/kernel_operator.hpp"
+#include "ntk/matrix_operator.hpp"
 
 namespace gradgram::cli {
 namespace {
@@ -151,6 +153,24 @@ void print(const Context& context, const Reading& reading, std::vector<std::vect
   if (!options.out.empty()) fmt::print(context.out, "Wrote {}\n", options.out);
 }
 
+/// All of a kernel by its products with the unit vectors, made symmetric.
+Tensor<double> multiplied_out(ntk::SymmetricOperator& kernel, const Progress& progress) {
+  const std::size_t n = kernel.size();
+  constexpr std::size_t kAtOnce = 64;
+  Tensor<double> matrix(Shape{n, n});
+  for (std::size_t row = 0; row < n; row += kAtOnce) {
+    const std::size_t end = std::min(n, row + kAtOnce);
+    Tensor<double> unit(Shape{end - row, n});
+    for (std::size_t i = row; i < end; ++i) unit(i - row, i) = 1;
+    kernel.apply(std::as_const(unit).view(), matrix.view().slice(row, end));
+    if (progress) progress(end, n);
+  }
+  for (std::size_t i = 0; i < n; ++i) {
+    for (std::size_t j = 0; j < i; ++j) matrix(i, j) = matrix(j, i) = (matrix(i, j) + matrix(j, i)) / 2;
+  }
+  return matrix;
+}
+
 template <class T>
 void run(const Context& context) {
   const Options& options = context.options;
@@ -199,6 +219,15 @@ void run(const Context& context) {
   if (wanted.top) vectors = std::max(vectors, std::max<std::size_t>(2 * top + 1, 20) + 2 * top);
   if (wanted.moments) vectors = std::max(vectors, 4 * options.products / 3 + 48);
   if (wanted.density) vectors = std::max(vectors, kProbesAtOnce * (std::min(options.lanczos_steps, n) + 2));
+  // Never more products than the whole kernel takes: where at least n are wanted, it is multiplied out.
+  std::size_t least_products = wanted.top ? 2 * top + 1 : 0;
+  if (wanted.moments) least_products += options.products;
+  if (wanted.density) {
+    least_products = checked_add(
+        least_products, checked_multiply(options.probes, options.lanczos_steps, "--steps"), "--products");
+  }
+  const bool whole = n <= least_products;
+  if (whole) vectors = checked_add(vectors, n + 64, "--matrix-free");
   const std::size_t held =
       checked_multiply(checked_multiply(vectors, n, "--matrix-free"), sizeof(double), "--matrix-free");
   MemoryAccount account("spectrum --matrix-free", memory);
@@ -215,10 +244,17 @@ void run(const Context& context) {
   account.check();
   const Tensor<T> x = take_inputs<T>(data);
   what.stop = context.stop;
-  ntk::KernelOperator<T> kernel(network, x.view(), what, workers);
+  ntk::KernelOperator<T> products_of(network, x.view(), what, workers);
 
   ProgressMeter meter(context.err, options.quiet);
   Reading reading;
+  Tensor<double> matrix;
+  std::optional<ntk::MatrixOperator<double>> multiplied;
+  if (whole) {
+    matrix = multiplied_out(products_of, meter.phase("all products"));
+    multiplied.emplace(std::as_const(matrix).view(), workers, products_of.relative_error());
+  }
+  ntk::SymmetricOperator& kernel = whole ? static_cast<ntk::SymmetricOperator&>(*multiplied) : products_of;
   if (wanted.moments) {
     reading.moments = ntk::estimate_moments(
         kernel, {.products = options.products, .seed = options.seed, .progress = meter.phase("moments")});
@@ -236,9 +272,10 @@ void run(const Context& context) {
   }
   meter.close();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  const std::size_t products = (reading.moments ? reading.moments->products : 0) +
-                               (reading.top ? reading.top->products : 0) +
-                               (reading.density ? reading.density->products : 0);
+  const std::size_t products = whole ? n
+                                     : (reading.moments ? reading.moments->products : 0) +
+                                           (reading.top ? reading.top->products : 0) +
+                                           (reading.density ? reading.density->products : 0);
 
   ordered_json json = describe_run(options, workers.count(), memory);
   json.update(describe(options, network));
@@ -247,8 +284,9 @@ void run(const Context& context) {
   json["matrix_free"] = true;
   json["n"] = n;
   json["products"] = products;
-  json["relative_product_error"] = kernel.relative_error();
-  json["planned_bytes"] = kernel.planned_bytes() + held;
+  json["multiplied_out"] = whole;
+  json["relative_product_error"] = products_of.relative_error();
+  json["planned_bytes"] = products_of.planned_bytes() + held;
   if (reading.moments) {
     json["trace"] = as_json(reading.moments->trace);
     json["frobenius"] = as_json(reading.moments->frobenius);
@@ -291,9 +329,10 @@ void run(const Context& context) {
          {"parameterization", parameterization_text(options)},
          {"reduction", json["reduction"].get<std::string>() + (note.empty() ? "" : " (" + note + ")")},
          {"precision", fmt::format("{}, a product is good to {} ||K|| ||v||", options.dtype,
-                                   significant(kernel.relative_error(), 2))},
+                                   significant(products_of.relative_error(), 2))},
          {"machine", machine_text(workers.count(), memory)},
-         {"time", fmt::format("{}, {} products K v", seconds_text(seconds), grouped(products))}});
+         {"time", fmt::format("{}, {} products K v{}", seconds_text(seconds), grouped(products),
+                              whole ? ": all there are, and fewer than the estimates ask for" : "")}});
 }
 
 }  // namespace

@@ -1062,6 +1062,19 @@ TEST_F(Command, SpectrumWithoutTheMatrixAgreesWithThatOfTheMatrix) {
     }
     EXPECT_NEAR(share["value"].get<double>(), below, 0.15) << share["up_to"];
   }
+  // The defaults ask for more products than the kernel has rows: all there are, and no more.
+  EXPECT_EQ(json["multiplied_out"], true);
+  EXPECT_EQ(json["products"], 61);
+  const Outcome few = with({"spectrum", "--matrix-free"},
+                           {"--top", "4", "--products", "12", "--probes", "2", "--steps", "8", "--json"});
+  ASSERT_EQ(few.code, kDone) << few.err;
+  const auto fewer = nlohmann::json::parse(few.out);
+  EXPECT_EQ(fewer["multiplied_out"], false);
+  EXPECT_NE(fewer["products"], 61);
+  for (std::size_t i = 0; i < 4; ++i) {
+    EXPECT_NEAR(fewer["eigenvalues"][i].get<double>(), truth["eigenvalues"][i].get<double>(), 1e-9 * largest);
+  }
+  EXPECT_NEAR(fewer["density"]["largest_ritz_value"].get<double>(), largest, 1e-3 * largest);
   // All products of what was asked, none of what was not.
   EXPECT_EQ(nlohmann::json::parse(
                 with({"spectrum", "--matrix-free"}, {"--estimate", "moments", "--products", "12", "--json"})
@@ -1074,6 +1087,7 @@ TEST_F(Command, SpectrumWithoutTheMatrixAgreesWithThatOfTheMatrix) {
   const Outcome text = with({"spectrum", "--matrix-free"}, {"--threads", "3"});
   ASSERT_EQ(text.code, kDone) << text.err;
   EXPECT_NE(text.out.find("without the matrix (61 x 61)"), std::string::npos) << text.out;
+  EXPECT_NE(text.out.find("61 products K v: all there are"), std::string::npos) << text.out;
   EXPECT_NE(text.out.find("not resolved by products alone"), std::string::npos) << text.out;
 }
 

@@ -123,8 +123,8 @@ for name, content in {
         "labels_do_not_fit": archive([good[0], ("y.npy", array(np.arange(3)))]),
 }.items():
     write("npz", name, content)
-# Two entries of the directory over the same packed bytes.
-shared = bytearray(archive([("x.npy", array(np.zeros((64, 64)))), ("y.npy", array(np.zeros((64, 64))))],
+# Two entries of the directory over the same packed bytes: labels of the shape of images.
+shared = bytearray(archive([(name, array(np.zeros((64, 64), dtype=np.uint8))) for name in ("x.npy", "y.npy")],
                            zipfile.ZIP_DEFLATED))
 second = shared.rfind(b"PK\1\2")
 shared[second + 42:second + 46] = struct.pack("<I", 0)

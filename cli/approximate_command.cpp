@@ -43,7 +43,8 @@ void run(const Context& context) {
   std::string note;
   choose_reduction(options, network.outputs(), reduction, note);
   std::vector<std::int32_t> labels;
-  if (reduction.reduce == ntk::Reduce::TrueClass) labels = labels_of(options.labels, data, "--labels");
+  if (reduction.reduce == ntk::Reduce::TrueClass)
+    labels = labels_of(options, options.labels, data, "--labels");
   const std::size_t n = data.size();
   const Shape example_shape = data.example_shape();
   ordered_json json = describe_run(options, workers.count(), memory);
@@ -55,7 +56,7 @@ void run(const Context& context) {
   projection.reduce = reduction.reduce;
   projection.output = reduction.output;
   projection.labels = labels;
-  MemoryAccount account("kernel --approximate", memory);
+  MemoryAccount account("--memory", memory);
   count_reading<T>(account, {&data});
   if (n != 0) {
     const ntk::ModuleProfile profile = ntk::profile_of_first<T>(network, data.inputs);

@@ -4,9 +4,11 @@
 #include <exception>
 #include <new>
 #include <ostream>
+#include <string_view>
 
 #include "cli/commands.hpp"
 #include "cli/inputs.hpp"
+#include "cli/wording.hpp"
 #include "engine/error.hpp"
 #include "ntk/kernel_file.hpp"
 
@@ -47,20 +49,24 @@ void run(const Context& context) {
 int cli_main(std::span<const std::string> arguments, std::ostream& out, std::ostream& err,
              std::stop_token stop) {
   std::string verb;
-  const auto fail = [&](int code, std::string text) {
+  Options options;
+  const auto fail = [&](int code, std::string_view message) {
+    std::string text = in_options(message, options);
     std::replace(text.begin(), text.end(), '\n', ' ');
-    // The library's call may be called like the verb.
-    if (!verb.empty() && text.starts_with(verb + ": ")) text.erase(0, verb.size() + 2);
     err << "gradgram" << (verb.empty() ? "" : " ") << verb << ": " << text << std::endl;
     return code;
   };
   try {
-    const Options options = parse_options(arguments, verb);
+    options = parse_options(arguments, verb);
     run({options, out, err, stop});
     out.flush();
     if (!out) return fail(kFailed, "standard output could not be written");
     return kDone;
   } catch (const ArgumentError& error) {
+    return fail(kWrongUsage, error.what());
+  } catch (const ShapeError& error) {
+    return fail(kWrongUsage, error.what());
+  } catch (const FormatError& error) {
     return fail(kWrongUsage, error.what());
   } catch (const ntk::StoppedResumable& error) {
     return fail(kFailed, std::string(error.what()) + " (--restart begins anew)");

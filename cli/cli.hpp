@@ -8,7 +8,10 @@
 namespace gradgram::cli {
 
 inline constexpr int kDone = 0;
+/// The command is right but could not be carried out: IoError, BudgetError, NumericError, Cancelled, and what
+/// nobody foresaw.
 inline constexpr int kFailed = 1;
+/// The command line is wrong, or what it names does not fit it: ArgumentError, ShapeError, FormatError.
 inline constexpr int kWrongUsage = 2;
 
 /// The program as a function: `arguments` without the program's name. Results go to `out`, progress and

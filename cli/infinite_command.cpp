@@ -50,10 +50,10 @@ auto or_estimate(const models::Model& model, const Compute& compute) {
     if (!std::string_view(error.what()).starts_with("infinite_kernel: ") || !has_networks(model.layers())) {
       throw;
     }
-    throw ArgumentError(fmt::format(
-        "{}; --monte-carlo S --parameterization ntk in the place of --infinite estimates the kernel "
-        "from S networks of the widths in the text",
-        error.what()));
+    throw ArgumentError(
+        fmt::format("{}; --monte-carlo S --parameterization ntk in its place estimates the kernel "
+                    "from S networks of the widths in the text",
+                    error.what()));
   }
 }
 
@@ -97,7 +97,7 @@ void run(const Context& context) {
   datasets::Dataset versus = open_versus(options, example_shape);
   const ordered_json versus_json = describe_versus(options, versus);
   const std::size_t columns = options.versus.empty() ? n : versus.size();
-  MemoryAccount account("kernel --infinite", memory);
+  MemoryAccount account("--memory", memory);
   count_reading<T>(account, {&data, &versus});
   account.hold(input_bytes<T>(data));
   account.hold(input_bytes<T>(versus));

@@ -9,6 +9,7 @@
 #include "cli/inputs.hpp"
 #include "cli/memory.hpp"
 #include "cli/text.hpp"
+#include "cli/wording.hpp"
 #include "engine/error.hpp"
 #include "engine/memory_account.hpp"
 #include "engine/shape.hpp"
@@ -32,9 +33,9 @@ void run(const Context& context) {
   }
   Shape input;
   std::size_t outputs = std::max<std::size_t>(options.outputs, 1);
-  MemoryAccount account("init", memory_budget(options));
+  MemoryAccount account("--memory", memory_budget(options));
   if (options.data.empty()) {
-    input = parse_input_shape(options.input);
+    input = about("--input", options, [&] { return parse_input_shape(options.input); });
   } else {
     const datasets::Dataset data = open_data(options);
     input = data.example_shape();

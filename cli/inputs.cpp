@@ -15,6 +15,7 @@
 
 #include "cli/result_files.hpp"
 #include "cli/text.hpp"
+#include "cli/wording.hpp"
 #include "engine/blas.hpp"
 #include "engine/cpu.hpp"
 #include "engine/error.hpp"
@@ -53,15 +54,15 @@ std::string hexadecimal(unsigned long crc) {
 
 }  // namespace
 
-datasets::Dataset open_data(const Options& options) {
-  return datasets::open(options.data, open_options(options));
+datasets::Dataset open_data(const Options& options, const char* option) {
+  return about(option, options, [&] { return datasets::open(options.data, open_options(options)); });
 }
 
 datasets::Dataset open_data_unscaled(const Options& options) {
   datasets::OpenOptions open = open_options(options);
   open.standardize = datasets::Standardize::None;
   open.unit_norm = false;
-  return datasets::open(options.data, open);
+  return about("--data", options, [&] { return datasets::open(options.data, open); });
 }
 
 datasets::Dataset open_versus(const Options& options, const Shape& example_shape) {
@@ -76,7 +77,7 @@ datasets::Dataset open_versus(const Options& options, const Shape& example_shape
   open.unit_norm = options.unit_norm;
   open.seed = options.seed;
   open.target = options.target;
-  datasets::Dataset data = datasets::open(options.versus, open);
+  datasets::Dataset data = about("--versus", options, [&] { return datasets::open(options.versus, open); });
   if (!(data.example_shape() == example_shape)) {
     throw ShapeError(fmt::format("--versus: examples of {} and of --data {} must have the same shape",
                                  data.example_shape().to_string(), example_shape.to_string()));
@@ -133,10 +134,11 @@ void require_room_for_weights(const Options& options, const models::Model& model
   const std::size_t bytes = weight_bytes(model, sizeof(T));
   const std::size_t memory = memory_budget(options);
   if (bytes <= std::max(memory, kDrawnInAMoment)) return;
-  throw BudgetError(fmt::format(
-      "the memory budget ({} bytes) cannot hold the weights of --model; the least that would do is more than "
-      "{} bytes, which they take alone",
-      memory, bytes));
+  throw BudgetError(
+      fmt::format("--memory: the memory budget ({} bytes) cannot hold the weights of --model; the least that "
+                  "would do is more than "
+                  "{} bytes, which they take alone",
+                  memory, bytes));
 }
 template void require_room_for_weights<float>(const Options&, const models::Model&);
 template void require_room_for_weights<double>(const Options&, const models::Model&);
@@ -146,7 +148,9 @@ models::Network<T> open_network(const Options& options, const Shape& input, std:
   models::Model model = open_model(options, input, outputs);
   require_room_for_weights<T>(options, model);
   models::Network<T> network(std::move(model), network_options(options));
-  if (!options.weights.empty()) network.load_weights(options.weights);
+  if (!options.weights.empty()) {
+    about("--weights", options, [&] { network.load_weights(options.weights); });
+  }
   return network;
 }
 template models::Network<float> open_network(const Options&, const Shape&, std::size_t);
@@ -156,13 +160,11 @@ std::size_t memory_budget(const Options& options) {
   return options.memory.empty() ? cpu_info().memory_bytes / 2 : parse_bytes(options.memory);
 }
 
-std::vector<std::int32_t> read_labels(const std::string& path, std::size_t n, const char* option) {
-  std::vector<std::int32_t> labels;
-  try {
-    labels = read_npy(path).to_labels();
-  } catch (const FormatError& error) {
-    throw FormatError(fmt::format("{}: {}: {}", option, path, error.what()));
-  }
+std::vector<std::int32_t> read_labels(const Options& options, const std::string& path, std::size_t n,
+                                      const char* option) {
+  const NpyArray array = about(option, options, [&] { return read_npy(path); });
+  const std::vector<std::int32_t> labels =
+      about(fmt::format("{}: {}", option, path), options, [&] { return array.to_labels(); });
   if (labels.size() != n) {
     throw ArgumentError(
         fmt::format("{}: {} holds {} labels for {} examples", option, path, labels.size(), n));
@@ -174,15 +176,15 @@ void require_writable(const std::filesystem::path& path) {
   const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
   std::error_code error;
   if (!std::filesystem::is_directory(folder, error)) {
-    throw IoError(fmt::format("{}: {} {}", path.string(), folder.string(),
+    throw IoError(fmt::format("--out: {}: {} {}", path.string(), folder.string(),
                               std::filesystem::exists(folder, error) ? "is not a folder" : "does not exist"));
   }
   if (access(folder.c_str(), W_OK) != 0) {
-    throw IoError(fmt::format("{}: cannot write into {}: {}", path.string(), folder.string(),
+    throw IoError(fmt::format("--out: {}: cannot write into {}: {}", path.string(), folder.string(),
                               std::generic_category().message(errno)));
   }
   if (std::filesystem::is_directory(path, error)) {
-    throw IoError(fmt::format("{}: is a folder, not a file to write", path.string()));
+    throw IoError(fmt::format("--out: {}: is a folder, not a file to write", path.string()));
   }
 }
 
@@ -192,7 +194,7 @@ std::filesystem::path array_output(const Options& options) {
   if (out.extension() != ".npy") {
     throw ArgumentError(fmt::format("--out: '{}' must be a name that ends in .npy", options.out));
   }
-  require_writable_beside(out);
+  require_place_beside(out);
   return out;
 }
 

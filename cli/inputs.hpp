@@ -15,8 +15,8 @@
 /// What the options name, opened; and how it is told in every result.
 namespace gradgram::cli {
 
-/// The data set as the options ask for it.
-datasets::Dataset open_data(const Options& options);
+/// The data set as the options ask for it; `option` is what named it on the command line.
+datasets::Dataset open_data(const Options& options, const char* option = "--data");
 /// The same examples with the numbers they had before --standardize and --unit-norm, for pictures.
 datasets::Dataset open_data_unscaled(const Options& options);
 /// The set of --versus; without the option no examples. Throws ArgumentError when it would have to be
@@ -42,14 +42,16 @@ models::Network<T> open_network(const Options& options, const Shape& input, std:
 
 /// --memory in bytes, or half of the machine's.
 std::size_t memory_budget(const Options& options);
-/// Class labels from an .npy file of length n. Throws FormatError, ArgumentError.
-std::vector<std::int32_t> read_labels(const std::string& path, std::size_t n, const char* option);
+/// Class labels from an .npy file of length n, which `option` named. Throws IoError, FormatError,
+/// ArgumentError.
+std::vector<std::int32_t> read_labels(const Options& options, const std::string& path, std::size_t n,
+                                      const char* option);
 
 /// Throws IoError unless a file can be created at `path` (its folder exists and may be written to): told
 /// before the work rather than after.
 void require_writable(const std::filesystem::path& path);
-/// --out, where an array is going to be written. Throws like require_writable, also of what stands beside it,
-/// and ArgumentError when the name does not end in .npy.
+/// --out, where an array is going to be written. Throws like require_writable and require_place_beside, and
+/// ArgumentError when the name does not end in .npy.
 std::filesystem::path array_output(const Options& options);
 /// The same of an array that is written at once. An unfinished kernel beside it, which would be taken for one
 /// of --out later, is removed with --restart; otherwise it is an ArgumentError.

@@ -137,7 +137,7 @@ template <class T>
 Room count_memory(const Options& options, const models::Network<T>& network, const datasets::Dataset& data,
                   const datasets::Dataset* versus, const ntk::KernelOptions& kernel_options,
                   const Workers& workers, bool preview) {
-  MemoryAccount account("kernel", kernel_options.memory);
+  MemoryAccount account("--memory", kernel_options.memory);
   std::vector<const datasets::Dataset*> sets = {&data};
   if (versus != nullptr) sets.push_back(versus);
   count_reading<T>(account, sets);
@@ -207,7 +207,7 @@ void run(const Context& context) {
   std::vector<std::int32_t> labels;
   std::vector<std::int32_t> versus_labels;
   if (kernel_options.reduce == ntk::Reduce::TrueClass) {
-    labels = labels_of(options.labels, data, "--labels");
+    labels = labels_of(options, options.labels, data, "--labels");
     kernel_options.labels = labels;
   }
   ordered_json json = describe_run(options, workers.count(), memory);
@@ -231,7 +231,7 @@ void run(const Context& context) {
   std::size_t columns = n;
   if (!options.versus.empty()) {
     if (kernel_options.reduce == ntk::Reduce::TrueClass) {
-      versus_labels = labels_of(options.versus_labels, versus, "--versus-labels");
+      versus_labels = labels_of(options, options.versus_labels, versus, "--versus-labels");
       kernel_options.versus_labels = versus_labels;
     }
     columns = versus.size();
@@ -323,10 +323,9 @@ void run(const Context& context) {
         const std::size_t pairs = options.packed ? ntk::packed_size(n) : n * n;
         const double expected = ntk::plan_cost(plan).finished;
         if (room.preview && wants_preview(options, out, pairs * group * group * sizeof(T), expected)) {
-          const std::filesystem::path file = beside(out, ".diagonal.npy");
-          const Preview preview =
-              show_preview<T>(context, network, x.view(), kernel_options, workers, meter, expected, file);
-          json["preview"] = {{"file", file.filename().string()},
+          const Preview preview = show_preview<T>(context, network, x.view(), kernel_options, workers, meter,
+                                                  expected, preview_beside(out));
+          json["preview"] = {{"file", beside(out, ".diagonal.npy").filename().string()},
                              {"seconds", preview.seconds},
                              {"trace", preview.trace},
                              {"mean", preview.mean},
@@ -360,7 +359,7 @@ void run(const Context& context) {
         } catch (const Cancelled&) {
           if (!json.contains("preview")) throw;
           throw StoppedAfter("stopped; of the result only the preview was written, " +
-                             beside(out, ".diagonal.npy").string());
+                             preview_beside(out).string());
         }
       }();
       meter.close();

@@ -110,11 +110,12 @@ KernelInput read_kernel(const std::string& path, const std::function<void(const 
   const bool square = !input.facts.packed && layout.shape.size() == 2;
   std::error_code error;
   const std::uintmax_t file_bytes = std::filesystem::file_size(path, error);
-  const std::size_t wide = checked_multiply(checked_multiply(n, n, "kernel"), sizeof(double), "kernel");
+  const std::size_t wide =
+      checked_multiply(checked_multiply(n, n, path.c_str()), sizeof(double), path.c_str());
   // A file that is shorter than its shape says is refused when it is read.
   if (!error && wide / 16 <= file_bytes) {
     // The file, the numbers in f64, and once more where they are brought into shape.
-    before({n, checked_add(file_bytes, checked_multiply(wide, square ? 1 : 2, "kernel"), "kernel")});
+    before({n, checked_add(file_bytes, checked_multiply(wide, square ? 1 : 2, path.c_str()), path.c_str())});
   }
   const NpyArray array = read_npy(path);
   Tensor<double> values = input.facts.packed ? ntk::unpack(array) : array.to_tensor<double>();

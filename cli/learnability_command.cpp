@@ -32,12 +32,9 @@ TrainingOptions training_options(const Options& options) {
                        : options.optimizer == "momentum" ? Optimizer::Momentum
                        : options.optimizer == "nesterov" ? Optimizer::Nesterov
                                                          : Optimizer::Adam;
-  training.learning_rate = options.learning_rate;
-  if (training.learning_rate == 0) {
-    training.learning_rate = training.optimizer == Optimizer::Sgd    ? 0.03
-                             : training.optimizer == Optimizer::Adam ? 0.001
-                                                                     : 0.003;
-  }
+  training.learning_rate = options.learning_rate.value_or(training.optimizer == Optimizer::Sgd    ? 0.03
+                                                          : training.optimizer == Optimizer::Adam ? 0.001
+                                                                                                  : 0.003);
   training.momentum = options.momentum;
   training.schedule =
       options.schedule == "cosine" ? LearningRateSchedule::Cosine : LearningRateSchedule::Constant;
@@ -104,7 +101,7 @@ void run(const Context& context) {
   const bool rescaled = options.standardize != "none" || options.unit_norm;
   if (rescaled) unscaled = open_data_unscaled(options);
   models::Network<T> network = open_network<T>(options, data.example_shape(), study_outputs(options, data));
-  MemoryAccount account("learnability", memory);
+  MemoryAccount account("--memory", memory);
   account.hold(input_bytes<double>(unscaled));
   study_options.memory =
       account.phase("the study", ntk::least_learnability_bytes<T>(network, data, study_options, workers));
@@ -151,6 +148,7 @@ void run(const Context& context) {
   summary["files"] = {{"report", "report.html"},
                       {"scores", "scores.csv"},
                       {"kernel", "kernel.npy"},
+                      {"kernel_description", "kernel.json"},
                       {"spectrum", "spectrum.csv"},
                       {"initial_weights", "weights.npz"},
                       {"trained_weights", "weights-trained.npz"},

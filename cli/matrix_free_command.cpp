@@ -92,7 +92,8 @@ std::vector<double> thresholds(const ntk::SpectralDensity& density) {
   return result;
 }
 
-void write_results(const std::filesystem::path& folder, const Reading& reading, const ordered_json& json) {
+void write_results(const std::filesystem::path& folder, const Reading& reading, ordered_json& json) {
+  json["files"] = ordered_json::object();
   if (reading.top) {
     write_file(folder / "spectrum.csv", [&](std::ostream& stream) {
       stream << "rank,eigenvalue,residual\n";
@@ -101,6 +102,7 @@ void write_results(const std::filesystem::path& folder, const Reading& reading, 
       }
     });
     write_npy<double>(folder / "eigenvectors.npy", reading.top->vectors.view());
+    json["files"] = {{"spectrum", "spectrum.csv"}, {"eigenvectors", "eigenvectors.npy"}};
   }
   if (reading.density) {
     write_file(folder / "density.csv", [&](std::ostream& stream) {
@@ -111,6 +113,7 @@ void write_results(const std::filesystem::path& folder, const Reading& reading, 
         }
       }
     });
+    json["files"]["density"] = "density.csv";
   }
   write_json(folder / "summary.json", json);
 }
@@ -200,7 +203,8 @@ void run(const Context& context) {
   std::string note;
   choose_reduction(options, network.outputs(), reduction, note);
   std::vector<std::int32_t> labels;
-  if (reduction.reduce == ntk::Reduce::TrueClass) labels = labels_of(options.labels, data, "--labels");
+  if (reduction.reduce == ntk::Reduce::TrueClass)
+    labels = labels_of(options, options.labels, data, "--labels");
   const std::size_t examples = data.size();
   const Shape example = data.example_shape();
   const ordered_json told = describe(options, data);
@@ -230,7 +234,7 @@ void run(const Context& context) {
   if (whole) vectors = checked_add(vectors, n + 64, "--matrix-free");
   const std::size_t held =
       checked_multiply(checked_multiply(vectors, n, "--matrix-free"), sizeof(double), "--matrix-free");
-  MemoryAccount account("spectrum --matrix-free", memory);
+  MemoryAccount account("--memory", memory);
   count_reading<T>(account, {&data});
   account.hold(held);
   ntk::OperatorOptions what;

@@ -14,7 +14,7 @@ constexpr std::size_t kReadingBytes = std::size_t{128} << 20;
 
 template <class T>
 std::size_t input_bytes(const datasets::Dataset& data) {
-  return checked_multiply(data.inputs.size(), sizeof(T), "data: bytes");
+  return checked_multiply(data.inputs.size(), sizeof(T), "--data: bytes");
 }
 
 template <class T>

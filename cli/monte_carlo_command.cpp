@@ -58,7 +58,7 @@ void run(const Context& context) {
   datasets::Dataset versus = open_versus(options, example_shape);
   const ordered_json versus_json = describe_versus(options, versus);
   const std::size_t columns = options.versus.empty() ? n : versus.size();
-  MemoryAccount account("kernel --monte-carlo", memory);
+  MemoryAccount account("--memory", memory);
   count_reading<T>(account, {&data, &versus});
   if (n != 0 && columns != 0) {
     what.memory = account.phase("the sums and one sample",

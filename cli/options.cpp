@@ -130,7 +130,15 @@ struct Parser {
     app.add_flag("--help-markdown", document, "Print the help of every verb as one Markdown document");
     app.require_subcommand(0, 1);
     app.footer(
-        "Exit codes: 0 done, 1 failed (or stopped), 2 wrong usage.\n\n"
+        "Exit codes:\n"
+        "  0  done\n"
+        "  1  failed while running: a file could not be opened, read or written, memory or disk do not "
+        "suffice,\n"
+        "     numbers are not finite or a kernel is not positive definite, the work was stopped\n"
+        "  2  the command line is wrong, or its inputs do not fit it: an option, the shape or kind of what a "
+        "file\n"
+        "     holds, a broken file\n"
+        "Errors are one line on standard error.\n\n"
         "Example:\n  gradgram learnability --data fashion-mnist --classes 0,6 --model cnn3:channels=32 "
         "--limit 2000 --out runs/shirts");
     doctor();
@@ -334,7 +342,9 @@ struct Parser {
         "bytes; spectrum and predict read it like the square one");
     Group{sub, "Result"}.flag(
         "--preview", options.preview,
-        "Compute the diagonal first, print trace, range and bounds, and write FILE.diagonal.npy; done "
+        "Compute the diagonal first, print trace, range and bounds, and write it to FILE.preview, an .npy "
+        "file "
+        "that is called OUT.diagonal.npy once the kernel is whole; done "
         "anyway when the kernel is expected to take more than a minute or to fill more than 2 GB, "
         "unless an unfinished file is gone on with");
     Group{sub, "Result"}.flag("--no-preview", options.no_preview, "Never do that");
@@ -527,7 +537,7 @@ void check(const Options& options) {
   }
   positive("--weight-variance", options.weight_variance, false);
   positive("--bias-variance", options.bias_variance, true);
-  positive("--learning-rate", options.learning_rate, true);
+  if (options.learning_rate) positive("--learning-rate", *options.learning_rate, false);
   positive("--ridge", options.ridge, true);
   positive("--l1", options.l1, true);
   positive("--l2", options.l2, true);

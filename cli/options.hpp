@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -85,7 +86,7 @@ struct Options {
   std::size_t lanczos_steps = 50;
 
   std::size_t epochs = 20;
-  double learning_rate = 0;  ///< 0: the optimizer's default
+  std::optional<double> learning_rate;
   double momentum = 0.9;
   std::string optimizer = "momentum";
   std::string schedule = "constant";

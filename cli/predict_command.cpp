@@ -10,6 +10,7 @@
 #include <optional>
 #include <ostream>
 #include <set>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 
@@ -22,6 +23,7 @@
 #include "cli/result_files.hpp"
 #include "cli/split.hpp"
 #include "cli/text.hpp"
+#include "cli/wording.hpp"
 #include "engine/error.hpp"
 #include "engine/npy.hpp"
 #include "ntk/infinite/infinite.hpp"
@@ -52,7 +54,7 @@ struct Problem {
 };
 
 std::size_t bytes_of(std::size_t a, std::size_t b, std::size_t each) {
-  return checked_multiply(checked_multiply(a, b, "predict"), each, "predict");
+  return checked_multiply(checked_multiply(a, b, "--train and --test"), each, "--train and --test");
 }
 
 /// Solving on paper: n examples, m test points, equations or eigenpairs. Returns what it may take.
@@ -148,17 +150,17 @@ Asked what_is_asked(const Options& options, std::size_t n, std::size_t columns) 
   learning.ridge = options.ridge;
   const double momentum = options.predict_momentum;
   if (!steps && !timed) {
-    if (options.learning_rate != 0) {
+    if (options.learning_rate) {
       throw ArgumentError(
           "--learning-rate: needs --steps or a finite --time; forever any stable rate ends the same");
     }
     asked.words = "forever (kernel regression)";
     return asked;
   }
-  if (options.learning_rate == 0) {
-    throw ArgumentError(fmt::format("--learning-rate: must be given with {}", steps ? "--steps" : "--time"));
+  if (!options.learning_rate) {
+    throw ArgumentError(fmt::format("{}: needs --learning-rate", steps ? "--steps" : "--time"));
   }
-  asked.rate = options.learning_rate;
+  asked.rate = *options.learning_rate;
   learning.rate = ntk::rate_of_half_sum(asked.rate, ntk::LossScale::Mean, n, columns);
   if (steps) {
     learning.descent = options.nesterov ? ntk::Descent::Nesterov
@@ -166,8 +168,9 @@ Asked what_is_asked(const Options& options, std::size_t n, std::size_t columns) 
                                         : ntk::Descent::Steps;
     learning.momentum = momentum;
     const std::vector<std::size_t> count = parse_numbers(options.steps, "--steps");
-    if (count.size() != 1)
+    if (count.size() != 1) {
       throw ArgumentError(fmt::format("--steps: '{}' must be one number", options.steps));
+    }
     learning.time = static_cast<double>(count[0]);
     asked.words = fmt::format(
         "{} step{} of gradient descent, learning rate {:g}{}", grouped(count[0]), count[0] == 1 ? "" : "s",
@@ -214,12 +217,28 @@ Answer by_eigenpairs(const Problem<T>& problem, const Asked& asked, bool varianc
   answer.solver =
       fmt::format("all {} eigenpairs, {} above their error bar", grouped(pairs.n), grouped(pairs.resolved()));
   answer.residual = pairs.values.front() == 0 ? 0 : pairs.residual / pairs.values.front();
-  answer.train = ntk::predict_train(pairs, asked.learning, problem.y, problem.initial);
-  answer.test = ntk::predict(pairs, asked.learning, cross, problem.y, problem.initial, problem.initial_test);
-  if (variance) {
-    answer.variance = std::move(ntk::ensemble(pairs, asked.learning, cross, problem.nngp, problem.nngp_cross,
-                                              problem.prior, problem.y, workers)
-                                    .covariance);
+  const double stable = ntk::largest_stable_rate(asked.learning.descent, answer.largest_eigenvalue,
+                                                 asked.learning.momentum, asked.learning.ridge);
+  try {
+    answer.train = ntk::predict_train(pairs, asked.learning, problem.y, problem.initial);
+    answer.test =
+        ntk::predict(pairs, asked.learning, cross, problem.y, problem.initial, problem.initial_test);
+    if (variance) {
+      answer.variance = std::move(ntk::ensemble(pairs, asked.learning, cross, problem.nngp,
+                                                problem.nngp_cross, problem.prior, problem.y, workers)
+                                      .covariance);
+    }
+  } catch (const NumericError&) {
+    if (!(asked.learning.rate > stable)) throw;
+    // The library knows the loss 1/2 sum r^2 alone, in which nobody gave a rate.
+    const std::size_t n = problem.y.shape()[0];
+    const std::size_t columns = problem.y.shape()[1];
+    throw NumericError(fmt::format(
+        "--learning-rate: {:g} is above the largest stable rate, {:g}, and after {} the outputs are not "
+        "finite (both of the mean squared error over examples and outputs; of half the sum of squares {:g} "
+        "and {:g})",
+        asked.rate, ntk::rate_under(ntk::LossScale::Mean, stable, n, columns), asked.words,
+        asked.learning.rate, stable));
   }
   return answer;
 }
@@ -243,9 +262,11 @@ auto or_ridge(const Problem<T>& problem, double given, const Solve& solve) {
     const double likely = 2 * problem.entry_error * std::sqrt(largest * trace);
     // The jitter is what the matrix with its ridge lacks.
     const double ridge = given + (likely > error.jitter() ? ntk::rounded_up(likely) : error.jitter());
+    // The library's advice is a jitter, of which there is no option.
+    const std::string_view text = error.what();
     throw NumericError(
-        fmt::format("{} (--ridge {:g}{})", error.what(), ridge,
-                    likely > error.jitter() ? ", above the errors of the kernel's entries" : ""));
+        fmt::format("{}; --ridge {:g} would do{}", text.substr(0, text.find("; add a jitter")), ridge,
+                    likely > error.jitter() ? ", which is above the errors of the kernel's entries" : ""));
   }
 }
 
@@ -466,7 +487,7 @@ void run_model(const Context& context) {
   ordered_json json = describe_run(options, workers.count(), memory);
   const ordered_json told = describe(options, split.train);
   const ordered_json told_test = describe_part(split.test);
-  MemoryAccount account("predict", memory);
+  MemoryAccount account("--memory", memory);
   count_reading<T>(account, {&split.train, &split.test});
   const std::size_t square = bytes_of(n, n, sizeof(T));
   const std::size_t rectangle = bytes_of(m, n, sizeof(T));
@@ -580,9 +601,9 @@ void run_model(const Context& context) {
     account.hold(input_bytes<T>(split.test));
     const std::size_t kernel_room = account.phase("the kernel", least(n, 0));
     account.release(input_bytes<T>(split.test));
-    account.hold(checked_multiply(square, blocks, "predict"));
+    account.hold(checked_multiply(square, blocks, "--train and --test"));
     const std::size_t cross_room = account.phase("the test kernel", least(m, n));
-    account.hold(checked_multiply(rectangle, blocks, "predict"));
+    account.hold(checked_multiply(rectangle, blocks, "--train and --test"));
     account.hold(input_bytes<T>(split.train) + input_bytes<T>(split.test) + profile.weight_bytes);
     for (const std::size_t count : {n, m}) {
       account.phase("the outputs", ntk::evaluation_bytes<T>(network, profile, count, workers.count()) +
@@ -591,8 +612,9 @@ void run_model(const Context& context) {
     account.hold(bytes_of(n + m, outputs, sizeof(double)));
     if (full) {
       for (const std::size_t rows : {n, m}) {
-        account.phase("the outputs' kernels as one",
-                      checked_multiply(bytes_of(rows, n, sizeof(double) + sizeof(T)), blocks, "predict"));
+        account.phase(
+            "the outputs' kernels as one",
+            checked_multiply(bytes_of(rows, n, sizeof(double) + sizeof(T)), blocks, "--train and --test"));
       }
     }
     account.release(input_bytes<T>(split.train) + input_bytes<T>(split.test) + profile.weight_bytes);
@@ -652,9 +674,9 @@ void run_model(const Context& context) {
 
 /// Targets from an .npy file: whole numbers stored as integers are classes, others as they are, [n] or [n,
 /// C]. `names` are the classes of the training targets, filled when empty.
-Tensor<double> read_targets(const std::string& path, std::size_t n, const char* option,
-                            std::vector<std::int32_t>& names, bool& classes) {
-  const NpyArray array = read_npy(path);
+Tensor<double> read_targets(const Options& options, const std::string& path, std::size_t n,
+                            const char* option, std::vector<std::int32_t>& names, bool& classes) {
+  const NpyArray array = about(option, options, [&] { return read_npy(path); });
   if (array.shape.empty() || array.shape.size() > 2 || array.shape[0] != n) {
     throw ArgumentError(fmt::format("{}: {} has shape [{}], expected [{}] or [{}, C]", option, path,
                                     fmt::join(array.shape, ", "), n, n));
@@ -667,7 +689,8 @@ Tensor<double> read_targets(const std::string& path, std::size_t n, const char* 
     return Tensor<double>(Shape{n, n == 0 ? 1 : values.size() / n}, values.span());
   }
   classes = true;
-  std::vector<std::int32_t> labels = array.to_labels();
+  std::vector<std::int32_t> labels =
+      about(fmt::format("{}: {}", option, path), options, [&] { return array.to_labels(); });
   if (names.empty()) {
     const std::set<std::int32_t> distinct(labels.begin(), labels.end());
     names.assign(distinct.begin(), distinct.end());
@@ -694,7 +717,9 @@ void run_files(const Context& context, const KernelFacts& facts, const ntk::Mapp
   const Workers workers(options.threads);
   const auto begin = std::chrono::steady_clock::now();
   Problem<T> problem;
-  const std::size_t n = kernel_side(options.predict_kernel, kernel_file.shape(), facts.packed);
+  const std::size_t n = about("--kernel", options, [&] {
+    return kernel_side(options.predict_kernel, kernel_file.shape(), facts.packed);
+  });
   const Shape& cross = cross_file.shape();
   const bool with_blocks = cross.rank() == 4 && cross[2] == 1 && cross[3] == 1;
   if ((cross.rank() != 2 && !with_blocks) || cross[1] != n) {
@@ -712,17 +737,17 @@ void run_files(const Context& context, const KernelFacts& facts, const ntk::Mapp
                                    problem.cross.data()[i], i / n, i % n));
   }
   std::vector<std::int32_t> names;
-  problem.y = read_targets(options.targets, n, "--targets", names, problem.classes);
+  problem.y = read_targets(options, options.targets, n, "--targets", names, problem.classes);
   if (!options.test_targets.empty()) {
     bool classes = false;
-    problem.y_test = read_targets(options.test_targets, cross[0], "--test-targets", names, classes);
+    problem.y_test = read_targets(options, options.test_targets, cross[0], "--test-targets", names, classes);
     if (classes != problem.classes || problem.y_test.shape()[1] != problem.y.shape()[1]) {
       throw ArgumentError("--test-targets: must be of the kind and columns of --targets");
     }
   }
   const Asked asked = what_is_asked(options, n, problem.y.shape()[1]);
   // Mapped files are the system's cache and no memory of the process; a packed kernel is unpacked.
-  MemoryAccount account("predict", memory);
+  MemoryAccount account("--memory", memory);
   if (facts.packed) account.hold(bytes_of(n, n, sizeof(T)));
   problem.memory =
       count_solving(account, n, cross[0], problem.y.shape()[1], by_one_system(asked, options.variance, false),
@@ -757,9 +782,11 @@ void run_predict(const Context& context) {
   const Options& options = context.options;
   whole_array_output(options);
   if (!options.predict_kernel.empty()) {
-    const ntk::MappedNpy kernel(options.predict_kernel);
-    const ntk::MappedNpy cross(options.cross);
-    const KernelFacts facts = read_kernel_facts(options.predict_kernel, kernel.type());
+    const ntk::MappedNpy kernel =
+        about("--kernel", options, [&] { return ntk::MappedNpy(options.predict_kernel); });
+    const ntk::MappedNpy cross = about("--cross", options, [&] { return ntk::MappedNpy(options.cross); });
+    const KernelFacts facts =
+        about("--kernel", options, [&] { return read_kernel_facts(options.predict_kernel, kernel.type()); });
     if (kernel.type() != cross.type()) {
       throw ArgumentError(fmt::format("--cross: is stored as {} and --kernel as {}; both must be the same",
                                       to_string(cross.type()), to_string(kernel.type())));

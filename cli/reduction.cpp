@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
 #include <string_view>
+#include <system_error>
 
 #include "cli/inputs.hpp"
 #include "cli/text.hpp"
@@ -32,12 +34,14 @@ void choose_reduction(const Options& options, std::size_t outputs, ntk::KernelOp
     kernel.reduce = ntk::Reduce::TrueClass;
   } else if (text.starts_with("output:")) {
     kernel.reduce = ntk::Reduce::Output;
-    const auto numbers = parse_numbers(std::string_view(text).substr(7), "--reduce output");
-    if (numbers.size() != 1 || numbers[0] >= outputs) {
-      throw ArgumentError(
-          fmt::format("--reduce: {} is not one of the model's outputs 0 to {}", text, outputs - 1));
+    const std::string_view number = std::string_view(text).substr(7);
+    std::size_t output = 0;
+    const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), output);
+    if (error != std::errc() || end != number.data() + number.size() || output >= outputs) {
+      throw ArgumentError(fmt::format(
+          "--reduce: '{}' must be output:K with K from 0 to {}, the model's outputs", text, outputs - 1));
     }
-    kernel.output = numbers[0];
+    kernel.output = output;
   } else {
     throw ArgumentError(fmt::format(
         "--reduce: '{}' is unknown; expected one of full, trace-mean, trace-sum, output:K, true-class",
@@ -45,9 +49,9 @@ void choose_reduction(const Options& options, std::size_t outputs, ntk::KernelOp
   }
 }
 
-std::vector<std::int32_t> labels_of(const std::string& file, const datasets::Dataset& data,
-                                    const char* option) {
-  if (!file.empty()) return read_labels(file, data.size(), option);
+std::vector<std::int32_t> labels_of(const Options& options, const std::string& file,
+                                    const datasets::Dataset& data, const char* option) {
+  if (!file.empty()) return read_labels(options, file, data.size(), option);
   if (data.labels.empty()) {
     throw ArgumentError(
         fmt::format("--reduce true-class: needs labels, and the data have none; give {}", option));

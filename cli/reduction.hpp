@@ -18,7 +18,7 @@ void choose_reduction(const Options& options, std::size_t outputs, ntk::KernelOp
 
 /// The labels that a true-class kernel reads: from `file`, or those of the data when it is empty; `option`
 /// names the file's option. Throws ArgumentError when there are none.
-std::vector<std::int32_t> labels_of(const std::string& file, const datasets::Dataset& data,
-                                    const char* option);
+std::vector<std::int32_t> labels_of(const Options& options, const std::string& file,
+                                    const datasets::Dataset& data, const char* option);
 
 }  // namespace gradgram::cli

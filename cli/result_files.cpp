@@ -26,7 +26,8 @@ struct Companion {
   const char* ending;
   const char* told_at;
 };
-constexpr Companion kCompanions[] = {{".diagonal.npy", "/preview/file"},
+constexpr Companion kPreview = {".diagonal.npy", "/preview/file"};
+constexpr Companion kCompanions[] = {kPreview,
                                      {".error.npy", "/standard_error/file"},
                                      {".variance.npy", "/variance/file"},
                                      {".per-parameter.npz", "/per_parameter"}};
@@ -37,7 +38,7 @@ void remove_file(const fs::path& path) {
   if (!fs::is_regular_file(path, error)) return;
   const fs::path target = fs::canonical(path, error);
   if (error || (::unlink(target.c_str()) != 0 && errno != ENOENT)) {
-    throw IoError(fmt::format("{}: cannot remove the earlier result: {}", path.string(),
+    throw IoError(fmt::format("--out: {}: cannot remove the earlier result: {}", path.string(),
                               error ? error.message() : std::generic_category().message(errno)));
   }
 }
@@ -55,11 +56,38 @@ ordered_json earlier_description(const fs::path& path) {
   }
 }
 
+/// Whether `description` says that `file` is this companion.
+bool names(const ordered_json& description, const Companion& companion, const fs::path& file) {
+  const ordered_json::json_pointer place(companion.told_at);
+  return description.is_object() && description.contains(place) &&
+         description[place] == file.filename().string();
+}
+
 }  // namespace
 
-void require_writable_beside(const fs::path& out) {
-  require_writable(beside(out, ".json"));
-  for (const Companion& companion : kCompanions) require_writable(beside(out, companion.ending));
+fs::path preview_beside(const fs::path& out) {
+  fs::path path = out;
+  path += ".preview";
+  return path;
+}
+
+void require_place_beside(const fs::path& out) {
+  const fs::path sidecar = beside(out, ".json");
+  require_writable(sidecar);
+  require_writable(preview_beside(out));
+  const ordered_json earlier = earlier_description(sidecar);
+  for (const Companion& companion : kCompanions) {
+    const fs::path file = beside(out, companion.ending);
+    require_writable(file);
+    std::error_code error;
+    if (!fs::exists(file, error) || names(earlier, companion, file)) continue;
+    throw ArgumentError(fmt::format(
+        "--out: {} is there, would be taken for a part of {}, and {}; move it away or choose another "
+        "name",
+        file.string(), out.string(),
+        earlier.is_null() ? fmt::format("no {} says that it is", sidecar.string())
+                          : fmt::format("{} does not say that it is", sidecar.string())));
+  }
 }
 
 template <class T>
@@ -84,18 +112,20 @@ void describe_before_naming(const fs::path& out, const ordered_json& json, std::
   StagedFile description(sidecar, [&](std::ostream& stream) { stream << json.dump(2) << '\n'; });
   const ordered_json earlier = earlier_description(sidecar);
   remove_file(out);
-  for (const auto& [ending, told_at] : kCompanions) {
-    const ordered_json::json_pointer place(told_at);
-    const fs::path file = beside(out, ending);
-    const auto tells = [&](const ordered_json& of) {
-      return of.is_object() && of.contains(place) && of[place] == file.filename().string();
-    };
-    // The preview of this run is there already.
-    if (tells(earlier) && !tells(json)) remove_file(file);
+  for (const Companion& companion : kCompanions) {
+    const fs::path file = beside(out, companion.ending);
+    if (names(earlier, companion, file)) remove_file(file);
   }
-  remove_file(sidecar);
-  for (StagedFile& other : others) other.commit();
   description.commit();
+  const fs::path preview = preview_beside(out);
+  const fs::path diagonal = beside(out, kPreview.ending);
+  if (!names(json, kPreview, diagonal)) {
+    remove_file(preview);
+  } else if (::rename(preview.c_str(), diagonal.c_str()) != 0) {
+    throw IoError(fmt::format("--out: cannot rename {} to {}: {}", preview.string(), diagonal.string(),
+                              std::generic_category().message(errno)));
+  }
+  for (StagedFile& other : others) other.commit();
 }
 
 void publish(const fs::path& out, StagedFile array, const ordered_json& json,

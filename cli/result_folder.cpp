@@ -4,6 +4,9 @@
 #include <unistd.h>
 
 #include <nlohmann/json.hpp>
+#include <ostream>
+#include <set>
+#include <string>
 #include <system_error>
 
 #include "engine/error.hpp"
@@ -14,17 +17,38 @@ namespace {
 
 namespace fs = std::filesystem;
 
-bool is_earlier_result(const fs::path& folder) {
-  std::error_code error;
-  if (!fs::is_regular_file(folder / "summary.json", error)) return false;
-  const std::vector<std::byte> bytes = read_file(folder / "summary.json", std::size_t{1} << 28);
-  const auto* text = reinterpret_cast<const char*>(bytes.data());
-  const auto json = nlohmann::json::parse(text, text + bytes.size(), nullptr, false);
-  return json.is_object() && json.value("program", nlohmann::json()) == "gradgram";
+constexpr const char* kSummary = "summary.json";
+/// Stands in the place of the summary while one result is taking the place of another.
+constexpr const char* kUnfinished = "summary.json.partial";
+
+/// The summary of an earlier result, or what stands in its place; null without one.
+nlohmann::json earlier_summary(const fs::path& folder) {
+  for (const char* name : {kUnfinished, kSummary}) {
+    std::error_code error;
+    if (!fs::is_regular_file(folder / name, error)) continue;
+    const std::vector<std::byte> bytes = read_file(folder / name, std::size_t{1} << 28);
+    const auto* text = reinterpret_cast<const char*>(bytes.data());
+    nlohmann::json json = nlohmann::json::parse(text, text + bytes.size(), nullptr, false);
+    if (json.is_object() && json.value("program", nlohmann::json()) == "gradgram") return json;
+  }
+  return nullptr;
+}
+
+/// The names under `files`; one that would lead out of the folder is none of the program's.
+std::set<std::string> files_of(const nlohmann::json& summary) {
+  std::set<std::string> names;
+  if (!summary.is_object() || !summary.contains("files")) return names;
+  for (const nlohmann::json& file : summary["files"]) {
+    if (!file.is_string()) continue;
+    const auto name = file.get<std::string>();
+    if (!name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos)
+      names.insert(name);
+  }
+  return names;
 }
 
 [[noreturn]] void fail(const fs::path& path, const char* what, const std::error_code& error) {
-  throw IoError(fmt::format("{}: {}: {}", path.string(), what, error.message()));
+  throw IoError(fmt::format("--out: {}: {}: {}", path.string(), what, error.message()));
 }
 
 }  // namespace
@@ -40,7 +64,7 @@ ResultFolder::ResultFolder(fs::path target, bool force) : target_(std::move(targ
     }
     const bool empty = fs::is_empty(target_, error);
     if (error) fail(target_, "cannot read the folder", error);
-    if (!empty && !force && !is_earlier_result(target_)) {
+    if (!empty && !force && earlier_summary(target_).is_null()) {
       throw ArgumentError(
           fmt::format("--out: {} holds files that are not an earlier result; choose another folder, or "
                       "--force to write among them",
@@ -68,12 +92,26 @@ void ResultFolder::commit() {
     fs::rename(temporary_, target_, error);
     if (error) fail(target_, "cannot move the results there", error);
   } else {
+    std::set<std::string> names = files_of(earlier_summary(target_));
     for (const fs::directory_entry& entry : fs::directory_iterator(temporary_)) {
-      const fs::path to = target_ / entry.path().filename();
-      fs::remove_all(to, error);
-      if (!error) fs::rename(entry.path(), to, error);
-      if (error) fail(to, "cannot move the result there", error);
+      names.insert(entry.path().filename().string());
     }
+    names.erase(kSummary);
+    write_file(target_ / kUnfinished, [&](std::ostream& stream) {
+      stream << nlohmann::ordered_json{{"program", "gradgram"}, {"files", names}}.dump(2) << '\n';
+    });
+    fs::remove(target_ / kSummary, error);
+    if (error) fail(target_ / kSummary, "cannot remove the earlier result", error);
+    for (const std::string& name : names) {
+      fs::remove_all(target_ / name, error);
+      if (error) fail(target_ / name, "cannot remove the earlier result", error);
+      if (!fs::exists(temporary_ / name, error)) continue;
+      fs::rename(temporary_ / name, target_ / name, error);
+      if (error) fail(target_ / name, "cannot move the result there", error);
+    }
+    fs::rename(temporary_ / kSummary, target_ / kSummary, error);
+    if (error) fail(target_ / kSummary, "cannot move the result there", error);
+    fs::remove(target_ / kUnfinished, error);
     fs::remove_all(temporary_, error);
   }
   temporary_.clear();

@@ -16,6 +16,7 @@
 #include "cli/kernel_input.hpp"
 #include "cli/spectrum_table.hpp"
 #include "cli/text.hpp"
+#include "cli/wording.hpp"
 #include "engine/error.hpp"
 #include "engine/file.hpp"
 #include "engine/memory_account.hpp"
@@ -28,8 +29,9 @@ namespace {
 using nlohmann::ordered_json;
 
 /// Classes as -1/+1 or one-hot, other numbers as they are; `kind` says which.
-Tensor<double> label_targets(const std::string& path, std::size_t n, std::string& kind) {
-  const NpyArray array = read_npy(path);
+Tensor<double> label_targets(const Options& options, std::size_t n, std::string& kind) {
+  const std::string& path = options.labels;
+  const NpyArray array = about("--labels", options, [&] { return read_npy(path); });
   if (array.size() != n) {
     throw ArgumentError(
         fmt::format("--labels: {} holds {} numbers for a kernel of {} examples", path, array.size(), n));
@@ -46,7 +48,8 @@ Tensor<double> label_targets(const std::string& path, std::size_t n, std::string
       return Tensor<double>(Shape{n, 1}, values.span());
     }
   }
-  const std::vector<std::int32_t> labels = array.to_labels();
+  const std::vector<std::int32_t> labels =
+      about("--labels: " + path, options, [&] { return array.to_labels(); });
   const std::set<std::int32_t> distinct(labels.begin(), labels.end());
   const std::vector<std::int32_t> classes(distinct.begin(), distinct.end());
   if (classes.size() == 2) {
@@ -106,7 +109,8 @@ void run_spectrum(const Context& context) {
     if (csv.parent_path() == std::filesystem::path(options.out)) {
       std::error_code error;
       std::filesystem::create_directories(csv.parent_path(), error);
-      if (error) throw IoError(fmt::format("{}: cannot create the folder: {}", options.out, error.message()));
+      if (error)
+        throw IoError(fmt::format("--out: {}: cannot create the folder: {}", options.out, error.message()));
     }
     require_writable(csv);
   }
@@ -120,14 +124,14 @@ void run_spectrum(const Context& context) {
       throw ArgumentError(
           fmt::format("--top: {} must be at most the size of the kernel, {}", options.top, n));
     }
-    if (!options.labels.empty() && y.size() == 0) y = label_targets(options.labels, n, label_kind);
+    if (!options.labels.empty() && y.size() == 0) y = label_targets(options, n, label_kind);
   };
   const KernelInput input = read_kernel(options.kernel_file, [&](const KernelExtent& extent) {
     take_labels(extent.n);
-    MemoryAccount account("spectrum", memory_budget(options));
+    MemoryAccount account("--memory", memory_budget(options));
     account.hold(y.size() * sizeof(double));
     account.phase("the kernel while it is read", extent.reading_bytes);
-    account.hold(checked_multiply(extent.n * extent.n, sizeof(double), "spectrum"));
+    account.hold(checked_multiply(extent.n * extent.n, sizeof(double), "KERNEL.npy"));
     spectrum_options.memory =
         account.phase("the eigenvalues", ntk::spectrum_bytes(extent.n, spectrum_options));
     // The centred alignment takes a copy of the labels.

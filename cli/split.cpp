@@ -97,7 +97,7 @@ Split open_split(const Options& options) {
   if (!options.versus.empty()) {
     raw.data = options.versus;
     raw.limit = options.test_examples;
-    split.test = open_data(raw);
+    split.test = open_data(raw, "--versus");
     split.test_words = "--versus";
   } else {
     raw.test = true;

@@ -578,7 +578,7 @@ KernelFile tiles_to_file(TileSource& source, const KernelDestination& destinatio
   if (!destination.restart && is_there(partial) && journal.broken()) {
     throw FormatError("kernel_to_file: " + journal.path().string() +
                       " is not the journal of an unfinished kernel that this version reads; remove it and " +
-                      partial.string() + ", or ask to begin anew");
+                      partial.string() + ", or begin anew (restart)");
   }
   const auto facts_now = [&] {
     Facts facts = source.facts();
@@ -599,7 +599,7 @@ KernelFile tiles_to_file(TileSource& source, const KernelDestination& destinatio
       if (!different.empty()) {
         throw ArgumentError("kernel_to_file: " + partial.string() +
                             " is unfinished and was begun with something else: " + different +
-                            "; begin anew (--restart) or choose another file");
+                            "; begin anew (restart) or choose another file");
       }
       resumed = true;
     } else if (different.empty() && fs::is_regular_file(target) && fs::file_size(target) == bytes) {
@@ -615,7 +615,14 @@ KernelFile tiles_to_file(TileSource& source, const KernelDestination& destinatio
     grid = source.grid();
     journal.begin(facts_now(), grid.tile);
   } else {
-    source.follow(journal.tile());
+    try {
+      source.follow(journal.tile());
+    } catch (const BudgetError& error) {
+      throw BudgetError(fmt::format(
+          "{}; their size is that of the unfinished {}, which keeps it; give more memory, or begin anew "
+          "(restart) with smaller ones",
+          error.what(), partial.string()));
+    }
     grid = source.grid();
   }
   result.block_examples = source.block_examples();

@@ -785,7 +785,7 @@ TEST_F(KernelFileTest, RefusesOtherOutputsLabelsAndSecondInputs) {
   other.options.output = 2;
   std::string text = difference(one, other);
   EXPECT_NE(text.find("reduction was output 0 and is now output 2"), std::string::npos) << text;
-  EXPECT_NE(text.find("; begin anew (--restart) or choose another file"), std::string::npos) << text;
+  EXPECT_NE(text.find("; begin anew (restart) or choose another file"), std::string::npos) << text;
   one = other = job;
   one.options.reduce = other.options.reduce = Reduce::TrueClass;
   one.labels = kernel_cases::labels_of(one.n, 3, 7);

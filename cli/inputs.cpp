@@ -163,7 +163,7 @@ std::size_t memory_budget(const Options& options) {
 std::vector<std::int32_t> read_labels(const Options& options, const std::string& path, std::size_t n,
                                       const char* option) {
   const NpyArray array = about(option, options, [&] { return read_npy(path); });
-  const std::vector<std::int32_t> labels =
+  std::vector<std::int32_t> labels =
       about(fmt::format("{}: {}", option, path), options, [&] { return array.to_labels(); });
   if (labels.size() != n) {
     throw ArgumentError(
@@ -189,7 +189,7 @@ void require_writable(const std::filesystem::path& path) {
 }
 
 std::filesystem::path array_output(const Options& options) {
-  const std::filesystem::path out = options.out;
+  std::filesystem::path out = options.out;
   require_writable(out);
   if (out.extension() != ".npy") {
     throw ArgumentError(fmt::format("--out: '{}' must be a name that ends in .npy", options.out));

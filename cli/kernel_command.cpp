@@ -70,7 +70,8 @@ Preview preview_of(const Tensor<double>& diagonal) {
     preview.smallest = std::min(preview.smallest, value);
     preview.largest = std::max(preview.largest, value);
   }
-  preview.mean = preview.trace / static_cast<double>(diagonal.size() / outputs);
+  const std::size_t entries = diagonal.size() / outputs;
+  preview.mean = preview.trace / static_cast<double>(entries);
   return preview;
 }
 

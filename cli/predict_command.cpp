@@ -273,7 +273,7 @@ auto or_ridge(const Problem<T>& problem, double given, const Solve& solve) {
 /// One set of equations: kernel regression, the posterior of a Gaussian process.
 template <class T>
 Answer by_equations(const Problem<T>& problem, const Asked& asked, bool variance, const Workers& workers,
-                    const Progress& progress, std::stop_token stop) {
+                    const Progress& progress, const std::stop_token& stop) {
   Answer answer;
   // Once the equations are solved: they tell better what is wrong with a kernel.
   const auto largest = [&] {

@@ -1,5 +1,7 @@
 #include "ntk/cost.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <string>
@@ -390,6 +392,7 @@ std::vector<bool> shared_uses(const std::vector<PlannedUse>& uses, std::size_t p
     if (use.bias != kNoParameter) ++count[use.bias];
   }
   std::vector<bool> shared;
+  shared.reserve(uses.size());
   for (const PlannedUse& use : uses) {
     shared.push_back(count[use.weight] > 1 || (use.bias != kNoParameter && count[use.bias] > 1));
   }
@@ -432,11 +435,10 @@ void choose_ways(const ModuleProfile& profile, const PlanRequest& request, std::
         std::string choices;
         for (const Way choice : possible)
           choices.append(choices.empty() ? "" : " or ").append(way_name(choice));
-        throw ArgumentError(
-            "kernel: the way of " + name + " cannot be " + std::string(way_name(way)) +
-            (shared[u] ? ", because it or its bias is used several times"
-                       : ", because it is used at " + std::to_string(uses[u].positions) + " positions") +
-            "; it can be " + choices);
+        const std::string why = shared[u] ? "it or its bias is used several times"
+                                          : fmt::format("it is used at {} positions", uses[u].positions);
+        throw ArgumentError(fmt::format("kernel: the way of {} cannot be {}, because {}; it can be {}", name,
+                                        way_name(way), why, choices));
       }
       uses[u].way = way;
     }
@@ -447,8 +449,8 @@ void choose_ways(const ModuleProfile& profile, const PlanRequest& request, std::
           names.append(names.empty() ? "" : ", ").append(profile.parameter_names[use->weight]);
         }
       }
-      throw ArgumentError("kernel: a way is given for " + name + ", which is no weight; the weights are " +
-                          names);
+      throw ArgumentError(
+          fmt::format("kernel: a way is given for {}, which is no weight; the weights are {}", name, names));
     }
   }
 }
@@ -481,7 +483,7 @@ namespace {
 
 /// With ways for which passes are repeated where the factors do not fit.
 Plan recomputing_plan(const ModuleProfile& profile, const PlanRequest& request) {
-  const Plan chosen = plan_blocks(profile, request, smallest_plan(profile, request, request.memory).uses);
+  Plan chosen = plan_blocks(profile, request, smallest_plan(profile, request, request.memory).uses);
   if (chosen.resident >= request.rows && chosen.rounds() == 1) return chosen;
   // Not everything fits: ways that hold less repeat fewer passes. One change alone may save nothing where
   // several do, hence the second beginning, from the ways that hold least.

@@ -135,13 +135,13 @@ std::map<std::string, std::string> names_in_sources() {
   EXPECT_TRUE(takers.contains("check_labels") && takers.contains("require_rank") &&
               takers.contains("MemoryAccount"));
   std::map<std::string, std::string> names;
-  for (const auto& [path, tokens] : sources) {
-    walk(tokens, [&](const std::string& callee, const Token&, const Token& token, const Token&) {
+  for (const auto& source : sources) {
+    walk(source.second, [&](const std::string& callee, const Token&, const Token& token, const Token&) {
       if (token.kind != Token::Kind::Literal) return;
       const std::size_t colon = token.text.find(": ");
       const std::string front = token.text.substr(0, colon);
       if ((colon != std::string::npos || takers.contains(callee)) && is_name(front))
-        names.emplace(front, path);
+        names.emplace(front, source.first);
     });
   }
   return names;

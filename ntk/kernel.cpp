@@ -60,34 +60,60 @@ struct Step {
   Span streamed;  ///< empty: the tiles within the resident block
 };
 
-/// The runs in which examples [0, total) pass by: of earlier resident blocks, when those are spilled.
-std::vector<Span> stream_of(const Plan& plan, std::size_t total) {
-  if (!plan.request.symmetric || plan.reuse() != Reuse::Spilled) return split(total, plan.streamed);
-  std::vector<Span> spans;
-  for (const Span& block : split(total, plan.resident)) {
-    const std::vector<Span> more = split(block.count, plan.streamed, block.begin);
-    spans.insert(spans.end(), more.begin(), more.end());
+/// The steps in their order. None is stored: blocks of single examples would have more of them than memory.
+class Schedule {
+ public:
+  explicit Schedule(const Plan& plan)
+      : rows_(plan.request.rows),
+        symmetric_(plan.request.symmetric),
+        resident_(plan.resident),
+        streamed_(plan.streamed),
+        cut_(symmetric_ && plan.reuse() == Reuse::Spilled),
+        columns_(symmetric_ ? 0 : plan.request.columns) {
+    for (std::size_t begin = 0; begin < rows_; begin += resident_) {
+      first_.push_back(size_);
+      size_ += (symmetric_ ? 1 : 0) + runs(symmetric_ ? begin : columns_);
+    }
   }
-  return spans;
-}
 
-std::vector<Step> schedule(const Plan& plan) {
-  std::vector<Step> steps;
-  for (const Span& resident : split(plan.request.rows, plan.resident)) {
-    bool load = true;
-    if (plan.request.symmetric) {
-      steps.push_back({load, resident, {}});
-      load = false;
+  std::size_t size() const { return size_; }
+  Step operator[](std::size_t number) const {
+    const auto block =
+        static_cast<std::size_t>(std::upper_bound(first_.begin(), first_.end(), number) - first_.begin()) - 1;
+    const std::size_t begin = block * resident_;
+    Step step;
+    step.resident = {begin, std::min(resident_, rows_ - begin)};
+    number -= first_[block];
+    step.load_resident = number == 0;
+    if (!symmetric_) {
+      step.streamed = run(columns_, number);
+    } else if (number > 0) {
+      step.streamed = run(begin, number - 1);
     }
-    const std::size_t stream = plan.request.symmetric ? resident.begin : plan.request.columns;
-    if (stream == 0) continue;
-    for (const Span& streamed : stream_of(plan, stream)) {
-      steps.push_back({load, resident, streamed});
-      load = false;
-    }
+    return step;
   }
-  return steps;
-}
+
+ private:
+  /// The runs in which examples [0, total) pass by; of earlier resident blocks, when those are spilled.
+  std::size_t runs(std::size_t total) const {
+    if (total == 0) return 0;
+    return cut_ ? total / resident_ * runs_of_block() : (total + streamed_ - 1) / streamed_;
+  }
+  Span run(std::size_t total, std::size_t number) const {
+    if (!cut_) return {number * streamed_, std::min(streamed_, total - number * streamed_)};
+    const std::size_t within = number % runs_of_block() * streamed_;
+    return {number / runs_of_block() * resident_ + within, std::min(streamed_, resident_ - within)};
+  }
+  std::size_t runs_of_block() const { return (resident_ + streamed_ - 1) / streamed_; }
+
+  std::size_t rows_;
+  bool symmetric_;
+  std::size_t resident_, streamed_;
+  bool cut_;  ///< runs end where resident blocks do
+  std::size_t columns_;
+  std::vector<std::size_t> first_;  ///< steps before those of every resident block
+  std::size_t size_ = 0;
+};
 
 /// Puts every tile and its mirror image into tensors.
 template <class T>
@@ -149,7 +175,7 @@ class Builder {
 
   void build() {
     const auto begin = Clock::now();
-    const std::vector<Step> steps = schedule(plan_);
+    const Schedule steps(plan_);
     const std::size_t rounds = plan_.rounds();
     if (rounds > 1 && steps.size() > 1) {
       throw ArgumentError("kernel: a plan in rounds must hold all examples at once");
@@ -164,7 +190,7 @@ class Builder {
     total_pieces_ *= rounds;
     for (std::size_t round = 0; round < rounds; ++round) {
       for (std::size_t s = 0; s < steps.size(); ++s) {
-        const Step& step = steps[s];
+        const Step step = steps[s];
         if (step.load_resident) {
           load(x_, options_.labels, step.resident, resident_blocks(steps, s), resident_, round,
                resident_passes_);
@@ -220,7 +246,7 @@ class Builder {
   }
 
   /// What the tiles of all steps on the resident block that step `first` loads need of it.
-  std::vector<Span> resident_blocks(const std::vector<Step>& steps, std::size_t first) const {
+  std::vector<Span> resident_blocks(const Schedule& steps, std::size_t first) const {
     const std::size_t count = steps[first].resident.count;
     std::vector<bool> needed(count, false);
     for (std::size_t s = first; s < steps.size() && (s == first || !steps[s].load_resident); ++s) {
@@ -267,7 +293,7 @@ class Builder {
 
   /// Opens the scratch file for the blocks of the stream that are going to be written to it: those that tiles
   /// need which are still to be computed, of a rectangle when that is more than once.
-  void begin_spilling(const std::vector<Step>& steps) {
+  void begin_spilling(const Schedule& steps) {
     for (std::size_t s = 0; s < steps.size(); ++s) {
       const std::vector<TileRange> ranges = tiles(steps[s]);
       if (within(steps[s]) || ranges.empty()) continue;
@@ -313,7 +339,7 @@ class Builder {
   }
 
   /// Has the next block that is read come from the disk while tiles are contracted.
-  void fetch_next(const std::vector<Step>& steps, std::size_t number) {
+  void fetch_next(const Schedule& steps, std::size_t number) {
     if (!spilled_) return;
     for (std::size_t s = number + 1; s < steps.size(); ++s) {
       if (within(steps[s]) || tiles(steps[s]).empty()) continue;

@@ -21,7 +21,8 @@ namespace {
 void follow_grid(Plan& plan, std::size_t tile) {
   plan.tile = tile;
   plan.spilled = false;
-  if (fit_blocks(plan, true)) {
+  while (!fit_blocks(plan, true) && plan.tape_block > 1) plan.tape_block /= 2;
+  if (plan.total_bytes() <= plan.request.memory) {
     choose_reuse(plan, true);
     return;
   }

@@ -664,6 +664,37 @@ TEST_F(KernelFileTest, NoBudgetCutsATile) {
   }
 }
 
+/// Whatever budget is too small for the tiles that are there, the same least is named, and it does.
+TEST_F(KernelFileTest, TheLeastForTilesThatAreThereIsTheSameForAnyBudgetBelow) {
+  job.text = "conv(32,3) relu conv(32,3) relu gap dense(3)";
+  job.input = {8, 8, 3};
+  job.n = 500;
+  job.options.reduce = Reduce::TraceMean;
+  job.options.ways = {{"0.weight", Way::Materialize}, {"2.weight", Way::Materialize}};
+  job.options.memory = 0;
+  interrupt(2);
+  std::size_t least = 0, refused = 0;
+  const auto try_with = [&](std::size_t memory) {
+    job.options.memory = memory;
+    const std::string text = thrown([&] { job.run(); });
+    if (text.find("cannot hold tiles") == std::string::npos) return;
+    const std::string word = "would do is ";
+    const std::size_t named = std::stoul(text.substr(text.find(word) + word.size()));
+    if (least == 0) least = named;
+    EXPECT_EQ(named, least) << memory;
+    ++refused;
+  };
+  constexpr std::size_t kMiB = std::size_t{1} << 20;
+  for (std::size_t memory = 16 * kMiB; memory < 30 * kMiB; memory += 2 * kMiB) try_with(memory);
+  ASSERT_GE(refused, 3U);
+  try_with(least - 1);
+  EXPECT_FALSE(fs::exists(path()));
+  job.options.memory = least;
+  EXPECT_GE(job.run().found, 2u);
+  job.options.memory = 0;
+  expect_finished_like_reference();
+}
+
 TEST_F(KernelFileTest, KeepsTheTilesOfTheFirstCallUnderAnotherBudget) {
   // A budget so small that tiles shrink, then plenty; and the other way round, which may be refused.
   job.options.memory = 0;

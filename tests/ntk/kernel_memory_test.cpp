@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "ntk/kernel.hpp"
+#include "ntk/planned_kernel.hpp"
 #include "tests/ntk/kernel_cases.hpp"
 
 /// Every allocation of this program is counted, so that a plan can be held against what its execution takes.
@@ -102,6 +102,24 @@ TEST(KernelMemory, ThePlanBoundsWhatIsTaken) {
       EXPECT_GT(taken, k.values.size() * sizeof(float) + k.block_examples * 4000 * sizeof(float));
     }
   }
+}
+
+/// A list of the steps between all pairs of blocks would take 3 MB here.
+TEST(KernelMemory, BlocksOfSingleExamplesTakeNoMoreThanTheyHold) {
+  const kernel_cases::Case c{"mlp", "dense(3) tanh dense(1)", {5}, models::Parameterization::Standard, {}};
+  const auto module = kernel_cases::module_of<float>(c);
+  const auto x = kernel_cases::inputs_of<float>(c.input, 400, 1);
+  const Workers workers(1);
+  KernelOptions options;
+  const auto expected = kernel<float>(*module, x, options, workers);
+  Plan plan = plan_for<float>(*module, x.view(), nullptr, options, 1);
+  plan.resident = plan.streamed = plan.tile = plan.tape_block = 1;
+  const std::size_t elsewhere = kBlasBytes + plan.fixed_bytes;
+  const std::size_t before = live;
+  peak = before;
+  const auto k = planned_kernel<float>(*module, x.view(), nullptr, options, plan, workers);
+  EXPECT_LE(peak - before + elsewhere, k.planned_bytes + (std::size_t{1} << 18));
+  EXPECT_TRUE(std::equal(k.values.span().begin(), k.values.span().end(), expected.values.span().begin()));
 }
 
 }  // namespace

@@ -8,6 +8,8 @@
 
 namespace gradgram {
 
+class Workers;
+
 /// A bump allocator for everything that lives as long as one block of examples: activations, cotangents,
 /// scratch. One arena per worker, never shared. Memory is reused after rewind() and returned only by the
 /// destructor.
@@ -33,6 +35,11 @@ class Arena {
   };
   Mark mark() const noexcept;
   void rewind(Mark mark) noexcept;
+  /// Has the system supply the memory in use so far, on all workers at once, before they write to it. Nothing
+  /// that stands in it changes. Memory of some megabytes is asked for in huge pages; where these come slowly
+  /// (a virtual machine whose host takes free memory back may need seconds for a gigabyte), the rest of it
+  /// comes in small ones. Costs what the first write to every page would cost otherwise.
+  void commit(const Workers& workers);
   /// Bytes held from the system.
   std::size_t capacity() const noexcept;
 

@@ -65,6 +65,8 @@ class Factors {
   const Outer& outer(std::size_t use) const { return outer_[use]; }
   /// [examples, seeds of a round * row_width] or [examples * seeds, row_width].
   const FactorMatrix<T>& rows() const { return rows_; }
+  /// Arena::commit() of all that is held.
+  void commit(const Workers& workers) { memory_.commit(workers); }
   /// Call when `examples` of them are filled, before products: FactorMatrix::pad() of all.
   void pad(std::size_t examples) const;
 

@@ -175,6 +175,10 @@ class Builder {
 
   void build() {
     const auto begin = Clock::now();
+    resident_.commit(workers_);
+    streamed_.commit(workers_);
+    // The plan counts new memory among the passes, which would have it cleared otherwise.
+    for (WorkerSeconds& worker : seconds_) worker.passes += seconds_since(begin);
     const Schedule steps(plan_);
     const std::size_t rounds = plan_.rounds();
     if (rounds > 1 && steps.size() > 1) {

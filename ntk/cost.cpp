@@ -550,6 +550,7 @@ Plan plan_kernel(const ModuleProfile& profile, const PlanRequest& request) {
   Plan plan = recomputing_plan(profile, dry);
   plan.request.spill = request.spill;
   choose_reuse(plan, false);
+  deal_tiles(plan);
   return plan;
 }
 

@@ -1,7 +1,9 @@
 #include "ntk/plan.hpp"
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
+#include <utility>
 
 #include "engine/error.hpp"
 #include "engine/evaluation.hpp"
@@ -28,6 +30,10 @@ constexpr std::size_t kTileRows = 192;
 /// Tiles at the least, so that the last one to finish does not leave other workers idle for long. Not a
 /// number per worker: tiles in a file must be the same for any.
 constexpr std::size_t kLeastTiles = 16;
+/// Tiles per worker from which on it does not matter how they are dealt out.
+constexpr std::size_t kManyTiles = 16;
+/// Products of two rows in whose time a tile fetches one row of either side.
+constexpr double kSideProducts = 24;
 /// FLOP of products that a kernel into a file may go through in rounds, about a minute of one thread: so much
 /// more than the tiles in flight may be lost when it is stopped.
 constexpr double kRoundsIntoFile = 1e13;
@@ -487,6 +493,27 @@ std::size_t tile_side(const PlanRequest& request, std::size_t rows_per_example, 
   return std::clamp<std::size_t>(side, 1, std::min(std::max(most / step, std::size_t{1}) * step, longest));
 }
 
+/// When the last worker finishes the tiles of this side, those that take longest dealt out first, in products
+/// of two rows.
+double tiles_end(const PlanRequest& request, std::size_t rows_per_example, std::size_t side) {
+  std::vector<double> tiles;
+  const auto rows = [&](std::size_t begin, std::size_t end) {
+    return static_cast<double>(std::min(side, end - begin) * rows_per_example);
+  };
+  for (std::size_t row = 0; row < request.rows; row += side) {
+    const double down = rows(row, request.rows);
+    for (std::size_t column = 0; column < (request.symmetric ? row : request.columns); column += side) {
+      const double across = rows(column, request.columns);
+      tiles.push_back(down * across + kSideProducts * (down + across));
+    }
+    if (request.symmetric) tiles.push_back(down * (down + 1) / 2 + kSideProducts * down);
+  }
+  std::sort(tiles.begin(), tiles.end(), std::greater<>());
+  std::vector<double> ends(request.workers, 0.0);
+  for (const double tile : tiles) *std::min_element(ends.begin(), ends.end()) += tile;
+  return *std::max_element(ends.begin(), ends.end());
+}
+
 /// Without blocks.
 Plan kernel_layout(const ModuleProfile& profile, const PlanRequest& request, std::vector<PlannedUse> uses) {
   Plan plan = layout(profile, request, std::move(uses));
@@ -518,6 +545,26 @@ Plan plan_blocks(const ModuleProfile& profile, const PlanRequest& request, std::
     plan.tape_block = std::max<std::size_t>(1, tape_block / shrink);
     if (fit_blocks(plan, false)) return plan;
     if (plan.tile == 1 && plan.tape_block == 1) throw too_small("kernel", plan);
+  }
+}
+
+void deal_tiles(Plan& plan) {
+  const PlanRequest& request = plan.request;
+  const std::size_t group = plan.rows_per_example();
+  const std::size_t whole = std::lcm(gram_padded(1, plan.element_bytes), group) / group;
+  const std::size_t parts = (std::max(request.rows, request.columns) + plan.tile - 1) / plan.tile;
+  const bool held = plan.blocks() == 1 && plan.streamed == (request.symmetric ? 0 : request.columns);
+  if (request.result_in_file || !held || parts * parts >= kManyTiles * request.workers) return;
+  double best = tiles_end(request, group, plan.tile);
+  for (std::size_t side = whole; side * group <= kTileRows; side += whole) {
+    const double end = tiles_end(request, group, side);
+    if (end >= best) continue;
+    const std::size_t tile = std::exchange(plan.tile, side);
+    if (plan.total_bytes() <= request.memory) {
+      best = end;
+    } else {
+      plan.tile = tile;
+    }
   }
 }
 

@@ -190,6 +190,11 @@ Plan least_plan(const ModuleProfile& profile, const PlanRequest& request, std::v
 /// examples that the budget holds; with `whole_tiles` blocks are multiples of the tile. Returns whether
 /// anything fits; when not, the plan is the smallest.
 bool fit_blocks(Plan& plan, bool whole_tiles);
+
+/// Where the factors of all examples are held and tiles are few: their side from the request's number of
+/// workers, as large as keeps all of them busy. Larger tiles fetch less from memory. Within the budget; not
+/// for a file, whose tiles are the same for any number of workers.
+void deal_tiles(Plan& plan);
 /// The same for the diagonal of a symmetric request: `resident` is the examples whose factors all workers
 /// together hold (none unless the seeds stay apart), a tile is one example.
 Plan plan_diagonal(const ModuleProfile& profile, const PlanRequest& request);

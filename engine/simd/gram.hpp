@@ -194,13 +194,15 @@ GRADGRAM_INLINE void gram_sums(const T* row, const T* column, std::size_t depth,
 
 template <class T, std::size_t Vectors>
 void gram_tile(const T* row, const T* column, std::size_t depth, double* sum, std::size_t stride,
-               bool accumulate, const T* ahead) noexcept {
+               bool accumulate, const T* next_rows, const T* next_columns) noexcept {
   constexpr std::size_t kRows = kGramRows<T>;
   constexpr std::size_t kLane = kLanes<T>;
   Batch<T> part[kRows * Vectors];
   const auto fetch = [&]() __attribute__((always_inline)) {
-    __builtin_prefetch(ahead, 0, 2);
-    ahead += kGramLine<T>;
+    __builtin_prefetch(next_rows, 0, 2);
+    next_rows += kGramLine<T>;
+    __builtin_prefetch(next_columns, 0, 2);
+    next_columns += kGramLine<T>;
   };
   const auto wanted = [&](std::size_t r) __attribute__((always_inline)) {
     Unroll<0, kWantedRuns>::run([&](std::size_t) __attribute__((always_inline)) { fetch(); });
@@ -214,28 +216,26 @@ void gram_tile(const T* row, const T* column, std::size_t depth, double* sum, st
   });
 }
 
-/// Walks over the two sides of the next product, a tile's share at a time.
+/// Walks over a side of the next product, a tile's share at a time. Both sides are walked over at once: a
+/// small product has too few tiles for one after the other.
 template <class T>
 class GramAhead {
  public:
-  explicit GramAhead(const GramProduct<T>& job)
-      : rows_(job.next_rows),
-        columns_(job.next_columns),
-        row_count_(job.next_rows == nullptr ? 0 : job.row_count * job.depth),
-        column_count_(job.next_columns == nullptr ? 0 : job.column_count * job.depth),
-        share_(job.depth / kAheadSteps * kGramLine<T>) {}
+  GramAhead(const T* side, std::size_t count, std::size_t depth)
+      : side_(side),
+        count_(side == nullptr ? 0 : count * depth),
+        share_(depth / kAheadSteps * kGramLine<T>) {}
 
   /// `idle`: something that is at hand, when all is fetched.
   const T* next(const T* idle) {
     const std::size_t at = at_;
     at_ += share_;
-    if (at < row_count_) return rows_ + at;
-    return at - row_count_ < column_count_ ? columns_ + (at - row_count_) : idle;
+    return at < count_ ? side_ + at : idle;
   }
 
  private:
-  const T *rows_, *columns_;
-  std::size_t row_count_, column_count_, share_;
+  const T* side_;
+  std::size_t count_, share_;
   std::size_t at_ = 0;
 };
 
@@ -246,16 +246,19 @@ void gram_product(const GramProduct<T>& job) noexcept {
   constexpr std::size_t kGroup = kGramGroup<T>;
   constexpr std::size_t kRows = kGramRows<T>;
   constexpr std::size_t kLane = kLanes<T>;
-  GramAhead<T> ahead(job);
+  GramAhead<T> next_rows(job.next_rows, job.row_count, job.depth);
+  GramAhead<T> next_columns(job.next_columns, job.column_count, job.depth);
   const auto product = [&](std::size_t row, std::size_t column) {
     const T* const columns = job.columns + column * job.depth;
-    // Of a tile on the diagonal only the registers that reach down to it.
-    const std::size_t reach = job.lower ? row + kRows - column : kGroup;
+    // The registers that hold a column; of a tile on the diagonal only those that reach down to it.
+    const std::size_t there = job.column_count - column;
+    const std::size_t reach = job.lower && row + kRows - column < there ? row + kRows - column : there;
     const auto tile = reach <= kLane       ? gram_tile<T, 1>
                       : reach <= 2 * kLane ? gram_tile<T, 2>
                                            : gram_tile<T, kGramVectors>;
     tile(job.rows + row / kGroup * kGroup * job.depth + row % kGroup, columns, job.depth,
-         job.sum + row * job.sum_stride + column, job.sum_stride, job.accumulate, ahead.next(columns));
+         job.sum + row * job.sum_stride + column, job.sum_stride, job.accumulate, next_rows.next(columns),
+         next_columns.next(columns));
   };
   // kRows divides kGroup: a tile on the diagonal lies in the last group of its columns.
   if constexpr (sizeof(Batch<T>) == kCacheLine) {

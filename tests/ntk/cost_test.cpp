@@ -152,6 +152,34 @@ TEST(Cost, WaysWhoseFactorsRepeatPassesLose) {
   }
 }
 
+TEST(Cost, FewTilesAreAsLargeAsKeepsWorkersBusy) {
+  const models::Network<float> network(models::parse(kText, {8, 8, 3}), {.seed = 1});
+  const auto x = kernel_cases::inputs_of<float>({8, 8, 3}, 256, 1);
+  const auto versus = kernel_cases::inputs_of<float>({8, 8, 3}, 200, 2);
+  const KernelOptions options;
+  const auto tile = [&](std::size_t workers, bool file, const KernelOptions& with) {
+    return plan_for<float>(network, x.view(), nullptr, with, workers, file).tile;
+  };
+  // Of 256 examples 144 and 112 against themselves are as much as one against the other.
+  EXPECT_EQ(tile(2, false, options), 144U);
+  EXPECT_LT(tile(16, false, options), 144U);
+  EXPECT_EQ(tile(2, true, options), tile(16, true, options));
+  // The bits are those of any number of workers.
+  const auto two = kernel<float>(network, x.view(), options, Workers(2));
+  const auto seven = kernel<float>(network, x.view(), options, Workers(7));
+  const auto across = kernel<float>(network, x.view(), versus.view(), options, Workers(2));
+  const auto across7 = kernel<float>(network, x.view(), versus.view(), options, Workers(7));
+  for (std::size_t i = 0; i < 256 * 256; ++i) ASSERT_EQ(two.values.data()[i], seven.values.data()[i]) << i;
+  for (std::size_t i = 0; i < 256 * 200; ++i)
+    ASSERT_EQ(across.values.data()[i], across7.values.data()[i]) << i;
+  // Larger tiles keep within the budget.
+  KernelOptions tight;
+  for (const std::size_t memory : {std::size_t{1} << 30, std::size_t{24} << 20, std::size_t{21} << 20}) {
+    tight.memory = memory;
+    EXPECT_LE(plan_for<float>(network, x.view(), nullptr, tight, 2).total_bytes(), memory);
+  }
+}
+
 /// Several layers must change their ways together before one pass is enough.
 TEST(Cost, ASmallerBudgetIsNoCliff) {
   const models::Network<float> network(models::parse("resnet18-plain", {32, 32, 3}, {.outputs = 10}), {});

@@ -35,13 +35,13 @@
 namespace gradgram {
 namespace {
 
-/// Additions, multiplications and multiply-adds per register of pairs and layer: two window sums (4 each),
-/// the polynomial, the root as an estimate and a Newton step in f32, and 14 more.
+/// Additions, multiplications and multiply-adds per register of pairs and layer: two window sums (3 x 3
+/// in 3.5 each, neighbours sharing a half), the polynomial, the root, which takes the pipelines as long as
+/// three, and 13 more.
 template <class T>
 constexpr double needed_of_planes() {
   const double polynomial = sizeof(T) == 4 ? 7 : 17;
-  const double root = sizeof(T) == 4 ? 6 : 3;
-  return 8 + 14 + polynomial + root;
+  return 7 + 13 + polynomial + 3;
 }
 
 /// The same of cosines of vectors: polynomial, root (in f64 too as an estimate, since the divider would take

@@ -64,7 +64,8 @@ struct PlaneCell {
 /// Units are registers of T below, elements elsewhere.
 ///
 /// Deltas and tangents are held times a factor U that the caller chose, roots times sqrt(U / 2):
-///     left_root = l, left_inverse = 1 / l, right_root = 2 r, right_inverse = 1 / (2 r), 0 where the root is.
+///     left_root = l, left_inverse = v / l, right_root = 2 r, right_inverse = 1 / (2 r), 0 where the root is,
+///     v = 1 where `obtuse`, ratio^2 otherwise: the sine then comes out times the ratio, as it is needed.
 /// The layer sums each window of 2 radius + 1 cells and lines, and applies the nonlinearity, divided by its
 /// scale. In place.
 template <class T>

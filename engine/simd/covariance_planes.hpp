@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <type_traits>
 
 #include "engine/simd/covariance.hpp"
 #include "engine/simd/vector.hpp"
@@ -53,6 +54,20 @@ GRADGRAM_INLINE Batch<T> plane_root(const Batch<T>& z) {
   return xsimd::sqrt(z);
 }
 
+/// c - a * b.
+template <class T>
+GRADGRAM_INLINE Batch<T> negate_multiply_add(const Batch<T>& a, const Batch<T>& b, const Batch<T>& c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_fnmadd_ps(a, b, c);
+  } else {
+    return _mm512_fnmadd_pd(a, b, c);
+  }
+#else
+  return xsimd::fnma(a, b, c);
+#endif
+}
+
 /// Stands for 1 - cos 0, so that its root has an inverse; the angle is below 1e-15 and below 1e-150.
 template <class T>
 inline constexpr T kLeastVersine = sizeof(T) == 4 ? T(1e-30) : T(1e-300);
@@ -81,12 +96,13 @@ GRADGRAM_INLINE Mask<T> plane_mask(const T* numbers) {
 /// first line, `outside` the masks of its middle, `drops` two of them.
 template <std::size_t Radius, bool First, bool Seam, class T>
 GRADGRAM_INLINE void sum_lines(const T* state, std::ptrdiff_t pitch, std::ptrdiff_t radius, const T* square,
-                               std::ptrdiff_t cells, const T* outside, const Mask<T> (&drops)[2], T* sums) {
+                               std::ptrdiff_t cells, const T* outside, const Mask<T> (&drops)[2],
+                               Batch<T>& delta, Batch<T>& theta) {
   // `state` is the first line of the window.
   constexpr auto kNext = static_cast<std::ptrdiff_t>(kLanes<T>);
   const T* const middle = state + (Radius == 1 ? 1 : radius) * pitch;
-  Batch<T> delta = load(middle);
-  Batch<T> theta = load(middle + kNext);
+  delta = load(middle);
+  theta = load(middle + kNext);
   const auto add = [&](std::ptrdiff_t k, std::ptrdiff_t which) __attribute__((always_inline)) {
     const T* const line = state + k * pitch;
     const Batch<T> more_delta = load(line);
@@ -113,8 +129,6 @@ GRADGRAM_INLINE void sum_lines(const T* state, std::ptrdiff_t pitch, std::ptrdif
       if (k != radius) add(k, k < radius ? k : k - 1);
     }
   }
-  store(sums, delta);
-  store(sums + kNext, theta);
 }
 
 /// Sum over the window of cells around `at`.
@@ -136,6 +150,7 @@ struct PlaneConstants {
   static constexpr std::size_t kTerms = sizeof(kPlaneArcCosine<T>) / sizeof(T);
   T weights[kTerms];
   T ratio, straight, twice_bias;
+  T unscaled;  ///< 1 / ratio^2
 };
 
 /// One line through the layer, its sums over lines given; makes those of a later one on the way, before the
@@ -151,6 +166,7 @@ GRADGRAM_INLINE void plane_line(const PlaneRun<T>& run, const PlaneConstants<T>&
     weights[k] = broadcast(constants.weights[k]);
   });
   const Batch<T> ratio = broadcast(constants.ratio);
+  const Batch<T> unscaled = broadcast(constants.unscaled);
   const Batch<T> least = broadcast(kLeastVersine<T>);
   // Copies: what is stored might be `run`.
   const std::size_t cells = run.cells;
@@ -183,9 +199,11 @@ GRADGRAM_INLINE void plane_line(const PlaneRun<T>& run, const PlaneConstants<T>&
   };
   const auto sum_later = [&](std::size_t k) __attribute__((always_inline)) {
     at[k] = sums + places[k].entry;
+    Batch<T> sum[2];
     sum_lines<Radius, First, Seam>(here + k * kPair, pitch, radius_lines, square + k,
-                                   static_cast<std::ptrdiff_t>(cells), outside, drops,
-                                   later_sums + places[k].entry);
+                                   static_cast<std::ptrdiff_t>(cells), outside, drops, sum[0], sum[1]);
+    store(later_sums + places[k].entry, sum[0]);
+    store(later_sums + places[k].entry + kLanes<T>, sum[1]);
   };
   const auto read = [&](std::size_t k) __attribute__((always_inline)) {
     const std::size_t partner = places[k].partner;
@@ -200,7 +218,8 @@ GRADGRAM_INLINE void plane_line(const PlaneRun<T>& run, const PlaneConstants<T>&
     const Batch<T> rest = delta[k] - gap[k] * gap[k];
     Batch<T> u = xsimd::max(Batch<T>(rest * product[k]), least);
     if constexpr (Obtuse) u = xsimd::min(u, broadcast(T(2)));
-    cosine[k] = T(1) - u;
+    // Where all are acute, u is held times ratio^2.
+    cosine[k] = Obtuse ? Batch<T>(T(1) - u) : negate_multiply_add(u, unscaled, broadcast(T(1)));
     argument[k] = u;  // one less the absolute value of the cosine
     if constexpr (Obtuse && First) {
       const Batch<T> other = sum_cells<Radius>(at[k] + kLanes<T>, radius_cells) +
@@ -210,7 +229,7 @@ GRADGRAM_INLINE void plane_line(const PlaneRun<T>& run, const PlaneConstants<T>&
     } else if constexpr (Obtuse) {
       argument[k] = xsimd::max(xsimd::min(u, Batch<T>(T(2) - u)), least);
     }
-    z[k] = multiply_add(argument[k], Batch<T>(T(1) - argument[k]), argument[k]);
+    z[k] = multiply_add(argument[k], Obtuse ? Batch<T>(T(1) - argument[k]) : cosine[k], argument[k]);
     thetas[k] = covariance[k] * cosine[k];
     if constexpr (!First) thetas[k] += sum_cells<Radius>(at[k] + kLanes<T>, radius_cells);
   };
@@ -243,7 +262,7 @@ GRADGRAM_INLINE void plane_line(const PlaneRun<T>& run, const PlaneConstants<T>&
         angle[k] = multiply_add(angle[k], u[k], weights[kTerms - 1 - t]);
       });
     };
-    both([&](std::size_t k) __attribute__((always_inline)) { root[k] = plane_root<T>(root[k]); });
+    both([&](std::size_t k) __attribute__((always_inline)) { root[k] = xsimd::sqrt(root[k]); });
     Unroll<1, 3>::run(term);
     sum_later(0);
     read(0);
@@ -264,18 +283,20 @@ GRADGRAM_INLINE void plane_line(const PlaneRun<T>& run, const PlaneConstants<T>&
         store(to + k * kPair, multiply_add(both_roots[k], turned, Batch<T>(apart[k] * apart[k])));
         store(to + k * kPair + kLanes<T>, Batch<T>(tangent[k] - tangent[k] * whole));
       } else {
-        const Batch<T> turned = root[k] * (ratio - one[k] * angle[k]);
-        store(to + k * kPair, Batch<T>(before[k] - both_roots[k] * turned));
-        store(to + k * kPair + kLanes<T>, Batch<T>(tangent[k] * (T(1) - root[k] * angle[k])));
+        const Batch<T> whole = root[k] * angle[k];  // times the ratio
+        const Batch<T> turned = negate_multiply_add(one[k], whole, root[k]);
+        store(to + k * kPair, negate_multiply_add(both_roots[k], turned, before[k]));
+        store(to + k * kPair + kLanes<T>, negate_multiply_add(tangent[k], whole, tangent[k]));
       }
     });
   }
 }
 
-/// The cells beside both ends of a line's two runs, of which one pixel lies outside.
+/// The cells beside both ends of a line's two runs, of which one pixel lies outside, to the entries from
+/// `places` on.
 template <class T>
 GRADGRAM_INLINE void plane_frame_cells(const PlaneRun<T>& run, std::size_t line, std::size_t partner_line,
-                                       T* sums) {
+                                       const std::size_t (&places)[4], T* sums) {
   constexpr std::size_t kPair = 2 * kLanes<T>;
   const std::size_t radius = run.radius_cells;
   const std::size_t turn = run.cells - run.cell_offset;
@@ -291,10 +312,10 @@ GRADGRAM_INLINE void plane_frame_cells(const PlaneRun<T>& run, std::size_t line,
   for (std::size_t i = 0; i < radius; ++i) {
     const std::size_t offset = run.cell_offset;
     const bool apart = run.outside != nullptr;
-    put(i, apart && offset + i >= radius ? right_alone(offset + i - radius) : none);
-    put(radius + turn + i, apart && i < offset ? left_alone(turn + i) : none);
-    put(2 * radius + turn + i, apart && turn + i >= radius ? left_alone(turn + i - radius) : none);
-    put(3 * radius + run.cells + i, apart && offset + i < run.cells ? right_alone(offset + i) : none);
+    put(places[0] + i, apart && offset + i >= radius ? right_alone(offset + i - radius) : none);
+    put(places[1] + i, apart && i < offset ? left_alone(turn + i) : none);
+    put(places[2] + i, apart && turn + i >= radius ? left_alone(turn + i - radius) : none);
+    put(places[3] + i, apart && offset + i < run.cells ? right_alone(offset + i) : none);
   }
 }
 
@@ -317,23 +338,197 @@ void plane_frame_lines(const PlaneRun<T>& run) noexcept {
   }
 }
 
+template <class T, bool Obtuse>
+PlaneConstants<T> plane_constants(const PlaneRun<T>& run) noexcept {
+  PlaneConstants<T> constants;
+  constants.unscaled = T(1) / (run.ratio * run.ratio);
+  T weight = Obtuse ? run.ratio : T(1);
+  for (std::size_t k = 0; k < PlaneConstants<T>::kTerms; ++k) {
+    constants.weights[k] = kPlaneArcCosine<T>[k] * weight;
+    if constexpr (!Obtuse) weight *= constants.unscaled;
+  }
+  constants.ratio = run.ratio;
+  constants.straight = T(3.14159265358979323846) * run.ratio;
+  constants.twice_bias = T(2) * run.bias;
+  return constants;
+}
+
+/// Registers of a cell between the halves of plane_acute_line: versine, delta, product of the roots, theta.
+inline constexpr std::size_t kHalfway = 4;
+
+/// Windows of 3 x 3 and acute angles, which most layers of most nets have. Half of the arithmetic of a line,
+/// up to the argument of the root, is done beside the other half of the line before: each would wait for
+/// itself alone. `halfway` holds what lies between, [cells][kHalfway]; `frames` the cells beside both runs.
+/// A cell's state is replaced after all windows that see it have been summed: the window of the next line's
+/// cell beside it is summed one step earlier.
+template <class T, bool Begins, bool Ends, bool Seam>
+GRADGRAM_INLINE void plane_acute_line(const PlaneRun<T>& run, const PlaneConstants<T>& constants,
+                                      std::size_t line, std::size_t partner_line, const T* frames,
+                                      T* halfway) {
+  constexpr std::size_t kTerms = PlaneConstants<T>::kTerms;
+  constexpr std::size_t kPair = 2 * kLanes<T>;
+  constexpr std::size_t kHalves = kHalfway * kLanes<T>;
+  Batch<T> weights[kTerms];
+  Unroll<0, kTerms>::run([&](std::size_t k) __attribute__((always_inline)) {
+    weights[k] = broadcast(constants.weights[k]);
+  });
+  const Batch<T> unscaled = broadcast(constants.unscaled);
+  const Batch<T> least = broadcast(kLeastVersine<T>);
+  const std::size_t cells = run.cells;
+  const auto pitch = static_cast<std::ptrdiff_t>(run.pitch);
+  // The line before: the first of the window, and the one that is finished.
+  T* const state = run.state + static_cast<std::ptrdiff_t>(line) * pitch - pitch;
+  const T* const left = run.left_root + line * cells;
+  const T* const inverse = run.left_inverse + line * cells;
+  const T* const square =
+      run.left_square + static_cast<std::ptrdiff_t>(line * cells) - static_cast<std::ptrdiff_t>(cells);
+  const T* const outside = Seam ? run.outside + line * run.masks * kLanes<T> : nullptr;
+  Mask<T> drops[2] = {Mask<T>(false), Mask<T>(false)};
+  if constexpr (Seam) {
+    drops[0] = plane_mask(outside);
+    drops[1] = plane_mask(outside + kLanes<T>);
+  }
+  const std::size_t right_cell = run.right_cell;
+  const auto sum = [&](std::size_t cell, Batch<T> & delta, Batch<T> & theta) __attribute__((always_inline)) {
+    sum_lines<1, false, Seam>(state + cell * kPair, pitch, 1, square + cell,
+                              static_cast<std::ptrdiff_t>(cells), outside, drops, delta, theta);
+  };
+  const std::size_t turn = cells - run.cell_offset;
+  for (const std::size_t behind : {std::size_t{0}, std::size_t{1}}) {
+    const std::size_t begin = behind == 0 ? 0 : turn;
+    const std::size_t end = behind == 0 ? turn : cells;
+    if (begin == end) continue;
+    const T* const frame = frames + behind * 2 * kPair;
+    const std::size_t first_partner =
+        partner_line * run.right_line + (behind == 0 ? run.cell_offset : 0) * right_cell;
+    const T* right = run.right_root + first_partner;
+    const T* right_inverse = run.right_inverse + first_partner;
+    Batch<T> before[2], here[2];  // delta and theta of the windows of lines
+    if constexpr (Begins) {
+      before[0] = load(frame);
+      before[1] = load(frame + kLanes<T>);
+      sum(begin, here[0], here[1]);
+    }
+    const auto step = [&]<std::size_t Count>(std::size_t cell, std::integral_constant<std::size_t, Count>)
+        __attribute__((always_inline)) {
+      T* const half = halfway + cell * kHalves;
+      const auto each = [&](const auto& body) __attribute__((always_inline)) {
+        Unroll<0, Count>::run(body);
+      };
+      Batch<T> u[Count], cosine[Count], root[Count], angle[Count];
+      const auto term = [&](std::size_t t) __attribute__((always_inline)) {
+        each([&](std::size_t k) __attribute__((always_inline)) {
+          angle[k] = multiply_add(angle[k], u[k], weights[kTerms - 1 - t]);
+        });
+      };
+      if constexpr (Ends) {
+        each([&](std::size_t k) __attribute__((always_inline)) {
+          u[k] = load(half + k * kHalves);
+          cosine[k] = negate_multiply_add(u[k], unscaled, broadcast(T(1)));
+          root[k] = xsimd::sqrt(multiply_add(u[k], cosine[k], u[k]));
+          angle[k] = weights[kTerms - 1];
+        });
+        Unroll<1, 3>::run(term);
+      }
+      Batch<T> delta[Count], theta[Count];
+      if constexpr (Begins) {
+        Batch<T> next[2], after[2];
+        if constexpr (Count == 2) sum(cell + 1, next[0], next[1]);
+        if (cell + Count < end) {
+          sum(cell + Count, after[0], after[1]);
+        } else {
+          after[0] = load(frame + kPair);
+          after[1] = load(frame + kPair + kLanes<T>);
+        }
+        if constexpr (Count == 2) {
+          const Batch<T> shared[2] = {here[0] + next[0], here[1] + next[1]};
+          delta[0] = before[0] + shared[0];
+          theta[0] = before[1] + shared[1];
+          delta[1] = shared[0] + after[0];
+          theta[1] = shared[1] + after[1];
+          before[0] = next[0];
+          before[1] = next[1];
+        } else {
+          delta[0] = before[0] + (here[0] + after[0]);
+          theta[0] = before[1] + (here[1] + after[1]);
+        }
+        here[0] = after[0];
+        here[1] = after[1];
+      }
+      if constexpr (Ends) {
+        Unroll<3, kTerms>::run(term);
+        each([&](std::size_t k) __attribute__((always_inline)) {
+          const T* const from = half + k * kHalves;
+          T* const to = state + (cell + k) * kPair;
+          const Batch<T> whole = root[k] * angle[k];  // times the ratio, as the root
+          const Batch<T> turned = negate_multiply_add(cosine[k], whole, root[k]);
+          const Batch<T> product = load(from + 2 * kLanes<T>);
+          const Batch<T> tangent = multiply_add(product, cosine[k], load(from + 3 * kLanes<T>));
+          store(to, negate_multiply_add(product, turned, load(from + kLanes<T>)));
+          store(to + kLanes<T>, negate_multiply_add(tangent, whole, tangent));
+        });
+      }
+      if constexpr (Begins) {
+        each([&](std::size_t k) __attribute__((always_inline)) {
+          T* const to = half + k * kHalves;
+          const Batch<T> a = broadcast(left[cell + k]);
+          const Batch<T> b = load(right + k * right_cell);
+          const Batch<T> gap = multiply_add(b, broadcast(T(-0.5)), a);
+          const Batch<T> product = broadcast(inverse[cell + k]) * load(right_inverse + k * right_cell);
+          const Batch<T> rest = negate_multiply_add(gap, gap, delta[k]);
+          store(to, xsimd::max(Batch<T>(rest * product), least));
+          store(to + kLanes<T>, delta[k]);
+          store(to + 2 * kLanes<T>, Batch<T>(a * b));
+          store(to + 3 * kLanes<T>, theta[k]);
+        });
+        right += Count * right_cell;
+        right_inverse += Count * right_cell;
+      }
+    };
+    std::size_t cell = begin;
+    for (; cell + 1 < end; cell += 2) step(cell, std::integral_constant<std::size_t, 2>());
+    if (cell < end) step(cell, std::integral_constant<std::size_t, 1>());
+  }
+}
+
+template <class T>
+void plane_acute_lines(const PlaneRun<T>& run) noexcept {
+  plane_frame_lines(run);
+  const PlaneConstants<T> constants = plane_constants<T, false>(run);
+  constexpr std::size_t kFrames[4] = {0, 1, 2, 3};
+  T* const frames = run.sums;
+  T* const halfway = frames + 4 * 2 * kLanes<T>;
+  for (std::size_t line = 0; line < run.lines; ++line) {
+    const std::size_t partner_line = (line + run.line_offset) % run.lines;
+    plane_frame_cells(run, line, partner_line, kFrames, frames);
+    const bool seam = run.seams != nullptr && run.seams[line] != 0;
+    if (line == 0 && seam) {
+      plane_acute_line<T, true, false, true>(run, constants, line, partner_line, frames, halfway);
+    } else if (line == 0) {
+      plane_acute_line<T, true, false, false>(run, constants, line, partner_line, frames, halfway);
+    } else if (seam) {
+      plane_acute_line<T, true, true, true>(run, constants, line, partner_line, frames, halfway);
+    } else {
+      plane_acute_line<T, true, true, false>(run, constants, line, partner_line, frames, halfway);
+    }
+  }
+  plane_acute_line<T, false, true, false>(run, constants, run.lines, 0, frames, halfway);
+}
+
 template <class T, std::size_t Radius, bool Obtuse, bool First>
 void plane_lines(const PlaneRun<T>& run) noexcept {
   plane_frame_lines(run);
   const std::size_t ahead = run.radius_lines;
   const std::size_t slots = ahead + 1;
+  const std::size_t turn = run.cells - run.cell_offset;
+  const std::size_t frames[4] = {0, run.radius_cells + turn, 2 * run.radius_cells + turn,
+                                 3 * run.radius_cells + run.cells};
   const std::size_t slot = (run.cells + 4 * run.radius_cells + 2) * 2 * kLanes<T>;
-  PlaneConstants<T> constants;
-  for (std::size_t k = 0; k < PlaneConstants<T>::kTerms; ++k) {
-    constants.weights[k] = kPlaneArcCosine<T>[k] * (run.ratio / kPlaneRoot<T>);
-  }
-  constants.ratio = run.ratio / kPlaneRoot<T>;
-  constants.straight = T(3.14159265358979323846) * run.ratio;
-  constants.twice_bias = T(2) * run.bias;
+  const PlaneConstants<T> constants = plane_constants<T, Obtuse>(run);
   const auto has_seam = [&](std::size_t line) { return run.seams != nullptr && run.seams[line] != 0; };
   const auto sum_line = [&](std::size_t line) {
     T* const sums = run.sums + line % slots * slot;
-    plane_frame_cells(run, line, (line + run.line_offset) % run.lines, sums);
+    plane_frame_cells(run, line, (line + run.line_offset) % run.lines, frames, sums);
     const bool seam = has_seam(line);
     for (std::size_t cell = 0; cell < run.cells; ++cell) {
       const T* const state = run.state + cell * 2 * kLanes<T> +
@@ -348,15 +543,18 @@ void plane_lines(const PlaneRun<T>& run) noexcept {
       const auto cells = static_cast<std::ptrdiff_t>(run.cells);
       T* const to = sums + run.places[cell].entry;
       Mask<T> drops[2] = {Mask<T>(false), Mask<T>(false)};
+      Batch<T> sum[2];
       if (seam) {
         if constexpr (Radius == 1) {
           drops[0] = plane_mask(outside);
           drops[1] = plane_mask(outside + kLanes<T>);
         }
-        sum_lines<Radius, First, true>(state, pitch, radius, square, cells, outside, drops, to);
+        sum_lines<Radius, First, true>(state, pitch, radius, square, cells, outside, drops, sum[0], sum[1]);
       } else {
-        sum_lines<Radius, First, false>(state, pitch, radius, square, cells, outside, drops, to);
+        sum_lines<Radius, First, false>(state, pitch, radius, square, cells, outside, drops, sum[0], sum[1]);
       }
+      store(to, sum[0]);
+      store(to + kLanes<T>, sum[1]);
     }
   };
   for (std::size_t line = 0; line < ahead && line < run.lines; ++line) sum_line(line);
@@ -373,7 +571,7 @@ void plane_lines(const PlaneRun<T>& run) noexcept {
     } else if (line + ahead < run.lines) {
       const std::size_t later_partner = partner_line + ahead;
       plane_frame_cells(run, line + ahead,
-                        later_partner < run.lines ? later_partner : later_partner % run.lines, later);
+                        later_partner < run.lines ? later_partner : later_partner % run.lines, frames, later);
       seam = has_seam(line + ahead);
     }
     if (seam) {
@@ -393,6 +591,8 @@ void plane_lines(const PlaneRun<T>& run) noexcept {
     plane_lines<T, Radius, true, true>(run);
   } else if (run.obtuse) {
     plane_lines<T, Radius, true, false>(run);
+  } else if constexpr (Radius == 1) {
+    plane_acute_lines<T>(run);
   } else {
     plane_lines<T, Radius, false, false>(run);
   }

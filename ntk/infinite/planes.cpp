@@ -9,6 +9,14 @@
 namespace gradgram::ntk::infinite {
 namespace {
 
+/// Beyond them a layer multiplies its sums. Variances are at most near one, so that an f32 has room above;
+/// below, inverses of what is smaller than the largest need it.
+constexpr double kLargestUnit = 0x1p64;
+constexpr double kSmallestUnit = 0x1p-40;
+
+/// Below it the inverse powers that the acute kernel multiplies with could overflow.
+constexpr double kLeastRatio = 1.0 / 32;
+
 bool keeps_resolution(const ConvGeometry& g) {
   return g.stride_h == 1 && g.stride_w == 1 && g.kernel_h % 2 == 1 && g.kernel_w % 2 == 1 &&
          g.in_h == g.out_h && g.in_w == g.out_w && g.pad_top == g.kernel_h / 2 &&
@@ -65,7 +73,8 @@ PlanePlan plan_planes(const Program& program, const Scales& scales) {
     layer.radius_h = g.kernel_h / 2;
     layer.radius_w = g.kernel_w / 2;
     layer.ratio = phi.turn() / phi.scale();
-    layer.obtuse = obtuse;
+    layer.obtuse = obtuse || layer.ratio < kLeastRatio;
+    layer.versine = layer.obtuse ? 1 : layer.ratio * layer.ratio;
     const int exponent = scales.variance[affine.out];
     if (s == 0) {
       // The unit of the first layer is one.
@@ -75,7 +84,7 @@ PlanePlan plan_planes(const Program& program, const Scales& scales) {
       plan.input_scale = std::sqrt(weight / (2 * static_cast<double>(program.channels) * taps));
     } else {
       layer.unit = std::ldexp(carried * taps / affine.weight_variance, exponent - exponent_before);
-      if (layer.unit > 0x1p40 || layer.unit < 0x1p-40) {
+      if (layer.unit > kLargestUnit || layer.unit < kSmallestUnit) {
         layer.factor = std::ldexp(1.0, -2 * (std::ilogb(layer.unit) / 2));
         layer.unit *= layer.factor;
       }
@@ -163,7 +172,7 @@ PlaneImages<T>::PlaneImages(const PlanePlan& plan, const Sides<T>& side, const T
       const double scale = std::sqrt(layer.unit / 2);
       place(scale, 2 * scale,
             [&](std::size_t p, std::size_t example) { return *side.factor(layer.nonlinear, p, example); });
-      place(1 / scale, 1 / (2 * scale),
+      place(layer.versine / scale, 1 / (2 * scale),
             [&](std::size_t p, std::size_t example) { return *side.inverse(layer.nonlinear, p, example); });
     }
   });
@@ -290,7 +299,7 @@ void PlaneWorker<T>::lay_out_left(const Image& image) {
     T* const root = left_.data() + arrays_.left_layer(l);
     const double scale = std::sqrt(layer.unit / 2);
     place(image.side->factor(layer.nonlinear, 0, image.index), scale, root);
-    place(image.side->inverse(layer.nonlinear, 0, image.index), 1 / scale, root + pixels);
+    place(image.side->inverse(layer.nonlinear, 0, image.index), layer.versine / scale, root + pixels);
     T* const square = root + 2 * pixels + arrays_.margin;
     T* const window = square + pixels + arrays_.margin;
     if (l == 0) {
@@ -388,12 +397,16 @@ simd::PlaneRun<T> PlaneWorker<T>::run_planes(std::size_t across, std::size_t dow
   run.right_cell = arrays_.line;
   for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
     set_layer(run, l);
-    for (std::size_t cell = 0; cell < places_.size(); ++cell) {
-      const std::size_t entry =
-          cell < cells ? cell + run.radius_cells + (cell + down < cells ? 0 : 2 * run.radius_cells)
-                       : cells + 4 * run.radius_cells;
+    for (std::size_t cell = 0; cell < cells; ++cell) {
+      const bool before_turn = cell + down < cells;
+      const std::size_t entry = cell + (before_turn ? 1 : 3) * run.radius_cells;
+      const std::size_t partner = cell + down - (before_turn ? 0 : cells);
       places_[cell].entry = static_cast<std::uint32_t>(entry * 2 * lanes);
-      places_[cell].partner = static_cast<std::uint32_t>((cell + down) % cells * arrays_.line);
+      places_[cell].partner = static_cast<std::uint32_t>(partner * arrays_.line);
+    }
+    for (std::size_t cell = cells; cell < places_.size(); ++cell) {
+      places_[cell].entry = static_cast<std::uint32_t>((cells + 4 * run.radius_cells) * 2 * lanes);
+      places_[cell].partner = 0;
     }
     if (l == 0) {
       kernels_.plane_input(run, left_.data(), pixels, right, array, plan_.channels);

@@ -20,6 +20,7 @@ struct PlaneLayer {
   std::size_t radius_h = 0, radius_w = 0;
   double ratio = 0;     ///< turn / scale of the nonlinearity
   bool obtuse = false;  ///< whether cosines below zero may occur
+  double versine = 1;   ///< factor of the left inverses: see simd::PlaneRun
   double unit = 1;      ///< a plane holds that many times the delta, in the scale of the slot before phi
   double factor = 1;    ///< power of two by which sums are multiplied to keep units near one
 };

@@ -502,8 +502,14 @@ struct PlaneCase {
 
 TEST(InfinitePlanes, AgreeWithTheGeneralPath) {
   const std::string relu3 = "conv(8,3) relu conv(8,3) relu conv(8,3) relu ";
+  std::string deep;  // its units outgrow their range
+  for (std::size_t layer = 0; layer < 22; ++layer) deep += "conv(8,3) relu ";
   const std::vector<PlaneCase> cases = {
       {relu3, 7, 5, 3},
+      {relu3, 3, 37, 1},  // lines of which no offset's pixel goes around
+      {deep, 3, 4, 1},
+      // Acute angles before a kink that is small, and too small for its inverse powers.
+      {relu3 + "conv(8,3) leakyrelu(0.6) conv(8,3) relu conv(8,3) leakyrelu(0.9) ", 4, 5, 2},
       {relu3, 1, 9, 2},
       {relu3, 8, 1, 1},
       {relu3, 2, 17, 1},

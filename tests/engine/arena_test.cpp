@@ -48,8 +48,7 @@ TEST(Arena, CommittingSuppliesMemory) {
   Arena arena(kUsed);
   arena.allocate(kUsed);
   arena.commit(Workers(2));
-  // Slow pages are left to their first use, so that less than all may have come; threads' stacks are new,
-  // too.
+  // Slow pages are left to their first use, so that less than all may have come.
   EXPECT_GE(resident(), before + kUsed / (2 * kMiB) * 4096);
 }
 

@@ -136,8 +136,7 @@ void require_room_for_weights(const Options& options, const models::Model& model
   if (bytes <= std::max(memory, kDrawnInAMoment)) return;
   throw BudgetError(
       fmt::format("--memory: the memory budget ({} bytes) cannot hold the weights of --model; the least that "
-                  "would do is more than "
-                  "{} bytes, which they take alone",
+                  "would do is more than {} bytes, which they take alone",
                   memory, bytes));
 }
 template void require_room_for_weights<float>(const Options&, const models::Model&);

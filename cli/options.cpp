@@ -343,8 +343,7 @@ struct Parser {
     Group{sub, "Result"}.flag(
         "--preview", options.preview,
         "Compute the diagonal first, print trace, range and bounds, and write it to FILE.preview, an .npy "
-        "file "
-        "that is called OUT.diagonal.npy once the kernel is whole; done "
+        "file that is called OUT.diagonal.npy once the kernel is whole; done "
         "anyway when the kernel is expected to take more than a minute or to fill more than 2 GB, "
         "unless an unfinished file is gone on with");
     Group{sub, "Result"}.flag("--no-preview", options.no_preview, "Never do that");

@@ -37,7 +37,7 @@ GRADGRAM_INLINE Batch<T> cosine_root(const Batch<T>& z) {
   if constexpr (sizeof(T) == 8) {
     const Batch<T> estimate = _mm512_rsqrt14_pd(z);
     const Batch<T> root = z * estimate;
-    const Batch<T> error = _mm512_fnmadd_pd(root, estimate, broadcast(T(1)));  // below 2^-13
+    const Batch<T> error = negate_multiply_add(root, estimate, broadcast(T(1)));  // below 2^-13
     Batch<T> more = multiply_add(error, broadcast(T(0.3125)), broadcast(T(0.375)));
     more = multiply_add(error, more, broadcast(T(0.5)));
     return multiply_add(Batch<T>(root * error), more, root);

@@ -48,24 +48,10 @@ GRADGRAM_INLINE Batch<T> plane_root(const Batch<T>& z) {
   if constexpr (sizeof(T) == 4) {
     const Batch<T> y = _mm512_rsqrt14_ps(z);
     const Batch<T> root = z * y;
-    return root * Batch<T>(_mm512_fnmadd_ps(root, y, broadcast(T(3))));
+    return root * negate_multiply_add(root, y, broadcast(T(3)));
   }
 #endif
   return xsimd::sqrt(z);
-}
-
-/// c - a * b.
-template <class T>
-GRADGRAM_INLINE Batch<T> negate_multiply_add(const Batch<T>& a, const Batch<T>& b, const Batch<T>& c) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) {
-    return _mm512_fnmadd_ps(a, b, c);
-  } else {
-    return _mm512_fnmadd_pd(a, b, c);
-  }
-#else
-  return xsimd::fnma(a, b, c);
-#endif
 }
 
 /// Stands for 1 - cos 0, so that its root has an inverse; the angle is below 1e-15 and below 1e-150.

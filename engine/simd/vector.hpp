@@ -87,6 +87,20 @@ GRADGRAM_INLINE Batch<T> multiply_add(const Batch<T>& a, const Batch<T>& b, cons
 #endif
 }
 
+/// c - a * b, rounded like multiply_add.
+template <class T>
+GRADGRAM_INLINE Batch<T> negate_multiply_add(const Batch<T>& a, const Batch<T>& b, const Batch<T>& c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_fnmadd_ps(a, b, c);
+  } else {
+    return _mm512_fnmadd_pd(a, b, c);
+  }
+#else
+  return xsimd::fnma(a, b, c);
+#endif
+}
+
 /// The lower and upper half of a register of float, as double.
 struct Widened {
   Batch<double> low, high;

@@ -1,5 +1,4 @@
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -52,16 +51,8 @@ std::vector<std::string> shell_words(const std::string& line) {
   return words;
 }
 
-class Command : public testing::Test {
+class Command : public InFolder {
  protected:
-  void SetUp() override {
-    folder = fs::path(testing::TempDir()) / ("gradgram-" + std::to_string(getpid()) + "-" +
-                                             testing::UnitTest::GetInstance()->current_test_info()->name());
-    fs::remove_all(folder);
-    fs::create_directories(folder);
-  }
-  void TearDown() override { fs::remove_all(folder); }
-  std::string at(const std::string& name) const { return (folder / name).string(); }
   /// Random numbers [n, ...] as .npy.
   std::string array(const std::string& name, Shape shape, std::uint64_t seed) const {
     Tensor<double> values(shape);
@@ -78,7 +69,6 @@ class Command : public testing::Test {
     std::sort(found.begin(), found.end());
     return found;
   }
-  fs::path folder;
 };
 
 constexpr const char* kVerbs[] = {"doctor", "init", "kernel", "spectrum", "learnability"};

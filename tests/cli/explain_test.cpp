@@ -33,12 +33,10 @@ std::string text_of(const fs::path& path) {
 }
 
 /// A folder for files, another as the user's cache.
-class Explain : public testing::Test {
+class Explain : public InFolder {
  protected:
   void SetUp() override {
-    folder = fs::path(testing::TempDir()) / (std::string("gradgram-explain-") +
-                                             testing::UnitTest::GetInstance()->current_test_info()->name());
-    fs::remove_all(folder);
+    InFolder::SetUp();
     fs::create_directories(folder / "cache");
     setenv("XDG_CACHE_HOME", (folder / "cache").c_str(), 1);
     Tensor<double> values(Shape{40, 3, 8, 8});
@@ -48,7 +46,7 @@ class Explain : public testing::Test {
   }
   void TearDown() override {
     unsetenv("XDG_CACHE_HOME");
-    fs::remove_all(folder);
+    InFolder::TearDown();
   }
   std::vector<std::string> kernel(std::vector<std::string> more, const char* out = "k.npy") const {
     std::vector<std::string> words = {"kernel", "--data", (folder / "x.npy").string(), "--model", model};
@@ -56,7 +54,6 @@ class Explain : public testing::Test {
     words.insert(words.end(), more.begin(), more.end());
     return words;
   }
-  fs::path folder;
   std::string model = "conv(6,3) relu maxpool(2) conv(8,3) relu gap dense(5) relu dense(1)";
 };
 

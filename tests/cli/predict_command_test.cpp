@@ -19,16 +19,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-class PredictCommand : public testing::Test {
+class PredictCommand : public InFolder {
  protected:
-  void SetUp() override {
-    folder = fs::path(testing::TempDir()) / ("gradgram-predict-" + std::to_string(getpid()) + "-" +
-                                             testing::UnitTest::GetInstance()->current_test_info()->name());
-    fs::remove_all(folder);
-    fs::create_directories(folder);
-  }
-  void TearDown() override { fs::remove_all(folder); }
-  std::string at(const std::string& name) const { return (folder / name).string(); }
   nlohmann::json report(const std::string& name) const {
     std::ifstream file(at(name));
     return nlohmann::json::parse(file);
@@ -54,8 +46,6 @@ class PredictCommand : public testing::Test {
       file << a << ',' << b << ',' << c << ',' << 0.5 * a - b + 0.25 * c + 1e-3 * random.normal() << '\n';
     }
   }
-
-  fs::path folder;
 };
 
 // Linear regression by hand: a network without hidden layers has the kernel x . x' / 3.

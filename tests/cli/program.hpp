@@ -1,5 +1,9 @@
 #pragma once
 
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
 #include <sstream>
 #include <stop_token>
 #include <string>
@@ -22,5 +26,21 @@ inline Outcome run(const std::vector<std::string>& arguments, std::stop_token st
   const int code = cli_main(arguments, out, err, stop);
   return {code, out.str(), err.str()};
 }
+
+/// An empty folder of the test's own, gone behind it.
+class InFolder : public testing::Test {
+ protected:
+  void SetUp() override {
+    const testing::TestInfo& test = *testing::UnitTest::GetInstance()->current_test_info();
+    folder = std::filesystem::path(testing::TempDir()) /
+             ("gradgram-" + std::to_string(getpid()) + "-" + test.test_suite_name() + "-" + test.name());
+    std::filesystem::remove_all(folder);
+    std::filesystem::create_directories(folder);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder); }
+  std::string at(const std::string& name) const { return (folder / name).string(); }
+
+  std::filesystem::path folder;
+};
 
 }  // namespace gradgram::cli

@@ -15,13 +15,13 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <sstream>
 #include <string>
 #include <vector>
 
 #include "engine/npy.hpp"
 #include "engine/random.hpp"
 #include "tests/cli/program.hpp"
+#include "tests/file_bytes.hpp"
 
 /// The names that are still to be changed before the process is killed in front of one; negative: never. In
 /// the children alone, which run the program.
@@ -59,27 +59,16 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string bytes_of(const fs::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  std::stringstream text;
-  text << stream.rdbuf();
-  return text.str();
-}
-
-class ResultFiles : public testing::Test {
+class ResultFiles : public InFolder {
  protected:
   void SetUp() override {
-    folder = fs::path(testing::TempDir()) / ("gradgram-results-" + std::to_string(getpid()) + "-" +
-                                             testing::UnitTest::GetInstance()->current_test_info()->name());
-    fs::remove_all(folder);
+    InFolder::SetUp();
     fs::create_directories(folder / "out");
     Tensor<double> x(Shape{6, 4});
     Random random(1);
     for (double& value : x.span()) value = random.normal();
     write_npy<double>(at("x.npy"), x.view());
   }
-  void TearDown() override { fs::remove_all(folder); }
-  std::string at(const std::string& name) const { return (folder / name).string(); }
 
   /// Runs the program in a process of its own, killed in front of the change of a name that follows `names`
   /// others, and with files of at most `file_bytes` (0: of any size). Returns whether it was killed;
@@ -127,8 +116,6 @@ class ResultFiles : public testing::Test {
     }
     return found;
   }
-
-  fs::path folder;
   int code = -1;
   std::string err;
 };

@@ -182,12 +182,10 @@ TEST(Wording, KnowsEveryCallThatTheLibraryNames) {
   }
 }
 
-class Door : public testing::Test {
+class Door : public InFolder {
  protected:
   void SetUp() override {
-    folder = fs::path(testing::TempDir()) / ("gradgram-door-" + std::to_string(getpid()) + "-" +
-                                             testing::UnitTest::GetInstance()->current_test_info()->name());
-    fs::remove_all(folder);
+    InFolder::SetUp();
     fs::create_directories(folder / "folder");
     std::ofstream(at("folder/notes.txt")) << "mine";
     random("x.npy", Shape{6, 4});
@@ -226,8 +224,6 @@ class Door : public testing::Test {
     classes << "a,b,y\n";
     for (int i = 0; i < 30; ++i) classes << std::sin(i) << ',' << std::cos(i) << ',' << "pqr"[i % 3] << '\n';
   }
-  void TearDown() override { fs::remove_all(folder); }
-  std::string at(const std::string& name) const { return (folder / name).string(); }
   void write(const char* name, const Shape& shape, const std::vector<double>& values) const {
     write_npy<double>(at(name), Tensor<double>(shape, values).view());
   }
@@ -294,8 +290,6 @@ class Door : public testing::Test {
     if (text.find("::") != std::string::npos) found += "::";
     return found;
   }
-
-  fs::path folder;
 };
 
 TEST_F(Door, TheCheckFindsNamesOfTheLibrary) {

@@ -4,27 +4,19 @@
 #include <unistd.h>
 
 #include <filesystem>
-#include <fstream>
-#include <sstream>
 #include <string>
 #include <vector>
 
 #include "engine/npy.hpp"
 #include "models/model.hpp"
 #include "ntk/packed.hpp"
+#include "tests/file_bytes.hpp"
 #include "tests/ntk/kernel_cases.hpp"
 
 namespace gradgram::ntk {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::string bytes_of(const fs::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  std::stringstream text;
-  text << stream.rdbuf();
-  return text.str();
-}
 
 struct Case {
   const char* name;

@@ -21,7 +21,6 @@
 #include <limits>
 #include <memory>
 #include <new>
-#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -30,6 +29,7 @@
 #include "engine/random.hpp"
 #include "ntk/packed.hpp"
 #include "ntk/planned_kernel.hpp"
+#include "tests/file_bytes.hpp"
 #include "tests/ntk/kernel_cases.hpp"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -180,13 +180,6 @@ Job tiny_job() {
   job.input = {3};
   job.n = 130;
   return job;
-}
-
-std::string bytes_of(const fs::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  std::stringstream text;
-  text << stream.rdbuf();
-  return text.str();
 }
 
 std::uintmax_t size_or_zero(const fs::path& path) {

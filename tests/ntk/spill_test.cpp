@@ -10,13 +10,11 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 #include <stop_token>
 #include <string>
@@ -29,6 +27,7 @@
 #include "ntk/factors.hpp"
 #include "ntk/kernel_file.hpp"
 #include "ntk/planned_kernel.hpp"
+#include "tests/file_bytes.hpp"
 #include "tests/ntk/kernel_cases.hpp"
 
 /// A disk that fails on order: the call of that number from now on, 0 for none.
@@ -416,13 +415,6 @@ TEST_F(SpillTest, StopsAndExceptionsLeaveNothing) {
   small.x.data()[40 * small.x.size() / 47] = before;
   EXPECT_TRUE(same_bits(expected, small.run(plan)));
   EXPECT_TRUE(scratch_is_empty());
-}
-
-std::string bytes_of(const fs::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  std::stringstream text;
-  text << stream.rdbuf();
-  return text.str();
 }
 
 /// A kernel in a file, of a network whose factors the budget holds a part of.

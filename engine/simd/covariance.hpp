@@ -30,6 +30,9 @@ struct CovarianceBlock {
   const T* right_factor = nullptr;
   const T* right_inverse = nullptr;
   const T* right_moment = nullptr;
+  /// sin^2 of the angle between the pre-activations, laid out as delta, or null: it follows from delta then,
+  /// of whose digits little is left where examples of different norm are parallel, or examples opposite.
+  const T* sine_squares = nullptr;
 };
 
 /// Hermite coefficients of phi and phi' at each variance: entry = sum_k left[k] right[k] c^k.
@@ -41,6 +44,20 @@ struct CovarianceSeries {
   const T* right_value = nullptr;  ///< [terms][stride]
   const T* right_slope = nullptr;
   std::size_t stride = 0;
+};
+
+/// Steps and ramps that normal noise of several standard deviations has smoothed: with independent z, z' and
+/// weights of sum 1,
+///     step: offset + factor * sum_jk weights[j] weights[k] 2 pi (E[1(a > 0) 1(b > 0)] - 1 / 4),
+///     ramp: sum_jk weights[j] weights[k] E[relu(a) relu(b)],    factor = 1 / (2 pi), offset = 1 / 4,
+/// where a = u + sqrt(squares[j]) z, b = v + sqrt(squares[k]) z'.
+template <class T>
+struct CovarianceMixture {
+  std::size_t count = 0;
+  const T* squares = nullptr;
+  const T* weights = nullptr;
+  T offset = 0, factor = 0;
+  bool rectified = false;  ///< ramp
 };
 
 /// Where a cell of a line of planes stands, in elements.
@@ -161,10 +178,11 @@ struct CovarianceTable {
   /// phi(x) = x for x > 0, slope x otherwise: factor = sqrt(q), inverse = 1 / sqrt(q) or 0;
   /// scale = (1 + slope^2) / 2, turn = (1 - slope)^2 / (2 pi) (both moments are not read).
   void (*arc_cosine)(const CovarianceBlock<T>&, T scale, T turn) noexcept;
-  /// factor = 1 / sqrt(1 + 2 q).
+  /// factor = sqrt(q), inverse = 1 / sqrt(1 + 2 q).
   void (*erf)(const CovarianceBlock<T>&) noexcept;
-  /// x Phi(x): factor = 1 / sqrt(1 + q).
+  /// x Phi(x): factor = sqrt(q), inverse = 1 / sqrt(1 + q).
   void (*gelu)(const CovarianceBlock<T>&) noexcept;
+  /// factor = sqrt(q).
   void (*sin)(const CovarianceBlock<T>&) noexcept;
   void (*cos)(const CovarianceBlock<T>&) noexcept;
   /// Covariance only. factor, inverse as for arc_cosine.
@@ -174,6 +192,9 @@ struct CovarianceTable {
   void (*monomial)(const CovarianceBlock<T>&, std::size_t degree, const T* value, const T* slope) noexcept;
   /// Any other; factor, inverse as for arc_cosine.
   void (*series)(const CovarianceBlock<T>&, const CovarianceSeries<T>&) noexcept;
+  /// factor = sqrt(q). Every sum is of positive terms, for variances of any size below the root of the
+  /// largest number.
+  void (*mixture)(const CovarianceBlock<T>&, const CovarianceMixture<T>&) noexcept;
   /// u / sqrt(mean u^2): factor, inverse as for arc_cosine. Variances become 1, or 0 where they were.
   void (*normalize)(const CovarianceBlock<T>&) noexcept;
   /// out[i] = scale * sum_k in[k][i], i < n. Up to `count` inputs; reads no further than n.

@@ -38,17 +38,50 @@ constexpr std::size_t kFullColumns = 4;
 /// Below this share of the mean variance, delta is computed from differences instead of a matrix product.
 constexpr double kNear = 1.0 / 64;
 
+/// What series leave out, as a share of what the result promises.
+constexpr double kOmitted = 1e-4;
+
 /// One less a cosine below which planes in f32, off by a few 1e-7 there, are not good enough to be pooled:
 /// the angle would be off by more than 1e-5.
 constexpr double kNearlyParallel = 1.0 / 1024;
 
-/// Vectors in f32: 1 - |cosine| is known to about eps (s + s^2), s^2 = (sqrt q - sqrt q')^2 / sqrt(q q'),
-/// where it is small, and the angle to that divided by itself. Pairs are followed in f64 where (s + s^2)^2 >
+/// Vectors: 1 - |cosine| is known to about eps (s + s^2), s^2 = (sqrt q - sqrt q')^2 / sqrt(q q'), where it
+/// is small, and the angle to that divided by itself. Pairs are followed apart, in f64, where (s + s^2)^2 >
 /// this times 1 - cosine, which leaves the others angles to 16 eps; likewise opposite ones, whose 1 + cosine
 /// is known to eps (1 + s^2 / 2).
 constexpr double kAngleDigits = 256;
-/// Columns of a row that are followed in f64 together.
-constexpr std::size_t kWideColumns = 32;
+/// Smooth nonlinearities in f64 see no angles but Q (1 - |cosine|) beside 1, Q = sqrt(q q') of the
+/// pre-activations. Pairs are followed apart where s + s^2 > this times 1 / Q + 1 - cosine, which leaves the
+/// others that sum to 1e-11 of itself.
+constexpr double kSmoothDigits = 50000;
+/// Columns of a row that are followed apart together.
+constexpr std::size_t kApartColumns = 32;
+
+/// The step that angles between the inputs reach through affine maps alone, so that they can be followed to
+/// it exactly, and what it reads of them.
+struct FirstNonlinearity {
+  std::size_t step = 0;
+  bool angles = false;  ///< the angle itself, which a kink or a normalization passes on
+  double weight = 1;    ///< product of the weight variances before
+};
+
+std::optional<FirstNonlinearity> first_nonlinearity(const Program& program) {
+  FirstNonlinearity first;
+  for (; first.step < program.steps.size(); ++first.step) {
+    const Step& step = program.steps[first.step];
+    if (step.kind == StepKind::Affine) {
+      first.weight *= step.weight_variance;
+      continue;
+    }
+    if (step.kind == StepKind::Nonlinear && step.phi.kind == Nonlinearity::Kind::Monomial)
+      return std::nullopt;
+    if (step.kind != StepKind::Nonlinear && step.kind != StepKind::Normalize) return std::nullopt;
+    first.angles = step.kind == StepKind::Normalize || step.phi.kind == Nonlinearity::Kind::ArcCosine ||
+                   step.phi.kind == Nonlinearity::Kind::Sign;
+    return first;
+  }
+  return std::nullopt;
+}
 
 /// Mean square of the features of each pixel. Throws NumericError for inputs that are not finite.
 template <class T>
@@ -306,7 +339,7 @@ std::size_t builder_bytes(const Program& program, std::size_t examples, std::siz
   }
   if (widens_vectors<T>(program)) {
     bytes = checked_add(bytes, Sides<double>::bytes(program, examples), kBytes);
-    block += kWideColumns;
+    block += kApartColumns;
   }
   if (follows_cosines(program)) {
     const std::size_t held = checked_multiply(examples, CosineVectors<T>::bytes_per_example(program), kBytes);
@@ -324,6 +357,27 @@ std::size_t builder_bytes(const Program& program, std::size_t examples, std::siz
 template <class T>
 bool runs_wide(const Program& program) {
   return std::is_same_v<T, float> && program.fragile;
+}
+
+bool has_smooth_forms(const Program& program) {
+  return std::ranges::any_of(program.steps, [](const Step& step) {
+    return step.kind == StepKind::Nonlinear && step.phi.kind == Nonlinearity::Kind::Series;
+  });
+}
+
+/// Whether variances are so large that a mixture takes a series' place. f32 would then leave too little of
+/// 1 - cosine: such a program runs in f64 inside as well.
+template <class T>
+bool mixes_logistics(const Program& program, TensorView<const T> x, const TensorView<const T>* versus) {
+  if (!has_smooth_forms(program)) return false;
+  double largest = 0;
+  for (const double q : input_variances<T>(program, x, "x")) largest = std::max(largest, q);
+  if (versus != nullptr) {
+    for (const double q : input_variances<T>(program, *versus, "versus")) largest = std::max(largest, q);
+  }
+  SeriesList forms;
+  choose_scales(program, largest, 0, kOmitted * infinite_entry_error<T>(), forms);
+  return std::ranges::any_of(forms, [](const auto& form) { return form != nullptr && !form->series; });
 }
 
 /// Whether x is [n, ...input], n > 0; what is not is refused, or has nothing to be counted.
@@ -355,9 +409,9 @@ std::size_t required_bytes(const Program& program, std::size_t rows, std::size_t
     const std::size_t entries = checked_multiply(rows, columns == 0 ? rows : columns, kBytes);
     bytes = checked_multiply(entries, sizeof(T) * (what.nngp && what.ntk ? 2 : 1), kBytes);
   }
-  if (!runs_wide<T>(program)) {
-    return checked_add(bytes, builder_bytes<T>(program, examples, workers), kBytes);
-  }
+  // With smooth forms the inputs decide: the more is counted.
+  const bool may_run_wide = runs_wide<T>(program) || (std::is_same_v<T, float> && has_smooth_forms(program));
+  if (!may_run_wide) return checked_add(bytes, builder_bytes<T>(program, examples, workers), kBytes);
   const std::size_t copies = checked_multiply(examples, program.input.size() * sizeof(double), kBytes);
   bytes = checked_add(checked_add(bytes, copies, kBytes), narrow_bytes(program, examples, workers), kBytes);
   return checked_add(bytes, builder_bytes<double>(program, examples, workers), kBytes);
@@ -399,9 +453,9 @@ class Builder {
     }
     cosines_ = CosineVectors<T>::make(program_, x, left, versus, right, kVectorTile, workers_.count());
     if (cosines_ != nullptr) return;
-    // What series leave out stays far below what the result promises.
-    scales_ = choose_scales(program_, largest, smallest, 1e-4 * promised, series_);
+    scales_ = choose_scales(program_, largest, smallest, kOmitted * promised, series_);
     const bool transposed = program_.reach != Reach::Vector;
+    if (program_.reach == Reach::Vector) first_ = first_nonlinearity(program_);
     if (widens_vectors<T>(program_)) wide_ = std::make_unique<WideVectors>();
     left_sides_ = prepared_sides(x, left, wide_ ? &wide_->left : nullptr);
     left_inputs_ = std::make_unique<Inputs<T>>(program_, x, scales_.variance[0],
@@ -655,7 +709,11 @@ class Builder {
     blas::gemm(blas::Transpose::No, blas::Transpose::Yes, tile.rows, tile.columns, d,
                T(1) / static_cast<T>(d), left, d, right, d, T(0), products.data(), kVectorTile);
     std::optional<NearlyParallel> parallel;
-    if (wide_) parallel.emplace(*wide_->left, same_ ? *wide_->left : *wide_->right, tile);
+    if constexpr (std::is_same_v<T, double>) {
+      if (first_) parallel.emplace(*left_sides_, right_sides(), tile, first_->angles ? 0 : first_->weight);
+    } else if (wide_) {
+      parallel.emplace(*wide_->left, same_ ? *wide_->left : *wide_->right, tile, 0);
+    }
     for (std::size_t row = 0; row < tile.rows; row += kVectorRows) {
       const std::size_t rows = std::min(kVectorRows, tile.rows - row);
       std::size_t columns = tile.columns;
@@ -685,17 +743,19 @@ class Builder {
         if (!parallel->any(r)) continue;
         const std::size_t i = tile.row + row + r;
         const std::size_t end = same_ ? std::min(columns, i + 1 - tile.column) : columns;
-        for (std::size_t c = 0; c < end; c += kWideColumns) {
-          follow_wide(i, tile, c, std::min(kWideColumns, end - c), parallel->marks(r) + c, worker);
+        for (std::size_t c = 0; c < end; c += kApartColumns) {
+          follow_apart(i, tile, c, std::min(kApartColumns, end - c), parallel->marks(r) + c, worker);
         }
       }
     }
   }
 
-  /// Finds the pairs of a tile of vectors whose angles f32 would not know (kAngleDigits).
+  /// Finds the pairs of a tile of vectors whose angles delta in T does not hold (kAngleDigits), or, given the
+  /// weight variance before a smooth nonlinearity, whose angles it would miss (kSmoothDigits).
   class NearlyParallel {
    public:
-    NearlyParallel(const Sides<double>& left, const Sides<double>& right, const Tile& tile) : left_(left) {
+    NearlyParallel(const Sides<double>& left, const Sides<double>& right, const Tile& tile, double weight)
+        : left_(left), weight_(weight) {
       const double* const variance = right.variance(0, 0, tile.column);
       for (std::size_t c = 0; c < tile.columns; ++c) {
         root_[c] = std::sqrt(variance[c]);
@@ -715,8 +775,11 @@ class Builder {
       // One comparison for most pairs, from the column whose norm differs most.
       const double ratio = std::max(root / least_, most_ / root);
       const double apart = std::sqrt(ratio) - 1 / std::sqrt(ratio);
-      const double unknown =
-          std::max(square(apart + apart * apart), square(1 + apart * apart / 2)) / kAngleDigits;
+      const double parallel_loss = apart + apart * apart;
+      const double opposite_loss = 1 + apart * apart / 2;
+      const double most_loss = std::max(parallel_loss, opposite_loss);
+      if (weight_ > 0 && most_loss * weight_ * root * most_ <= kSmoothDigits) return;
+      const double unknown = weight_ > 0 ? most_loss / kSmoothDigits : square(most_loss) / kAngleDigits;
       const T limit = static_cast<T>(std::max(0.0, 1 - unknown) * root);
       unsigned candidates = 0;
       for (std::size_t c = 0; c < columns; ++c) {
@@ -730,8 +793,11 @@ class Builder {
         const double mean = fourth_root * fourth_root_[c];  // sqrt(s.d. s.d.'): s = gap / mean
         const double both = mean * mean;
         const double below = static_cast<double>(delta[c]) - gap * gap / 2;  // (1 - cosine) both
-        const bool parallel = square(gap * (mean + gap)) > kAngleDigits * both * below;
-        const bool opposite = square(both + gap * gap / 2) > kAngleDigits * both * (2 * both - below);
+        const double above = 2 * both - below;
+        const bool parallel = weight_ > 0 ? gap * (mean + gap) > kSmoothDigits * (1 / weight_ + below)
+                                          : square(gap * (mean + gap)) > kAngleDigits * both * below;
+        const bool opposite = weight_ > 0 ? both + gap * gap / 2 > kSmoothDigits * (1 / weight_ + above)
+                                          : square(both + gap * gap / 2) > kAngleDigits * both * above;
         const unsigned is = (parallel | opposite) & (both > 0) ? 1U : 0U;
         marks_[r][c] = static_cast<unsigned char>(is);
         marked |= is;
@@ -745,6 +811,7 @@ class Builder {
     static double square(double value) { return value * value; }
 
     const Sides<double>& left_;
+    double weight_;
     double root_[kVectorTile], fourth_root_[kVectorTile];
     T narrow_root_[kVectorTile];
     double least_ = std::numeric_limits<double>::infinity(), most_ = 0;
@@ -753,29 +820,33 @@ class Builder {
   };
 
   /// Follows the marked ones of the pairs of example i with columns [column, column + columns) of the tile in
-  /// f64 and puts them into the scratch of the tile.
-  void follow_wide(std::size_t i, const Tile& tile, std::size_t column, std::size_t columns,
-                   const unsigned char* marks, std::size_t worker) {
+  /// f64, from angles of their own where the program allows it, and puts them into the scratch of the tile.
+  void follow_apart(std::size_t i, const Tile& tile, std::size_t column, std::size_t columns,
+                    const unsigned char* marks, std::size_t worker) {
     if (std::none_of(marks, marks + columns, [](unsigned char mark) { return mark != 0; })) return;
     const std::size_t d = program_.channels;
     const std::size_t first = tile.column + column;
     const T* const left = left_inputs_->rows() + i * d;
     const T* const right = right_inputs().rows() + first * d;
-    const Sides<double>& right_side = same_ ? *wide_->left : *wide_->right;
-    Propagator<double>& propagator = *wide_->propagators[worker];
-    double* const delta = propagator.start(1, 1, columns).delta();
-    std::fill_n(delta, propagator.state().size(), 0.0);
+    const auto [left_side, right_side, propagator] = apart(worker);
+    double* const delta = propagator->start(1, 1, columns).delta();
+    std::fill_n(delta, propagator->state().size(), 0.0);
+    double* const sines = first_ ? propagator->sine_squares(first_->step) : nullptr;
     for (std::size_t c = 0; c < columns; ++c) {
-      if (marks[c] != 0) delta[c] = half_squared_distance(left, right + c * d, d);
+      if (marks[c] == 0) continue;
+      delta[c] = half_squared_distance(left, right + c * d, d);
+      if (sines == nullptr) continue;
+      sines[c] =
+          sine_square(squared_sine(left, right + c * d, d), delta[c], {left_side, right_side, i, first + c});
     }
-    propagator.run({wide_->left.get(), &right_side, i, first, same_}, 0, program_.steps.size());
+    propagator->run({left_side, right_side, i, first, same_}, 0, program_.steps.size());
     const std::size_t last = program_.steps.back().out;
-    const double half = *wide_->left->variance(last, 0, i) / 2;
-    const double* const variance = right_side.variance(last, 0, first);
+    const double half = *left_side->variance(last, 0, i) / 2;
+    const double* const variance = right_side->variance(last, 0, first);
     const double covariance_unit = std::ldexp(1.0, scales_.variance[last]);
     const double theta_unit = std::ldexp(1.0, scales_.theta[last]);
     Scratch& scratch = scratch_[worker];
-    PairState<double>& state = propagator.state();
+    PairState<double>& state = propagator->state();
     const std::size_t to = (i - tile.row) * kVectorTile + column;
     for (std::size_t c = 0; c < columns; ++c) {
       if (marks[c] == 0) continue;
@@ -785,6 +856,58 @@ class Builder {
       }
       if (what_.ntk) scratch.ntk.data()[to + c] = static_cast<T>(theta_unit * state.theta()[c]);
     }
+  }
+
+  struct Apart {
+    const Sides<double>*left, *right;
+    Propagator<double>* propagator;
+  };
+  Apart apart(std::size_t worker) const {
+    if constexpr (std::is_same_v<T, double>) {
+      return {left_sides_.get(), &right_sides(), propagators_[worker].get()};
+    } else {
+      return {wide_->left.get(), same_ ? wide_->left.get() : wide_->right.get(),
+              wide_->propagators[worker].get()};
+    }
+  }
+
+  /// sin^2 of the angle between two inputs, from what one is beside its projection on the other.
+  static double squared_sine(const T* a, const T* b, std::size_t n) {
+    double product = 0;
+    double a_square = 0;
+    double b_square = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      const auto x = static_cast<double>(a[i]);
+      const auto y = static_cast<double>(b[i]);
+      product += x * y;
+      a_square += x * x;
+      b_square += y * y;
+    }
+    const double share = product / b_square;
+    double rest = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      const double beside = static_cast<double>(a[i]) - share * static_cast<double>(b[i]);
+      rest += beside * beside;
+    }
+    return std::min(1.0, rest / a_square);
+  }
+
+  /// The same before the first nonlinearity. An affine map takes the determinant D = q q' - c^2 = q q' sin^2
+  /// to w^2 D + 2 w b delta.
+  double sine_square(double sine, double delta, const BlockPlace<double>& pair) const {
+    const auto variances = [&](std::size_t slot) {
+      return *pair.left->variance(slot, 0, pair.row) * *pair.right->variance(slot, 0, pair.column);
+    };
+    double determinant = sine * variances(0);
+    for (std::size_t s = 0; s < first_->step; ++s) {
+      const Step& step = program_.steps[s];
+      const double weight =
+          std::ldexp(step.weight_variance, scales_.variance[step.in] - scales_.variance[step.out]);
+      const double bias = std::ldexp(step.bias_variance, -scales_.variance[step.out]);
+      determinant = weight * (weight * determinant + 2 * bias * delta);
+      delta *= weight;
+    }
+    return std::min(1.0, determinant / variances(program_.steps[first_->step].in));
   }
 
   static double half_squared_distance(const T* a, const T* b, std::size_t n) {
@@ -1075,6 +1198,7 @@ class Builder {
   SeriesList series_;
   std::unique_ptr<CosineVectors<T>> cosines_;  ///< instead of all that follows, where it serves
   std::optional<PlanePlan> plan_;              ///< for models that planes can follow
+  std::optional<FirstNonlinearity> first_;     ///< of vectors
   std::unique_ptr<Sides<T>> left_sides_, right_sides_;
   std::unique_ptr<Inputs<T>> left_inputs_, right_inputs_;
   std::unique_ptr<PlaneImages<T>> left_images_, right_images_;  ///< for diagonal plans
@@ -1114,7 +1238,9 @@ struct InfiniteKernel<T>::Implementation {
       account.check();
     }
     if constexpr (std::is_same_v<T, float>) {
-      if (infinite::runs_wide<T>(program)) {
+      const bool whole = infinite::holds_examples(program, x) &&
+                         (versus == nullptr || infinite::holds_examples(program, *versus));
+      if (infinite::runs_wide<T>(program) || (whole && infinite::mixes_logistics(program, x, versus))) {
         const Tensor<double> wide_x = infinite::converted<double, float>(x);
         Tensor<double> wide_versus;
         if (versus != nullptr) wide_versus = infinite::converted<double, float>(*versus);

@@ -39,7 +39,29 @@ std::vector<double> pairings(std::size_t k) {
   return result;
 }
 
+/// Twice as many would take as long as a mixture, which every variance suits.
 constexpr std::size_t kMostTerms = 512;
+
+/// lambda^2 and its weight: the Gauss quadrature of log lambda, where lambda / 2 has Kolmogorov's
+/// distribution; found by the Stieltjes procedure in arithmetic of 80 digits.
+struct ScaleNode {
+  double square, weight;
+};
+constexpr ScaleNode kFineScales[] = {
+    {2.662631432272718044e-1, 6.077562610404654229e-7}, {3.827748533811697129e-1, 8.832181174652557260e-5},
+    {5.416483422905051741e-1, 2.254695776331619427e-3}, {7.705901402281102850e-1, 1.999636656279342969e-2},
+    {1.110799864010446463e+0, 8.239507072423321295e-2}, {1.626437370112330577e+0, 1.864269762491454235e-1},
+    {2.415110356297930172e+0, 2.586069002276632443e-1}, {3.616044649531256876e+0, 2.358294428105469535e-1},
+    {5.408883844157847049e+0, 1.441729020862705091e-1}, {8.009869857045247751e+0, 5.630047166203429417e-2},
+    {1.169177475361294974e+1, 1.254167517624523743e-2}, {1.684155809599075575e+1, 1.335762411399454925e-3},
+    {2.411604869073775260e+1, 5.046658856265828768e-5}, {3.506998494265632947e+1, 3.401567663966644779e-7},
+};
+constexpr ScaleNode kCoarseScales[] = {
+    {4.504696813797185358e-1, 7.331591457234241741e-4}, {7.553542329930066723e-1, 2.589222684912865803e-2},
+    {1.270980023137825962e+0, 1.649294750577310938e-1}, {2.195130266849648889e+0, 3.495804255560893602e-1},
+    {3.871384746830054134e+0, 3.150195917340310300e-1}, {6.808588026153119136e+0, 1.255601715562860276e-1},
+    {1.173192007356643613e+1, 1.780740483075644030e-2}, {2.014227992954884291e+1, 4.775452702539659269e-4},
+};
 
 }  // namespace
 
@@ -58,17 +80,17 @@ std::vector<double> Nonlinearity::slope_coefficients() const {
   return result;
 }
 
-Moments self_moments(const Nonlinearity& phi, double q, const HermiteSeries* series) {
+Moments self_moments(const Nonlinearity& phi, double q, const SmoothForm* smooth) {
   switch (phi.kind) {
     case Nonlinearity::Kind::ArcCosine:
       return {phi.scale() * q, phi.scale()};
     case Nonlinearity::Kind::Erf:
-      return {2 / pi * std::asin(2 * q / (1 + 2 * q)), 4 / pi / std::sqrt(1 + 4 * q)};
+      return {2 / pi * std::atan2(2 * q, std::sqrt(1 + 4 * q)), 4 / pi / std::sqrt(1 + 4 * q)};
     case Nonlinearity::Kind::Gelu: {
       const double s = q / (1 + q);
       const double d = 1 / (2 * pi * std::sqrt(1 + 2 * q));
-      const double p = 0.25 + std::asin(s) / (2 * pi);
-      return {q * d * (q - q * s) + q * p + q * s * d, p + q * d * (2 / (1 + q) + 1 / (1 + 2 * q))};
+      const double p = 0.25 + std::atan2(q, std::sqrt(1 + 2 * q)) / (2 * pi);
+      return {q * p + 2 * q * s * d, p + q * d * (2 / (1 + q) + 1 / (1 + 2 * q))};
     }
     case Nonlinearity::Kind::Sin:
       return {-std::expm1(-2 * q) / 2, (1 + std::exp(-2 * q)) / 2};
@@ -82,13 +104,12 @@ Moments self_moments(const Nonlinearity& phi, double q, const HermiteSeries* ser
               k * k * gaussian_moment(2 * phi.degree - 2) * std::pow(q, k - 1)};
     }
     case Nonlinearity::Kind::Series:
-      return series->moments(q);
+      return smooth->moments(q);
   }
   throw ArgumentError("self_moments: unknown nonlinearity");
 }
 
-HermiteSeries::HermiteSeries(simd::Activation function, double largest_variance, double tolerance,
-                             const char* name)
+HermiteSeries::HermiteSeries(simd::Activation function, double largest_variance)
     : function_(function), terms_(kMostTerms) {
   // The nearest poles of tanh(s g) and its square lie at i pi / (2 s); sampling at `spacing` leaves
   // exp(-2 pi (pi / 2) / (s spacing)), below 1e-17 with 0.25 / s. The Hermite functions up to k oscillate
@@ -97,38 +118,40 @@ HermiteSeries::HermiteSeries(simd::Activation function, double largest_variance,
   spacing_ = std::min(0.25 / root, 2 * pi / (2 * std::sqrt(static_cast<double>(kMostTerms)) + 14));
   const double reach = 12.6;  // the root weight is below 1e-17 beyond
   const auto half = static_cast<std::size_t>(std::ceil(reach / spacing_));
-  if (half > 100000) {
-    throw NumericError(fmt::format(
-        "infinite_kernel: {} sees the variance {:g}, for which {} Hermite terms leave more than {:g}; "
-        "scale the inputs or lower the weight variance",
-        name, largest_variance, kMostTerms, tolerance));
-  }
   for (std::size_t i = 0; i <= 2 * half; ++i) {
     const double g = (static_cast<double>(i) - static_cast<double>(half)) * spacing_;
     nodes_.push_back(g);
     root_weights_.push_back(std::exp(-g * g / 4) / std::pow(2 * pi, 0.25));
   }
-  const auto fill = [&] {
-    basis_.assign(nodes_.size() * terms_, 0);
-    for (std::size_t i = 0; i < nodes_.size(); ++i) {
-      double before = 0;
-      double here = root_weights_[i] * spacing_;
-      for (std::size_t k = 0; k < terms_; ++k) {
-        basis_[i * terms_ + k] = here;
-        const auto n = static_cast<double>(k);
-        const double next = (nodes_[i] * here - std::sqrt(n) * before) / std::sqrt(n + 1);
-        before = here;
-        here = next;
-      }
+  fill_basis();
+}
+
+void HermiteSeries::fill_basis() {
+  basis_.assign(nodes_.size() * terms_, 0);
+  for (std::size_t i = 0; i < nodes_.size(); ++i) {
+    double before = 0;
+    double here = root_weights_[i] * spacing_;
+    for (std::size_t k = 0; k < terms_; ++k) {
+      basis_[i * terms_ + k] = here;
+      const auto n = static_cast<double>(k);
+      const double next = (nodes_[i] * here - std::sqrt(n) * before) / std::sqrt(n + 1);
+      before = here;
+      here = next;
     }
-  };
-  fill();
-  std::vector<double> value(terms_);
-  std::vector<double> slope(terms_);
-  coefficients({&largest_variance, 1}, value.data(), slope.data());
-  const Moments whole = moments(largest_variance);
+  }
+}
+
+std::optional<HermiteSeries> HermiteSeries::fit(simd::Activation function, double largest_variance,
+                                                double tolerance) {
+  // What 512 terms reach at best: 1e-9 needs five per unit of the variance, of softplus.
+  if (!(largest_variance < kMostTerms / 4.0)) return std::nullopt;
+  HermiteSeries result(function, largest_variance);
+  std::vector<double> value(result.terms_);
+  std::vector<double> slope(result.terms_);
+  result.coefficients({&largest_variance, 1}, value.data(), slope.data());
+  const Moments whole = result.moments(largest_variance);
   double tail = 0;
-  std::size_t needed = terms_;
+  std::size_t needed = result.terms_;
   // Rounding leaves about 1e-17 of the whole in every term.
   while (needed > 1) {
     const double term = std::max(slope[needed - 1] * slope[needed - 1] / whole.slope,
@@ -137,13 +160,42 @@ HermiteSeries::HermiteSeries(simd::Activation function, double largest_variance,
     tail += term;
     --needed;
   }
-  if (needed == kMostTerms) {
-    throw NumericError(std::string("infinite_kernel: ") + name + " sees the variance " +
-                       std::to_string(largest_variance) + ", where " + std::to_string(kMostTerms) +
-                       " Hermite terms do not reach " + std::to_string(tolerance) + "; scale the inputs");
+  if (needed == kMostTerms) return std::nullopt;
+  result.terms_ = needed;
+  result.fill_basis();
+  return result;
+}
+
+LogisticMixture::LogisticMixture(simd::Activation function, double tolerance)
+    : rectified_(function == simd::Activation::Softplus) {
+  const bool fine = tolerance < 5e-10;
+  const std::span<const ScaleNode> nodes =
+      fine ? std::span<const ScaleNode>(kFineScales) : std::span<const ScaleNode>(kCoarseScales);
+  const bool tanh = function == simd::Activation::Tanh;
+  for (const ScaleNode& node : nodes) {
+    squares_.push_back(tanh ? node.square / 4 : node.square);
+    weights_.push_back(node.weight);
   }
-  terms_ = needed;
-  fill();
+  offset_ = tanh ? 0 : 0.25;
+  factor_ = tanh ? 2 / pi : 1 / (2 * pi);
+}
+
+Moments LogisticMixture::moments(double q) const {
+  double angle = 0;
+  double roots = 0;
+  double inverses = 0;
+  for (std::size_t j = 0; j < count(); ++j) {
+    for (std::size_t k = 0; k < count(); ++k) {
+      const double weight = weights_[j] * weights_[k];
+      const double root = std::sqrt(q * (squares_[j] + squares_[k]) + squares_[j] * squares_[k]);
+      angle += weight * std::atan2(q, root);
+      roots += weight * root;
+      inverses += weight / root;
+    }
+  }
+  const double turned = offset_ + factor_ * angle;
+  if (rectified_) return {factor_ * roots + q * turned, turned};
+  return {turned, factor_ * inverses};
 }
 
 void HermiteSeries::sample(std::span<const double> variances, std::vector<double>& value,

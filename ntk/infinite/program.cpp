@@ -259,8 +259,8 @@ class Compiler {
   Program& program_;
 };
 
-/// Closed forms whose terms cancel where variances are far from one.
-bool cancels(Nonlinearity::Kind kind) {
+/// Closed forms that need the covariance to a share of sqrt(q q'), and of variances of any size.
+bool reads_covariance(Nonlinearity::Kind kind) {
   switch (kind) {
     case Nonlinearity::Kind::Erf:
     case Nonlinearity::Kind::Gelu:
@@ -309,7 +309,8 @@ Program compile(const models::Model& model, const models::NetworkOptions& option
     if (nonlinear && step.phi.kind == Nonlinearity::Kind::Monomial && step.phi.degree >= 2) {
       program.fragile = program.powers = true;
     }
-    if (step.kind == StepKind::Normalize || (nonlinear && cancels(step.phi.kind))) program.fragile = true;
+    if (step.kind == StepKind::Normalize || (nonlinear && reads_covariance(step.phi.kind)))
+      program.fragile = true;
     if (nonlinear && !kink) rounded = true;
   }
   program.reach = !image ? Reach::Vector : pooled ? Reach::Full : Reach::Diagonal;

@@ -60,8 +60,8 @@ struct Program {
   bool pooled_variances = false;
   /// Whether f32 would cost near-duplicates half of its digits (their deltas are rounded differences behind
   /// pooling and behind smooth nonlinearities, and one with a kink comes later), there are powers, or closed
-  /// forms of smooth nonlinearities or a normalization, whose terms cancel where variances are far from one
-  /// or far apart.
+  /// forms of smooth nonlinearities or a normalization, which read covariances that delta in f32 does not
+  /// hold where variances are far apart.
   bool fragile = false;
   /// Whether there is a monomial of degree 2 or more: variances move apart as powers of what they were, and a
   /// covariance between a large and a small one is a small difference of large numbers.

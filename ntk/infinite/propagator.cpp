@@ -69,9 +69,17 @@ Propagator<T>::Propagator(const Program& program, const Scales& scales, const Se
 template <class T>
 PairState<T>& Propagator<T>::start(std::size_t groups, std::size_t rows, std::size_t columns) {
   aside_ = 0;
+  sine_squares_.clear();
   states_[0].resize(groups, rows, columns, tangent_);
   if (tangent_) std::fill_n(states_[0].theta(), states_[0].size(), T(0));
   return states_[0];
+}
+
+template <class T>
+T* Propagator<T>::sine_squares(std::size_t index) {
+  sine_step_ = index;
+  sine_squares_.assign(states_[0].size(), T(0));
+  return sine_squares_.data();
 }
 
 template <class T>
@@ -269,7 +277,8 @@ void Propagator<T>::nonlinear(std::size_t index, const BlockPlace<T>& place) {
   const Step& step = program_.steps[index];
   PairState<T>& state = states_[0];
   for (std::size_t group = 0; group < state.groups(); ++group) {
-    const simd::CovarianceBlock<T> entries = block(step, index, place, group);
+    simd::CovarianceBlock<T> entries = block(step, index, place, group);
+    if (!sine_squares_.empty() && index == sine_step_) entries.sine_squares = sine_squares_.data();
     if (step.kind == StepKind::Normalize) {
       kernels_.normalize(entries);
       continue;
@@ -313,7 +322,11 @@ template <class T>
 void Propagator<T>::series(std::size_t index, const BlockPlace<T>& place,
                            const simd::CovarianceBlock<T>& entries, std::size_t group) {
   const Step& step = program_.steps[index];
-  const HermiteSeries& hermite = *series_[index];
+  if (!series_[index]->series) {
+    mixture(series_[index]->mixture, entries);
+    return;
+  }
+  const HermiteSeries& hermite = *series_[index]->series;
   const std::size_t terms = hermite.terms();
   const std::size_t columns = states_[0].columns();
   const T* const left = place.left->variance(step.in, group, place.row);
@@ -346,11 +359,25 @@ void Propagator<T>::series(std::size_t index, const BlockPlace<T>& place,
                             .stride = entries.columns});
 }
 
+template <class T>
+void Propagator<T>::mixture(const LogisticMixture& mixture, const simd::CovarianceBlock<T>& entries) {
+  left_value_.assign(mixture.squares().begin(), mixture.squares().end());
+  left_slope_.assign(mixture.weights().begin(), mixture.weights().end());
+  kernels_.mixture(entries, {.count = mixture.count(),
+                             .squares = left_value_.data(),
+                             .weights = left_slope_.data(),
+                             .offset = static_cast<T>(mixture.offset()),
+                             .factor = static_cast<T>(mixture.factor()),
+                             .rectified = mixture.rectified()});
+}
+
 /// Kernels leave the covariance in the scale of the slot after, but the tangent kernel in that of the slot
 /// before.
 template <class T>
 void Propagator<T>::rescale(const Step& step) {
-  const int shift = scales_.theta[step.in] - scales_.theta[step.out];
+  // A normalization divides by variances as they are held and leaves a delta of no scale.
+  const int divided = step.kind == StepKind::Normalize ? scales_.variance[step.in] : 0;
+  const int shift = scales_.theta[step.in] - scales_.theta[step.out] - divided;
   PairState<T>& state = states_[0];
   if (tangent_ && shift != 0) {
     const T factor = static_cast<T>(power_of_two(shift));
@@ -358,7 +385,7 @@ void Propagator<T>::rescale(const Step& step) {
     for (std::size_t i = 0; i < state.size(); ++i) theta[i] *= factor;
   }
   // ArcCosine works in any scale, so that its output is in that of its input.
-  const int variance_shift = scales_.variance[step.in] - scales_.variance[step.out];
+  const int variance_shift = scales_.variance[step.in] - scales_.variance[step.out] - divided;
   if (variance_shift != 0) {
     const T factor = static_cast<T>(power_of_two(variance_shift));
     T* const delta = state.delta();

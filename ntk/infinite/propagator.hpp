@@ -53,6 +53,9 @@ class Propagator {
 
   /// The block to fill with the deltas of slot 0 before run(): theta is set to zero here.
   PairState<T>& start(std::size_t groups, std::size_t rows, std::size_t columns);
+  /// After start(): sin^2 of the angles between the pre-activations of step `index`, to be filled where that
+  /// is better known than from delta; laid out as the block, zeros at first.
+  T* sine_squares(std::size_t index);
   /// Follows the block through steps [begin, end); start()'s state then holds the result.
   void run(const BlockPlace<T>& place, std::size_t begin, std::size_t end);
   PairState<T>& state() noexcept { return states_[0]; }
@@ -70,6 +73,7 @@ class Propagator {
   void nonlinear(std::size_t index, const BlockPlace<T>& place);
   void series(std::size_t index, const BlockPlace<T>& place, const simd::CovarianceBlock<T>& block,
               std::size_t group);
+  void mixture(const LogisticMixture& mixture, const simd::CovarianceBlock<T>& block);
   void pool(std::size_t index, const BlockPlace<T>& place);
   void flatten(const Step& step);
   void dropout(const Step& step, const BlockPlace<T>& place);
@@ -91,6 +95,8 @@ class Propagator {
   std::vector<const T*> inputs_;
   std::vector<double> coefficients_[4];
   std::vector<T> left_value_, left_slope_, right_value_, right_slope_;
+  std::vector<T> sine_squares_;  ///< empty where they follow from delta
+  std::size_t sine_step_ = 0;
 };
 
 }  // namespace gradgram::ntk::infinite

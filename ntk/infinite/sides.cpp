@@ -1,5 +1,7 @@
 #include "ntk/infinite/sides.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <string>
@@ -11,6 +13,18 @@ namespace {
 
 bool has_factors(const Step& step) {
   return step.kind == StepKind::Nonlinear || step.kind == StepKind::Normalize;
+}
+
+std::unique_ptr<SmoothForm> smooth_form(const Step& step, double largest, double tolerance) {
+  constexpr double kMost = 1e150;  // mixtures multiply two variances
+  if (!(largest <= kMost)) {
+    throw NumericError(fmt::format(
+        "infinite_kernel: {} sees variances up to {:g}, where {:g} is the most that it can take; scale the "
+        "inputs or lower the weight variance",
+        step.name, largest, kMost));
+  }
+  return std::make_unique<SmoothForm>(SmoothForm{HermiteSeries::fit(step.phi.function, largest, tolerance),
+                                                 LogisticMixture(step.phi.function, tolerance)});
 }
 
 }  // namespace
@@ -52,6 +66,10 @@ Scales choose_scales(const Program& program, double largest, double smallest, do
     if (followed.fraction == 0 || std::abs(followed.exponent) <= 30) return 0;
     return followed.exponent - (followed.exponent % 2);
   };
+  // Of all examples and pixels: E[cos(u)^2] falls with the variance and is 1 at zero, the others rise.
+  std::vector<Followed> bound(slots);
+  bound[0] = {largest, 0};
+  bound[0].normalize();
   for (const double start : {largest, smallest}) {
     std::vector<Followed> variance(slots);
     std::vector<Followed> theta(slots);
@@ -62,25 +80,31 @@ Scales choose_scales(const Program& program, double largest, double smallest, do
       if (step.kind == StepKind::Push || step.kind == StepKind::Exchange) continue;
       Followed q = variance[step.in];
       Followed t = theta[step.in];
+      Followed most = bound[step.in];
       switch (step.kind) {
         case StepKind::Affine:
           q.times(step.weight_variance);
           q.add({step.bias_variance, 0});
+          most.times(step.weight_variance);
+          most.add({step.bias_variance, 0});
           t.times(step.weight_variance);
           t.add(q);
           break;
         case StepKind::Nonlinear: {
           if (step.phi.kind == Nonlinearity::Kind::Series && series[s] == nullptr) {
-            series[s] =
-                std::make_unique<HermiteSeries>(step.phi.function, q.value(), tolerance, step.name.c_str());
+            series[s] = smooth_form(step, most.value(), tolerance);
           }
           if (step.phi.kind == Nonlinearity::Kind::ArcCosine) {
             q.times(step.phi.scale());
+            most.times(step.phi.scale());
             t.times(step.phi.scale());
           } else {
             const Moments moments = self_moments(step.phi, q.value(), series[s].get());
             q = {moments.value, 0};
             q.normalize();
+            const bool falls = step.phi.kind == Nonlinearity::Kind::Cos;
+            most = {falls ? 1 : self_moments(step.phi, most.value(), series[s].get()).value, 0};
+            most.normalize();
             t.times(moments.slope);
           }
           break;
@@ -91,13 +115,16 @@ Scales choose_scales(const Program& program, double largest, double smallest, do
             t.exponent -= q.exponent;
             q = {1, 0};
           }
+          most = {1, 0};
           break;
         case StepKind::Dropout:
           q.times(1 / step.keep);
+          most.times(1 / step.keep);
           t.times(1 / step.keep);
           break;
         case StepKind::Add:
           q.add(variance[step.other]);
+          most.add(bound[step.other]);
           t.add(theta[step.other]);
           break;
         default:
@@ -105,6 +132,7 @@ Scales choose_scales(const Program& program, double largest, double smallest, do
       }
       variance[step.out] = q;
       theta[step.out] = t;
+      bound[step.out] = most;
     }
     for (std::size_t slot = 0; slot < slots; ++slot) {
       // The larger of the two followed examples decides, and the smaller start speaks second.
@@ -167,8 +195,8 @@ void advance(const Program& program, const Scales& scales, const SeriesList& ser
           out[p] = q > 0 ? unit : 0;
           continue;
         }
-        if (step.phi.kind == Nonlinearity::Kind::Erf) factor[p] = 1 / std::sqrt(1 + 2 * q);
-        if (step.phi.kind == Nonlinearity::Kind::Gelu) factor[p] = 1 / std::sqrt(1 + q);
+        if (step.phi.kind == Nonlinearity::Kind::Erf) inverse[p] = 1 / std::sqrt(1 + 2 * q);
+        if (step.phi.kind == Nonlinearity::Kind::Gelu) inverse[p] = 1 / std::sqrt(1 + q);
         out[p] = rescale * self_moments(step.phi, q, series[index].get()).value;
       }
       break;

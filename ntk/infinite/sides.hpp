@@ -20,11 +20,12 @@ struct Scales {
   std::vector<int> theta;
 };
 
-/// The Hermite series of those steps that have one, else null.
-using SeriesList = std::vector<std::unique_ptr<HermiteSeries>>;
+/// Of those steps that have no closed form, else null.
+using SeriesList = std::vector<std::unique_ptr<SmoothForm>>;
 
 /// Follows the largest and the smallest nonzero variance of the inputs through the program. `tolerance` is
-/// that of the Hermite series.
+/// that of series and mixtures, which suit every variance that can be met. Throws NumericError naming the
+/// layer that meets one whose square is not a number.
 Scales choose_scales(const Program& program, double largest, double smallest, double tolerance,
                      SeriesList& series);
 

@@ -298,7 +298,7 @@ std::pair<double, double> power_kernels(int degree, int depth, const std::vector
   return {static_cast<double>(c), static_cast<double>(tangent)};
 }
 
-/// Closed forms of erf lose eps / s of small sines s in f32, and eps of what remains beside large ones.
+/// In f32 covariances are too little known far from norms of one: erf and its like run in f64 inside.
 TEST(InfiniteKernel, SmoothNonlinearitiesKeepTheirPrecisionInSingleAtAnyScale) {
   const long double pi = std::acos(-1.0L);
   for (const double scale : {1e-3, 1e-2, 1.0, 1e2, 1e3}) {

@@ -1,0 +1,162 @@
+"""Golden infinite-width kernels of unfriendly vectors: tests/golden/infinite/{scales.txt,scales.npz}.
+
+Recursions on covariances written out, the formulas as they stand in the literature. Where there is a closed form
+they are evaluated in 60 digits with mpmath, so that whatever cancels has digits enough; tanh, sigmoid and softplus are
+sums over a grid in both directions, in 64-bit mantissas, of a function that is analytic in a strip.
+    pip install mpmath 'numpy<2'
+Run from the root of the tree: python tests/golden/make_scales.py
+
+Each line of scales.txt: name|input|weight variance|bias variance|model text. scales.npz holds input.<input>, numbers
+that f32 holds exactly, and <name>.nngp and <name>.ntk of all of them.
+"""
+
+import os
+
+import mpmath as mp
+import numpy as np
+
+mp.mp.dps = 60
+LONG = np.longdouble
+
+
+def vectors(scale, ratio):
+    """A direction, multiples, opposites, perturbations of it, an orthogonal one, and others, of norms within `ratio`."""
+    rng = np.random.default_rng(3)
+    a, b, c, noise = rng.standard_normal((4, 5))
+    b -= a * (a @ b) / (a @ a)
+    rows = [a, 3 * a, -a, -0.3 * a, a + 1e-6 * noise, -1.001 * a + 1e-3 * noise, 1.1 * a + 1e-2 * noise, b, c, a / ratio,
+            -c / ratio, c / np.sqrt(ratio)]
+    return (scale * np.array(rows)).astype(np.float32)
+
+
+INPUTS = {f"size{s:g}": vectors(s, 1e4) for s in (1e-3, 1e-1, 1, 10, 1e3, 1e5)}
+INPUTS.update({f"variance{v:g}": vectors(np.sqrt(v), 30)[[0, 1, 2, 4, 5, 7, 9]] for v in (0.1, 10, 300)})
+
+
+def angle(q, r, c):
+    return mp.acos(max(mp.mpf(-1), min(mp.mpf(1), c / mp.sqrt(q * r))))
+
+
+def rectifier(slope):
+    def moments(q, r, c):
+        a = angle(q, r, c)
+        kappa0 = (mp.pi - a) / mp.pi
+        kappa1 = (mp.sin(a) + (mp.pi - a) * mp.cos(a)) / mp.pi
+        s = mp.mpf(slope)
+        return (((1 - s) ** 2 * kappa1 * mp.sqrt(q * r) / 2 + s * c), ((1 - s) ** 2 * kappa0 / 2 + s))
+    return moments
+
+
+def erf(q, r, c):
+    product = (1 + 2 * q) * (1 + 2 * r)
+    return 2 / mp.pi * mp.asin(2 * c / mp.sqrt(product)), 4 / mp.pi / mp.sqrt(product - 4 * c * c)
+
+
+def gelu(q, r, c):
+    product = (1 + q) * (1 + r)
+    rest = product - c * c
+    density = 1 / (2 * mp.pi * mp.sqrt(rest))
+    both = mp.mpf(1) / 4 + mp.asin(c / mp.sqrt(product)) / (2 * mp.pi)
+    value = density * (q * r - q * c * c / (1 + q) + c * c / (1 + r)) + c * both
+    slope = both + c * density * (1 / (1 + q) + 1 / (1 + r) + 1 / rest)
+    return value, slope
+
+
+def sin(q, r, c):
+    mean = mp.exp(-(q + r) / 2)
+    return mean * mp.sinh(c), mean * mp.cosh(c)
+
+
+def cos(q, r, c):
+    return sin(q, r, c)[::-1]
+
+
+def layernorm(q, r, c):
+    product = mp.sqrt(q * r)
+    return c / product, 1 / product
+
+
+def numeric(value, slope):
+    def moments(q, r, c):
+        root = mp.sqrt(q)
+        across = LONG(mp.nstr(c / root, 30))
+        rest = LONG(mp.nstr(mp.sqrt(max(mp.mpf(0), r - c * c / q)), 30))
+        step = LONG(min(0.25, 0.22 / float(max(root, mp.sqrt(r)))))
+        root = LONG(mp.nstr(root, 30))
+        half = int(np.ceil(9.5 / float(step)))
+        g = step * np.arange(-half, half + 1, dtype=LONG)
+        weight = step * np.exp(-g * g / 2) / np.sqrt(2 * LONG(mp.nstr(mp.pi, 30)))
+        sums = np.zeros(2, LONG)
+        for begin in range(0, len(g), 256):
+            rows = g[begin:begin + 256]
+            v = across * rows[:, None] + (rest * g if rest > 0 else np.zeros(1, LONG))[None, :]
+            w = weight if rest > 0 else np.ones(1, LONG)
+            for k, f in enumerate((value, slope)):
+                sums[k] += (weight[begin:begin + 256] * f(root * rows) * (f(v) @ w)).sum()
+        return tuple(mp.mpf(np.format_float_positional(s, 25)) for s in sums)
+    return moments
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+FORMS = {"erf": erf, "gelu": gelu, "sin": sin, "cos": cos, "layernorm": layernorm, "relu": rectifier(0),
+         "abs": rectifier(-1), "leakyrelu(0.2)": rectifier("0.2"),
+         "tanh": numeric(np.tanh, lambda x: 1 / np.cosh(np.minimum(np.abs(x), 5000)) ** 2),
+         "sigmoid": numeric(sigmoid, lambda x: sigmoid(x) * sigmoid(-x)),
+         "softplus": numeric(lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), sigmoid)}
+
+
+def kernels(layers, w, b, x):
+    """[n, n] of nngp and ntk, for layers that each follow a dense one."""
+    n = len(x)
+    exact = [[mp.mpf(float(v)) for v in row] for row in x]
+    covariance = [[mp.fsum(p * q for p, q in zip(exact[i], exact[j])) / len(exact[i]) for j in range(n)] for i in range(n)]
+    tangent = [[mp.mpf(0)] * n for _ in range(n)]
+    w, b = mp.mpf(w), mp.mpf(b)
+    for layer in layers + [None]:
+        for i in range(n):
+            for j in range(n):
+                covariance[i][j] = w * covariance[i][j] + b
+                tangent[i][j] = covariance[i][j] + w * tangent[i][j]
+        if layer is None:
+            break
+        before = [list(row) for row in covariance]
+        for i in range(n):
+            for j in range(i + 1):
+                value, slope = FORMS[layer](before[i][i], before[j][j], before[i][j])
+                covariance[i][j] = covariance[j][i] = value
+                tangent[i][j] = tangent[j][i] = slope * tangent[i][j]
+    return [np.array([[float(v) for v in row] for row in m]) for m in (covariance, tangent)]
+
+
+def main():
+    arrays = {"input." + name: values for name, values in INPUTS.items()}
+    lines = []
+    texts = [[f] for f in ("erf", "gelu", "sin", "cos", "relu", "abs", "leakyrelu(0.2)")]
+    texts += [["erf", "erf"], ["gelu", "gelu"], ["sin", "sin"], ["cos", "cos"], ["layernorm", "relu"]]
+    cases = [(source, layers, w, b) for source in INPUTS if source.startswith("size") for layers in texts
+             for w, b in (("1", "0"), ("2", "0.1"))]
+    for source in INPUTS:
+        if source.startswith("variance"):
+            cases += [(source, [f], "1", "0.1") for f in ("tanh", "sigmoid", "softplus")]
+    cases += [("size1", [f, f], "1.5", "0.1") for f in ("tanh", "sigmoid", "softplus")]
+    # A small input leaves cos with the larger variance.
+    cases += [("size10", ["cos", "tanh"], "40", "0")]
+    for source, layers, w, b in cases:
+        name = f"case{len(lines)}"
+        nngp, ntk = kernels(layers, w, b, INPUTS[source])
+        assert np.isfinite(nngp).all() and np.isfinite(ntk).all(), name
+        arrays[name + ".nngp"], arrays[name + ".ntk"] = nngp, ntk
+        text = "".join(f"dense(8) {layer} " for layer in layers) + "dense(1)"
+        lines.append(f"{name}|{source}|{w}|{b}|{text}")
+        print(lines[-1], flush=True)
+    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "infinite")
+    np.savez_compressed(os.path.join(folder, "scales.npz"), **arrays)
+    with open(os.path.join(folder, "scales.txt"), "w") as out:
+        out.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,10 @@
 namespace gradgram {
 namespace {
 
-constexpr std::size_t kImages = 8;
+/// As many as a tape holds: 32 of a small map, fewer of a large one.
+std::size_t image_count(const ConvGeometry& g) {
+  return g.in_h <= 8 ? 32 : 8;
+}
 
 template <class T>
 Tensor<T> random_tensor(Shape shape, std::uint64_t seed) {
@@ -27,6 +30,7 @@ Tensor<T> random_tensor(Shape shape, std::uint64_t seed) {
 template <class T>
 struct Layer {
   ConvGeometry geometry;
+  std::size_t images;
   ParameterSet<T> parameters;
   Tensor<T> x;
   Tensor<T> seed;
@@ -35,13 +39,14 @@ struct Layer {
       : geometry(conv_geometry(state.range(0), state.range(0), state.range(1), state.range(2), state.range(3),
                                state.range(3), state.range(4), state.range(4), {})) {
     const ConvGeometry& g = geometry;
+    images = image_count(g);
     parameters.add("weight", random_tensor<T>(Shape{g.kernel_h, g.kernel_w, g.c_in, g.c_out}, 1));
     parameters.add("bias", random_tensor<T>(Shape{g.c_out}, 2));
-    x = random_tensor<T>(Shape{kImages, g.in_h, g.in_w, g.c_in}, 3);
-    seed = random_tensor<T>(Shape{kImages, g.out_h, g.out_w, g.c_out}, 4);
+    x = random_tensor<T>(Shape{images, g.in_h, g.in_w, g.c_in}, 3);
+    seed = random_tensor<T>(Shape{images, g.out_h, g.out_w, g.c_out}, 4);
   }
   double flop() const {
-    return 2.0 * double(kImages) * double(geometry.out_pixels()) * double(geometry.weights());
+    return 2.0 * double(images) * double(geometry.out_pixels()) * double(geometry.weights());
   }
   Var record(Tape<T>& tape, bool differentiable) const {
     return ops::conv2d(tape, tape.input(x.view(), differentiable), geometry,
@@ -111,7 +116,7 @@ void weight_gradient_rows(benchmark::State& state) {
   Arena arena;
   Tape<T> tape(arena);
   const Var y = layer.record(tape, false);
-  Tensor<T> rows(Shape{kImages, layer.parameters.size()});
+  Tensor<T> rows(Shape{layer.images, layer.parameters.size()});
   const std::size_t offsets[] = {0, layer.parameters.offset(1)};
   JacobianSink<T> sink(rows.data(), layer.parameters.size(), offsets);
   bench::Limit<T> limit;
@@ -120,7 +125,7 @@ void weight_gradient_rows(benchmark::State& state) {
   std::fill(rows.span().begin(), rows.span().end(), T(0));
   tape.reverse(y, layer.seed.view(), sink);
   double found = 0;
-  for (std::size_t i = 0; i < kImages; ++i) {
+  for (std::size_t i = 0; i < layer.images; ++i) {
     found += dot<T>(layer.parameters.value(0).span(), std::as_const(rows).view().slice(i).span());
   }
   verify(state, expected_sum(layer), found);
@@ -194,7 +199,9 @@ void shapes(benchmark::internal::Benchmark* benchmark) {
       ->Args({32, 32, 32, 3, 1})
       ->Args({32, 64, 64, 3, 2})
       ->Args({32, 64, 64, 1, 1})
-      ->Args({28, 24, 40, 5, 1});
+      ->Args({28, 24, 40, 5, 1})
+      ->Args({8, 256, 256, 3, 1})
+      ->Args({4, 512, 512, 3, 1});
 }
 
 #define GRADGRAM_BENCH(name)                                    \

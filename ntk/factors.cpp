@@ -118,12 +118,11 @@ void FactorMatrix<T>::pad(std::size_t examples) const {
 template <class T>
 void FactorMatrix<T>::pad(const Panel& panel, std::size_t examples) const {
   const std::size_t rows = examples * rows_per_example;
-  const std::size_t end = gram_padded(rows, sizeof(T));
-  const std::size_t group = kernels<T>().vector_length * simd::kGramGroupVectors;
-  for (std::size_t row = rows; row < end; row = (row / group + 1) * group) {
-    T* const first = packed(panel, row / group * group) + row % group;
-    for (std::size_t k = 0; k < panel.depth; ++k) std::fill_n(first + k * group, group - row % group, T(0));
-  }
+  const std::size_t length = kernels<T>().vector_length;
+  if (rows % length == 0) return;
+  const std::size_t group = length * simd::kGramGroupVectors;
+  T* const first = packed(panel, rows / group * group) + rows % group;
+  for (std::size_t k = 0; k < panel.depth; ++k) std::fill_n(first + k * group, length - rows % length, T(0));
 }
 
 template <class T>

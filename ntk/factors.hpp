@@ -38,8 +38,8 @@ struct FactorMatrix {
   /// fence_packing(). `hint`: number of a panel where to look first; afterwards the last one.
   void pack(const T* source, std::size_t source_stride, std::size_t rows, std::size_t column,
             std::size_t count, std::size_t first, std::size_t step, std::size_t* hint = nullptr) const;
-  /// Zeroes the packed rows behind those of `examples` examples to the end of a group: they enter products
-  /// that nobody reads, as long as they are numbers.
+  /// Zeroes the packed rows behind those of `examples` examples to the end of a register: they enter products
+  /// that nobody reads, which must not be slow (denormals). What follows in the group enters none.
   void pad(std::size_t examples) const;
   void pad(const Panel& panel, std::size_t examples) const;
   /// Fills rows of packed panels [begin, end), or of examples [begin, end) of a matrix that is not packed and

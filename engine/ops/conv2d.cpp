@@ -149,10 +149,12 @@ void component_products(simd::GatherProduct<T> product, std::size_t x_step, std:
     product.out += out_step;
   }
 }
-/// Transformed weights that are kept for all tiles; of larger ones a panel at a time, again for every block.
-constexpr std::size_t kWinogradWeights = std::size_t{5} << 18;
+/// Bytes of transformed weights that are kept for all tiles; of larger ones a panel at a time, again for
+/// every block. Those near stay in the second-level cache.
+constexpr std::size_t kWinogradWeights = std::size_t{5} << 20;
+constexpr std::size_t kNearWinogradWeights = std::size_t{5} << 18;
 /// Tiles of a block: its transformed windows and products stay in the second-level cache; a multiple of the
-/// rows of a gather product's tile. More of them when the weights are transformed for every block.
+/// rows of a gather product's tile. More of them when the weights come from farther away for every block.
 constexpr std::size_t kWinogradTiles = 48;
 constexpr std::size_t kMostWinogradTiles = 128;
 constexpr std::size_t kWinogradWindows = std::size_t{5} << 19;
@@ -162,9 +164,10 @@ template <class T>
 struct WinogradBlocks {
   WinogradBlocks(std::size_t depth, std::size_t columns, std::size_t tiles) {
     const std::size_t bytes = kWinogradComponents * sizeof(T) * depth;
-    whole = bytes * columns <= kWinogradWeights;
+    const std::size_t weights = bytes * columns;
+    whole = weights <= kWinogradWeights;
     const std::size_t room = std::clamp(kWinogradWindows / bytes, kWinogradTiles, kMostWinogradTiles);
-    block = std::min(whole ? kWinogradTiles : room, tiles);
+    block = std::min(weights <= kNearWinogradWeights ? kWinogradTiles : room, tiles);
   }
   bool whole;         ///< all weights are transformed at once
   std::size_t block;  ///< tiles

@@ -188,12 +188,25 @@ void require_writable(const std::filesystem::path& path) {
 }
 
 std::filesystem::path array_output(const Options& options) {
-  std::filesystem::path out = options.out;
+  const std::filesystem::path named = options.out;
+  std::filesystem::path out = about("--out", options, [&] { return behind_links(named); });
   require_writable(out);
-  if (out.extension() != ".npy") {
-    throw ArgumentError(fmt::format("--out: '{}' must be a name that ends in .npy", options.out));
+  for (const std::filesystem::path& path : {named, out}) {
+    if (path.extension() == ".npy") continue;
+    throw ArgumentError(
+        fmt::format("--out: '{}' must be a name that ends in .npy{}", path.string(),
+                    path == named ? "" : fmt::format(", since '{}' is a link to it", options.out)));
   }
   require_place_beside(out);
+  const std::filesystem::path stale = beside(named, ".json");
+  std::error_code error;
+  if (out != named && std::filesystem::exists(stale, error) &&
+      !std::filesystem::equivalent(stale, beside(out, ".json"), error)) {
+    throw ArgumentError(
+        fmt::format("--out: '{}' is a link to {}, which {} is going to describe; {} would go on describing "
+                    "what was there before; move it away or name the file itself",
+                    options.out, out.string(), beside(out, ".json").string(), stale.string()));
+  }
   return out;
 }
 

@@ -50,8 +50,9 @@ std::vector<std::int32_t> read_labels(const Options& options, const std::string&
 /// Throws IoError unless a file can be created at `path` (its folder exists and may be written to): told
 /// before the work rather than after.
 void require_writable(const std::filesystem::path& path);
-/// --out, where an array is going to be written. Throws like require_writable and require_place_beside, and
-/// ArgumentError when the name does not end in .npy.
+/// --out, where an array is going to be written: of a symbolic link the file that it leads to, whose
+/// description and companions are those of the result. Throws like require_writable and require_place_beside,
+/// and ArgumentError when a name does not end in .npy or another description stands beside the link.
 std::filesystem::path array_output(const Options& options);
 /// The same of an array that is written at once. An unfinished kernel beside it, which would be taken for one
 /// of --out later, is removed with --restart; otherwise it is an ArgumentError.

@@ -21,7 +21,14 @@ namespace {
 
 using nlohmann::ordered_json;
 
-/// The .json beside the kernel; null when there is none.
+/// The .json beside the kernel or, of a symbolic link, beside what it leads to.
+std::filesystem::path description_of(const std::filesystem::path& path) {
+  std::error_code error;
+  const std::filesystem::path there = beside(behind_links(path), ".json");
+  return std::filesystem::exists(there, error) ? there : beside(path, ".json");
+}
+
+/// What it says; null when there is none.
 ordered_json sidecar_of(const std::filesystem::path& sidecar) {
   std::error_code error;
   if (!std::filesystem::exists(sidecar, error)) return nullptr;
@@ -41,7 +48,7 @@ double number_below_one(const ordered_json& json, const char* name, const std::f
 
 /// n of a kernel of this shape. Throws ShapeError.
 std::size_t side_of(const std::string& path, const std::vector<std::size_t>& found, bool packed) {
-  const std::string sidecar = beside(path, ".json").string();
+  const std::string sidecar = description_of(path).string();
   std::vector<std::size_t> shape = found;
   const std::size_t rank = packed ? 1 : 2;
   if (shape.size() == rank + 2 && shape[rank] == 1 && shape[rank + 1] == 1) shape.resize(rank);
@@ -65,7 +72,7 @@ std::size_t side_of(const std::string& path, const std::vector<std::size_t>& fou
 }  // namespace
 
 KernelFacts read_kernel_facts(const std::string& path, NpyType type) {
-  const std::filesystem::path sidecar = beside(path, ".json");
+  const std::filesystem::path sidecar = description_of(path);
   const ordered_json json = sidecar_of(sidecar);
   KernelFacts facts;
   const auto member = [](const ordered_json& object, const char* name) {

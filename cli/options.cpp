@@ -13,10 +13,12 @@
 #include <map>
 #include <memory>
 #include <sstream>
+#include <string_view>
 #include <system_error>
 
 #include "cli/modes.hpp"
 #include "engine/error.hpp"
+#include "engine/file.hpp"
 
 namespace gradgram::cli {
 namespace {
@@ -569,7 +571,7 @@ bool same_file(const std::filesystem::path& a, const std::filesystem::path& b) {
 /// A result must not take the place of what it is made from.
 void refuse_overwriting(const Options& options) {
   if (options.out.empty()) return;
-  const std::filesystem::path out = options.out;
+  const std::filesystem::path out = behind_links(options.out);
   std::vector<std::filesystem::path> written = {out};
   for (const char* ending : {".json", ".diagonal.npy", ".error.npy", ".variance.npy", ".per-parameter.npz"}) {
     written.push_back(std::filesystem::path(out).replace_extension(ending));
@@ -591,6 +593,68 @@ void refuse_overwriting(const Options& options) {
       throw ArgumentError(fmt::format("--out: '{}' would overwrite {} '{}'", options.out, name, *input));
     }
   }
+}
+
+/// Words of the command line that nothing reads, in their order; none when it cannot be told.
+std::vector<std::string> unread_words(std::span<const std::string> arguments) {
+  Parser parser;
+  for (CLI::App* sub : parser.app.get_subcommands({})) {
+    sub->allow_extras();
+    for (CLI::Option* option : sub->get_options()) option->required(false);
+  }
+  try {
+    parser.app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
+  } catch (const CLI::ParseError&) {
+    return {};
+  }
+  return parser.app.remaining(true);
+}
+
+/// Letters that must be put in, left out, changed or swapped with their neighbour.
+std::size_t slips(std::string_view from, std::string_view to) {
+  std::vector<std::vector<std::size_t>> least(from.size() + 1, std::vector<std::size_t>(to.size() + 1));
+  for (std::size_t i = 0; i <= from.size(); ++i) {
+    for (std::size_t j = 0; j <= to.size(); ++j) {
+      if (i == 0 || j == 0) {
+        least[i][j] = i + j;
+        continue;
+      }
+      least[i][j] = std::min({least[i - 1][j] + 1, least[i][j - 1] + 1,
+                              least[i - 1][j - 1] + (from[i - 1] == to[j - 1] ? 0 : 1)});
+      if (i > 1 && j > 1 && from[i - 1] == to[j - 2] && from[i - 2] == to[j - 1]) {
+        least[i][j] = std::min(least[i][j], least[i - 2][j - 2] + 1);
+      }
+    }
+  }
+  return least.back().back();
+}
+
+/// The option of a verb that a misspelt word stands for, as far as one can guess; empty when none is near.
+std::string nearest_option(const CLI::App& verb, const std::string& word) {
+  std::string nearest;
+  std::size_t fewest = std::max<std::size_t>(2, word.size() / 4) + 1;
+  for (const CLI::Option* option : verb.get_options()) {
+    for (const std::string& name : option->get_lnames()) {
+      const std::string whole = "--" + name;
+      // The beginning of a name is as good as a slip.
+      const std::size_t number = word.size() > 3 && whole.starts_with(word) ? 1 : slips(word, whole);
+      if (number >= fewest) continue;
+      fewest = number;
+      nearest = whole;
+    }
+  }
+  return nearest;
+}
+
+/// What is wrong with `words`, which nothing reads.
+std::string unread_text(const CLI::App& app, const std::string& verb, const std::vector<std::string>& words) {
+  const auto option =
+      std::find_if(words.begin(), words.end(), [](const std::string& word) { return word.starts_with("-"); });
+  if (option == words.end() || verb.empty()) return fmt::format("'{}' is not expected", words.front());
+  const std::string given = option->substr(0, option->find('='));
+  const std::string nearest = nearest_option(*app.get_subcommand(verb), given);
+  return fmt::format("{} is no option of this verb{}", given,
+                     nearest.empty() ? "" : fmt::format("; did you mean {}?", nearest));
 }
 
 }  // namespace
@@ -616,6 +680,10 @@ Options parse_options(std::span<const std::string> arguments, std::string& name)
     return parser.options;
   } catch (const CLI::ParseError& error) {
     std::string text = error.what();
+    // CLI11 asks for what is missing before it tells what it does not know.
+    if (const std::vector<std::string> unread = unread_words(arguments); !unread.empty()) {
+      text = unread_text(parser.app, name, unread);
+    }
     std::replace(text.begin(), text.end(), '\n', ' ');
     const std::string repeated = "At Most 1 required but received ";
     if (const std::size_t at = text.find(repeated); at != std::string::npos) {

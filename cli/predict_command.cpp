@@ -335,7 +335,7 @@ void finish(const Context& context, const Problem<T>& problem, std::vector<std::
             ordered_json json, const std::string& title, const Workers& workers, ProgressMeter& meter,
             std::chrono::steady_clock::time_point begin, std::size_t per_example) {
   const Options& options = context.options;
-  const std::filesystem::path out = options.out;
+  const std::filesystem::path out = behind_links(options.out);
   const std::size_t memory = memory_budget(options);
   const std::size_t n = problem.y.shape()[0];
   const std::size_t columns = problem.y.shape()[1];

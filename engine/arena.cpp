@@ -67,6 +67,8 @@ Arena::Arena(std::size_t chunk_bytes) : chunk_bytes_(chunk_bytes) {}
 Arena::~Arena() = default;
 
 void* Arena::allocate(std::size_t bytes) {
+  use_ = {use_.bytes + bytes, use_.pieces + 1};
+  if (trace_ != nullptr) trace_->push_back(use_);
   bytes = checked_add(bytes, kAlignment - 1, "arena") / kAlignment * kAlignment;
   for (; current_ < chunks_.size(); ++current_) {
     Chunk& chunk = chunks_[current_];
@@ -89,10 +91,11 @@ void* Arena::allocate(std::size_t bytes) {
 }
 
 Arena::Mark Arena::mark() const noexcept {
-  return chunks_.empty() ? Mark{} : Mark{current_, chunks_[current_].used};
+  return chunks_.empty() ? Mark{} : Mark{current_, chunks_[current_].used, use_};
 }
 
 void Arena::rewind(Mark mark) noexcept {
+  use_ = mark.use;
   if (chunks_.empty()) return;
   current_ = mark.chunk;
   chunks_[current_].used = mark.used;

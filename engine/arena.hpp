@@ -28,10 +28,20 @@ class Arena {
     return {static_cast<T*>(allocate(checked_multiply(shape.size(), sizeof(T), "arena"))), shape};
   }
 
+  /// The bytes that were asked for, and in how many pieces: every one takes up to kAlignment - 1 bytes more.
+  struct Use {
+    std::size_t bytes = 0;
+    std::size_t pieces = 0;
+  };
+  Use in_use() const noexcept { return use_; }
+  /// From here on notes in `uses` what is in use after every allocation; nullptr ends that.
+  void trace(std::vector<Use>* uses) noexcept { trace_ = uses; }
+
   /// A point to which rewind() returns; everything allocated since becomes invalid.
   struct Mark {
     std::size_t chunk = 0;
     std::size_t used = 0;
+    Use use;
   };
   Mark mark() const noexcept;
   void rewind(Mark mark) noexcept;
@@ -48,6 +58,8 @@ class Arena {
   std::vector<Chunk> chunks_;
   std::size_t current_ = 0;
   std::size_t chunk_bytes_;
+  Use use_;
+  std::vector<Use>* trace_ = nullptr;
 };
 
 /// Rewinds an arena at the end of a scope.

@@ -143,6 +143,19 @@ std::vector<std::byte> read_file(const std::filesystem::path& path, std::size_t 
   return bytes;
 }
 
+std::filesystem::path behind_links(std::filesystem::path path) {
+  constexpr int kMostLinks = 40;  // as Linux has it
+  std::error_code error;
+  for (int links = 0; std::filesystem::is_symlink(std::filesystem::symlink_status(path, error)); ++links) {
+    const std::filesystem::path next = std::filesystem::read_symlink(path, error);
+    if (error || links == kMostLinks) {
+      throw IoError(path.string() + " leads nowhere: " + (error ? error.message() : reason(ELOOP)));
+    }
+    path = (path.parent_path() / next).lexically_normal();
+  }
+  return path;
+}
+
 StagedFile::StagedFile(const std::filesystem::path& path, const std::function<void(std::ostream&)>& write)
     : path_(path), target_(path) {
   std::error_code error;

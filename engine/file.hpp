@@ -12,6 +12,10 @@ namespace gradgram {
 /// directory or is larger than `limit` bytes.
 std::vector<std::byte> read_file(const std::filesystem::path& path, std::size_t limit = std::size_t{1} << 36);
 
+/// What a symbolic link leads to, there or not, through links to links; `path` itself when it is none. Throws
+/// IoError when they lead in a circle.
+std::filesystem::path behind_links(std::filesystem::path path);
+
 /// A file that is whole on the disk and has not its name yet, so that several can get theirs together or
 /// none: a temporary one in the same folder, removed unless it is committed. A symbolic link is followed; a
 /// device or pipe is written directly, since it must not be replaced by a file.

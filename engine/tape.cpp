@@ -7,7 +7,12 @@ namespace gradgram {
 
 template <class T>
 Tape<T>::Tape(Arena& arena, bool recording)
-    : recorded_(arena), arena_(&arena), begin_(arena.mark()), recording_(recording) {}
+    : recorded_(arena), arena_(&arena), scratch_(&arena), begin_(arena.mark()), recording_(recording) {}
+
+template <class T>
+Tape<T>::Tape(Arena& arena, Arena& scratch) : Tape(arena) {
+  scratch_ = &scratch;
+}
 
 template <class T>
 Tape<T>::~Tape() {
@@ -16,8 +21,14 @@ Tape<T>::~Tape() {
 
 template <class T>
 void Tape<T>::replay_in(Arena& arena) noexcept {
-  arena_ = &arena;
+  arena_ = scratch_ = &arena;
   replayed_ = false;
+}
+
+template <class T>
+std::size_t Tape<T>::list_bytes() const noexcept {
+  return slots_.capacity() * sizeof(Slot) + nodes_.capacity() * sizeof(nodes_[0]) +
+         parameter_uses_.capacity() * sizeof(parameter_uses_[0]);
 }
 
 template <class T>

@@ -43,6 +43,9 @@ class Tape {
  public:
   /// `recording` = false keeps values only (evaluation): reverse() and tangents() then throw.
   explicit Tape(Arena& arena, bool recording = true);
+  /// A recording one that keeps in `arena` what replays need and nothing else: working memory of the forward
+  /// pass comes from `scratch`, until replay_in().
+  Tape(Arena& arena, Arena& scratch);
   ~Tape();
   Tape(const Tape&) = delete;
   Tape& operator=(const Tape&) = delete;
@@ -77,6 +80,10 @@ class Tape {
   /// How often each parameter is used by the recorded ops; [parameter count or less].
   const std::vector<std::uint32_t>& parameter_uses() const noexcept { return parameter_uses_; }
   Arena& arena() noexcept { return *arena_; }
+  /// For what an op needs while it computes a value; it rewinds it.
+  Arena& scratch() noexcept { return *scratch_; }
+  /// What the lists of values and nodes take outside the arena.
+  std::size_t list_bytes() const noexcept;
 
   // For ops:
 
@@ -130,6 +137,7 @@ class Tape {
 
   Arena& recorded_;  ///< which holds the forward pass
   Arena* arena_;     ///< from which memory is taken now
+  Arena* scratch_;   ///< the same, or another one for the working memory of the forward pass
   Arena::Mark begin_;
   Arena::Mark end_of_forward_;
   Arena::Mark end_of_replay_;

@@ -375,7 +375,8 @@ class Builder {
       const std::size_t count = blocks[index].count;
       const TensorView<const T> block = x.slice(begin, begin + count);
       if (keep && round == 0) {
-        passes[index] = std::make_unique<KeptPass<T>>(module_, block, plan_.kept_pass_bytes());
+        passes[index] =
+            std::make_unique<KeptPass<T>>(module_, block, plan_.kept_pass_bytes(), *arenas_[worker]);
       }
       record_factors(module_, plan_, block, options_, labels.empty() ? labels : labels.subspan(begin, count),
                      factors, blocks[index].begin, *arenas_[worker], round,

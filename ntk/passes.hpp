@@ -64,9 +64,9 @@ void run_passes(const Module<T>& module, TensorView<const T> x, const KernelOpti
 /// The forward pass of a block of examples, kept for the reverse passes of several rounds.
 template <class T>
 struct KeptPass {
-  /// x must outlive it. `bytes`: Plan::kept_pass_bytes().
-  KeptPass(const Module<T>& module, TensorView<const T> x, std::size_t bytes)
-      : arena(bytes), tape(arena), output(module.forward(tape, tape.input(x))) {}
+  /// x must outlive it. `bytes`: Plan::kept_pass_bytes(). `scratch`: for this forward pass alone.
+  KeptPass(const Module<T>& module, TensorView<const T> x, std::size_t bytes, Arena& scratch)
+      : arena(bytes), tape(arena, scratch), output(module.forward(tape, tape.input(x))) {}
   Arena arena;
   Tape<T> tape;
   Var output;

@@ -180,41 +180,59 @@ ModuleProfile profile(const Module<T>& module, TensorView<const T> example) {
   result.input_bytes = multiply(example.size(), sizeof(T));
   result.weight_bytes = multiply(parameters.size(), sizeof(T));
 
-  struct Bytes {
-    std::size_t forward, whole;
+  using Use = Arena::Use;
+  struct Pass {
+    Use forward;                // what the forward pass leaves
+    std::size_t lists = 0;      // of the tape
+    std::vector<Use> in_use{};  // after every allocation
   };
+  Tensor<T> inputs(example.shape().inner().with_outer(2));
+  for (std::size_t e = 0; e < 2; ++e) {
+    std::copy_n(example.data(), example.size(), inputs.data() + e * example.size());
+  }
   const auto pass = [&](std::size_t examples, std::vector<PlannedUse>& uses) {
-    // With chunks as small as the requests the arena's capacity bounds what is in use at any time.
-    Arena arena(kAlignment);
+    Pass pass;
+    Arena arena;
+    arena.trace(&pass.in_use);
     ProfileSink<T> sink(uses);
-    const auto inputs = arena.tensor<T>(example.shape().inner().with_outer(examples));
-    for (std::size_t e = 0; e < examples; ++e) {
-      std::copy_n(example.data(), example.size(), inputs.data() + e * example.size());
-    }
     const auto seed = arena.tensor<T>({examples, result.outputs});
     std::fill_n(seed.data(), seed.size(), T(1));
+    const Use before = arena.in_use();
     Tape<T> tape(arena);
-    const Var output = module.forward(tape, tape.input(inputs));
+    const Var output = module.forward(tape, tape.input(inputs.view().slice(0, examples)));
     if (!(tape.shape(output) == Shape{examples, result.outputs})) {
       throw ShapeError("kernel: the module's output " + tape.shape(output).to_string() + " for " +
                        (examples == 1 ? "one example" : std::to_string(examples) + " examples") +
                        " must be [" + std::to_string(examples) + ", " + std::to_string(result.outputs) + "]");
     }
-    const std::size_t forward = arena.capacity();
+    pass.forward = {arena.in_use().bytes - before.bytes, arena.in_use().pieces - before.pieces};
+    pass.lists = tape.list_bytes();
     tape.reverse(output, seed, sink);
-    return Bytes{forward, arena.capacity()};
+    return pass;
   };
-  // What a second example adds, and what was there without it: offsets of windows, a gradient on its way.
-  const Bytes one = pass(1, result.uses);
+  // What a second example adds, and what was there without it: offsets of windows, a gradient on its way. In
+  // bytes as they are asked for: a piece of few bytes an example fills a cache line with one or with sixteen.
+  const Pass one = pass(1, result.uses);
   std::vector<PlannedUse> again;
-  const Bytes two = pass(2, again);
-  const auto divide = [](std::size_t one_example, std::size_t two_examples, std::size_t& each,
-                         std::size_t& fixed) {
-    each = two_examples > one_example ? two_examples - one_example : one_example;
-    fixed = one_example > each ? one_example - each : 0;
+  const Pass two = pass(2, again);
+  const auto more = [](const Use& of_two, const Use& of_one) {
+    return of_two.bytes - std::min(of_two.bytes, of_one.bytes);
   };
-  divide(one.whole, two.whole, result.tape_bytes, result.tape_fixed_bytes);
-  divide(one.forward, two.forward, result.forward_bytes, result.forward_fixed_bytes);
+  const auto rounding = [](const Use& use) { return use.pieces * (kAlignment - 1); };
+  result.forward_bytes = more(two.forward, one.forward);
+  result.forward_fixed_bytes =
+      one.forward.bytes - std::min(one.forward.bytes, result.forward_bytes) + rounding(one.forward);
+  // The tape itself and what the system adds to its allocations count where images are small.
+  result.forward_list_bytes = one.lists + sizeof(Arena) + sizeof(Tape<T>) + 4 * kAlignment;
+  // At every moment the bytes are at most linear in the examples (what serves a few of them at a time stops
+  // growing), but not always the same moment takes most.
+  std::size_t most = 0;
+  for (std::size_t i = 0; i < one.in_use.size(); ++i) {
+    const Use& now = one.in_use[i];
+    most = std::max(most, now.bytes + rounding(now));
+    if (i < two.in_use.size()) result.tape_bytes = std::max(result.tape_bytes, more(two.in_use[i], now));
+  }
+  result.tape_fixed_bytes = most - std::min(most, result.tape_bytes);
   number_uses(result.uses, parameters.count());
   return result;
 }
@@ -352,10 +370,10 @@ std::size_t Plan::kept_bytes() const {
   const std::size_t sums = multiply(multiply(tiles, multiply(side, side)), sizeof(double));
   if (!keeps_passes) return sums;
   const auto blocks = [&](std::size_t examples) { return (examples + tape_block - 1) / tape_block; };
-  return checked_add(
-      sums,
-      multiply(blocks(request.rows) + (request.symmetric ? 0 : blocks(request.columns)), kept_pass_bytes()),
-      "kernel: bytes");
+  return checked_add(sums,
+                     multiply(blocks(request.rows) + (request.symmetric ? 0 : blocks(request.columns)),
+                              checked_add(kept_pass_bytes(), forward_list_bytes, "kernel: bytes")),
+                     "kernel: bytes");
 }
 
 std::size_t Plan::kept_pass_bytes() const {
@@ -426,6 +444,7 @@ Plan layout(const ModuleProfile& profile, const PlanRequest& request, std::vecto
   plan.tape_fixed_bytes = profile.tape_fixed_bytes;
   plan.forward_bytes = profile.forward_bytes;
   plan.forward_fixed_bytes = profile.forward_fixed_bytes;
+  plan.forward_list_bytes = profile.forward_list_bytes;
 
   plan.columns.assign(profile.parameter_sizes.size(), kNoParameter);
   const std::size_t line = kAlignment / plan.element_bytes;

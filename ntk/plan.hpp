@@ -51,11 +51,11 @@ struct ModuleProfile {
   std::size_t element_bytes = 0;  ///< of T
   std::size_t input_bytes = 0;    ///< one example
   std::size_t weight_bytes = 0;
-  /// Arena that the passes of a block take: for each example, and whatever their number.
+  /// Arena that the passes of a block take at the most: for each example, and whatever their number.
   std::size_t tape_bytes = 0, tape_fixed_bytes = 0;
 
-  /// The part of them that a recorded forward pass takes.
-  std::size_t forward_bytes = 0, forward_fixed_bytes = 0;
+  /// The part of them that a forward pass leaves for reverse passes, and the tape with its lists beside it.
+  std::size_t forward_bytes = 0, forward_fixed_bytes = 0, forward_list_bytes = 0;
 
   std::size_t tape_of(std::size_t examples) const { return tape_fixed_bytes + examples * tape_bytes; }
 };
@@ -138,7 +138,8 @@ struct Plan {
   /// what stays as it is of one example.
   std::size_t packed_input_bytes = 0, packed_row_bytes = 0, plain_bytes = 0;
   std::size_t tape_bytes = 0, tape_fixed_bytes = 0;        ///< tape of one example, and of all in a block
-  std::size_t forward_bytes = 0, forward_fixed_bytes = 0;  ///< a forward pass's part of it
+  std::size_t forward_bytes = 0, forward_fixed_bytes = 0;  ///< what a forward pass leaves of it
+  std::size_t forward_list_bytes = 0;                      ///< and outside the arena
   /// Arena of one worker: tape or tile, whichever is larger.
   std::size_t arena_bytes() const;
   /// The tile's part of it.
@@ -159,7 +160,7 @@ struct Plan {
   std::size_t spilled_bytes() const;
   /// What is kept between rounds, the sums of all tiles and perhaps forward passes; 0 with one.
   std::size_t kept_bytes() const;
-  /// The forward pass of one tape block.
+  /// The arena of the forward pass of one tape block.
   std::size_t kept_pass_bytes() const;
   /// The tile as a file takes it, of one worker; 0 when the kernel stays in memory.
   std::size_t staged_bytes() const;

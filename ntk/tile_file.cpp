@@ -35,6 +35,8 @@ constexpr std::uint32_t kJournalVersion = 1;
 /// Magic, version, length of the facts, tile.
 constexpr std::size_t kPreambleBytes = 8 + 4 + 4 + 8;
 constexpr std::size_t kLongestFacts = std::size_t{1} << 20;
+/// Records that are read at once: tiles of a few examples have more of them than memory may hold.
+constexpr std::size_t kRecordsAtOnce = 4096;
 
 std::string reason(int error) {
   return std::generic_category().message(error);
@@ -197,13 +199,11 @@ class Journal {
     }
     tile_ = tile;
     begun_ = true;
-    // A record that was torn by a crash does not carry its own checksum: the tile counts as unfinished.
-    const std::size_t whole = (size - head.size()) / sizeof(Record);
-    records_.resize(whole);
-    file_.read_at(records_.data(), whole * sizeof(Record), head.size());
-    std::erase_if(records_, [](const Record& record) { return record.self != record.checksum(); });
+    records_begin_ = head.size();
+    records_ = (size - records_begin_) / sizeof(Record);
     end_ = size;
-    if (head.size() + whole * sizeof(Record) != size) truncate(head.size() + whole * sizeof(Record));
+    const std::size_t whole = records_begin_ + records_ * sizeof(Record);
+    if (whole != size) truncate(whole);
   }
 
   /// Whether the file holds a journal (and not merely a name that was just created).
@@ -212,7 +212,18 @@ class Journal {
   bool broken() const { return !begun_ && !empty(); }
   const Facts& facts() const { return facts_; }
   std::size_t tile() const { return tile_; }
-  const std::vector<Record>& records() const { return records_; }
+  /// Records that read() found.
+  std::size_t records() const { return records_; }
+  /// `count` of them from number `first` on, without those that a crash tore, which do not carry their own
+  /// checksum: such a tile counts as unfinished.
+  std::vector<Record> records(std::size_t first, std::size_t count) const {
+    std::vector<Record> records(count);
+    const std::size_t got =
+        file_.read_at(records.data(), count * sizeof(Record), records_begin_ + first * sizeof(Record));
+    records.resize(got / sizeof(Record));
+    std::erase_if(records, [](const Record& record) { return record.self != record.checksum(); });
+    return records;
+  }
 
   /// Forgets all and writes the head.
   void begin(const Facts& facts, std::size_t tile) {
@@ -232,7 +243,7 @@ class Journal {
     file_.sync();
     facts_ = facts;
     tile_ = tile;
-    records_.clear();
+    records_ = 0;
     begun_ = true;
   }
 
@@ -241,9 +252,6 @@ class Journal {
     const std::lock_guard lock(mutex_);
     append_whole(&record, sizeof(record));
   }
-
-  /// The records have been read and are not needed any more.
-  void forget_records() { std::vector<Record>().swap(records_); }
 
   const fs::path& path() const { return file_.path(); }
 
@@ -276,7 +284,60 @@ class Journal {
   bool begun_ = false;
   Facts facts_;
   std::size_t tile_ = 0;
-  std::vector<Record> records_;
+  std::size_t records_begin_ = 0, records_ = 0;
+};
+
+/// Some tiles of a grid, as runs of neighbours in every row: in such runs they are finished, and of tiles of
+/// single examples there may be more than memory has bits for.
+class TileSet {
+ public:
+  explicit TileSet(std::size_t rows) : rows_(rows) {}
+
+  bool has(std::size_t row, std::size_t column) const {
+    const std::vector<Run>& runs = rows_[row];
+    const auto next = after(runs, column);
+    return next != runs.begin() && column < std::prev(next)->end;
+  }
+  void add(std::size_t row, std::size_t column) {
+    std::vector<Run>& runs = rows_[row];
+    const auto next = runs.begin() + (after(runs, column) - runs.begin());
+    const bool touches_next = next != runs.end() && next->begin == column + 1;
+    if (next != runs.begin() && column <= std::prev(next)->end) {
+      const auto run = std::prev(next);
+      if (column < run->end) return;
+      run->end = touches_next ? next->end : column + 1;
+      if (touches_next) runs.erase(next);
+    } else if (touches_next) {
+      next->begin = column;
+    } else {
+      runs.insert(next, {column, column + 1});
+    }
+  }
+  /// Tiles that are not in `other`, and all when there is none.
+  std::size_t count(const TileSet* other = nullptr) const {
+    std::size_t total = 0;
+    for (std::size_t row = 0; row < rows_.size(); ++row) {
+      for (const Run& run : rows_[row]) {
+        for (std::size_t column = run.begin; column < run.end; ++column) {
+          if (other == nullptr || !other->has(row, column)) ++total;
+        }
+      }
+    }
+    return total;
+  }
+
+ private:
+  /// Columns [begin, end).
+  struct Run {
+    std::size_t begin, end;
+  };
+  /// The first run that begins behind a column.
+  static std::vector<Run>::const_iterator after(const std::vector<Run>& runs, std::size_t column) {
+    return std::upper_bound(runs.begin(), runs.end(), column,
+                            [](std::size_t at, const Run& run) { return at < run.begin; });
+  }
+
+  std::vector<std::vector<Run>> rows_;  ///< ascending, with gaps between them
 };
 
 /// Tiles in an .npy file, each noted in the journal once it is there.
@@ -294,14 +355,13 @@ class FileStore final : public TileStore {
         symmetric_(grid.symmetric),
         packed_(packed),
         group_(grid.group()),
-        column_tiles_((columns_ + tile_ - 1) / tile_),
-        finished_((rows_ + tile_ - 1) / tile_ * column_tiles_, false) {
+        finished_((rows_ + tile_ - 1) / tile_) {
     const std::size_t side = tile_ * group_;
     for (std::size_t w = 0; w < workers; ++w) stages_.emplace_back(Shape{side * side});
   }
 
   bool has(const TilePlace& place) const override {
-    return finished_[place.row / tile_ * column_tiles_ + place.column / tile_];
+    return finished_.has(place.row / tile_, place.column / tile_);
   }
 
   void put(const PlacedTile& tile, std::size_t worker) override {
@@ -328,54 +388,46 @@ class FileStore final : public TileStore {
   /// Reads again what the journal calls finished; what is not as it was written counts as unfinished.
   /// Returns how many tiles are damaged.
   std::size_t verify(const Workers& workers, const Progress& progress, const std::stop_token& stop) {
-    std::vector<Record> records = journal_.records();
-    std::erase_if(records, [&](const Record& record) {
-      return record.row * tile_ >= rows_ || record.column * tile_ >= columns_ ||
-             (symmetric_ && record.column > record.row);
-    });
-    // A tile that was damaged once has two records: the last one counts.
-    std::stable_sort(records.begin(), records.end(), before);
-    std::vector<Record> last;
-    for (std::size_t r = 0; r < records.size(); ++r) {
-      if (r + 1 == records.size() || before(records[r], records[r + 1])) last.push_back(records[r]);
-    }
-    journal_.forget_records();
-    std::vector<char> intact(last.size(), 0);
-    workers.run(
-        last.size(),
-        [&](std::size_t index, std::size_t worker) {
-          const Record& record = last[index];
-          const TilePlace place = place_of(record.row, record.column);
-          T* const stage = stages_[worker].data();
-          std::optional<std::uint32_t> checksum = read(place, stage, 0);
-          if (checksum && mirrored(place)) checksum = read(mirror(place), stage, *checksum);
-          intact[index] = checksum == record.data ? 1 : 0;
-        },
-        progress, stop);
-    std::size_t damaged = 0;
-    for (std::size_t index = 0; index < last.size(); ++index) {
-      if (intact[index] == 0) {
-        ++damaged;
-        continue;
+    TileSet damaged((rows_ + tile_ - 1) / tile_);
+    const std::size_t total = journal_.records();
+    for (std::size_t first = 0; first < total; first += kRecordsAtOnce) {
+      std::vector<Record> records = journal_.records(first, std::min(kRecordsAtOnce, total - first));
+      std::erase_if(records, [&](const Record& record) { return !within(record); });
+      std::vector<char> intact(records.size(), 0);
+      Progress further;
+      if (progress) further = [&](std::size_t done, std::size_t) { progress(first + done, total); };
+      workers.run(
+          records.size(),
+          [&](std::size_t index, std::size_t worker) {
+            const Record& record = records[index];
+            const TilePlace place = place_of(record.row, record.column);
+            T* const stage = stages_[worker].data();
+            std::optional<std::uint32_t> checksum = read(place, stage, 0);
+            if (checksum && mirrored(place)) checksum = read(mirror(place), stage, *checksum);
+            intact[index] = checksum == record.data ? 1 : 0;
+          },
+          further, stop);
+      for (std::size_t index = 0; index < records.size(); ++index) {
+        (intact[index] != 0 ? finished_ : damaged).add(records[index].row, records[index].column);
       }
-      finished_[last[index].row * column_tiles_ + last[index].column] = true;
-      done_.fetch_add(1, std::memory_order_relaxed);
     }
-    return damaged;
+    done_.store(finished_.count(), std::memory_order_relaxed);
+    // A tile that was damaged once has two records, one of which its bytes may still be true to.
+    return damaged.count(&finished_);
   }
 
   std::size_t tiles() const {
     const std::size_t row_tiles = (rows_ + tile_ - 1) / tile_;
-    return symmetric_ ? row_tiles * (row_tiles + 1) / 2 : row_tiles * column_tiles_;
+    return symmetric_ ? row_tiles * (row_tiles + 1) / 2 : row_tiles * ((columns_ + tile_ - 1) / tile_);
   }
   std::size_t done() const { return done_.load(std::memory_order_relaxed); }
   const File& file() const { return file_; }
 
  private:
-  static bool before(const Record& a, const Record& b) {
-    return a.row != b.row ? a.row < b.row : a.column < b.column;
+  bool within(const Record& record) const {
+    return record.row * tile_ < rows_ && record.column * tile_ < columns_ &&
+           (!symmetric_ || record.column <= record.row);
   }
-
   TilePlace place_of(std::size_t row, std::size_t column) const {
     row *= tile_;
     column *= tile_;
@@ -429,8 +481,7 @@ class FileStore final : public TileStore {
   std::size_t tile_, rows_, columns_;
   bool symmetric_, packed_;
   std::size_t group_;
-  std::size_t column_tiles_;
-  std::vector<bool> finished_;  ///< by earlier calls; not touched while tiles are put
+  TileSet finished_;  ///< by earlier calls; not touched while tiles are put
   std::atomic<std::size_t> done_{0};
   std::vector<Tensor<T>> stages_;  ///< per worker
 };

@@ -633,7 +633,7 @@ Var unpooled(Tape<T>& tape, Var x, const ConvGeometry& g, const Affine<T>& affin
   convolve<T>(g, Convolved::Values, tape.value(x).data(), affine.parameters.value(affine.weight).data(),
               affine.weight_scale,
               affine.bias == kNoParameter ? nullptr : affine.parameters.value(affine.bias).data(),
-              affine.bias_scale, false, relu, tape.mutable_value(y).data(), n, tape.arena());
+              affine.bias_scale, false, relu, tape.mutable_value(y).data(), n, tape.scratch());
   record_conv2d(tape, g, affine, Tail<T>{.relu = relu}, x, y);
   return y;
 }
@@ -1008,17 +1008,17 @@ Var conv2d_relu(Tape<T>& tape, Var x, const ConvGeometry& geometry, const Affine
   T* const chosen = tape.arena().template tensor<T>(tape.shape(y)).data();
   auto* const kept = new (tape.arena().allocate(sizeof(ConvGeometry))) ConvGeometry(*pool);
   {
-    const ArenaScope scope(tape.arena());
+    const ArenaScope scope(tape.scratch());
     const std::size_t size = g.out_pixels() * g.c_out;
     const std::size_t pooled = pool->out_pixels() * g.c_out;
     T* const before =
-        tape.arena().template tensor<T>(Shape{forward_group<T>(g, Convolved::Values, n), size}).data();
+        tape.scratch().template tensor<T>(Shape{forward_group<T>(g, Convolved::Values, n), size}).data();
     T* const values = tape.mutable_value(y).data();
     convolve<T>(
         g, Convolved::Values, tape.value(x).data(), affine.parameters.value(affine.weight).data(),
         affine.weight_scale,
         affine.bias == kNoParameter ? nullptr : affine.parameters.value(affine.bias).data(),
-        affine.bias_scale, false, false, n, tape.arena(), [&](std::size_t) { return before; },
+        affine.bias_scale, false, false, n, tape.scratch(), [&](std::size_t) { return before; },
         [&](std::size_t count, std::size_t first) {
           for (std::size_t i = 0; i < count; ++i) {
             kernels<T>().max_pool(*pool, true, before + i * size, values + (first + i) * pooled,

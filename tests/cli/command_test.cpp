@@ -247,6 +247,31 @@ TEST_F(Command, WrongUsageIsOneLineAndCodeTwo) {
   }
 }
 
+TEST_F(Command, UnknownOptionsAreToldBeforeMissingOnes) {
+  const auto error = [](const std::vector<std::string>& words) {
+    const Outcome outcome = run(words);
+    EXPECT_EQ(outcome.code, kWrongUsage);
+    return outcome.err;
+  };
+  for (const std::string verb : {"doctor", "init", "kernel", "predict", "spectrum", "learnability"}) {
+    const std::string help = " (see gradgram " + verb + " --help)\n";
+    const auto text = [&](const std::string& option, const std::string& guess) {
+      return "gradgram " + verb + ": " + option + " is no option of this verb" + guess + help;
+    };
+    EXPECT_EQ(error({verb, "--thread", "1"}), text("--thread", "; did you mean --threads?"));
+    EXPECT_EQ(error({verb, "--jsno"}), text("--jsno", "; did you mean --json?"));
+    EXPECT_EQ(error({verb, "--frobnicate=3"}), text("--frobnicate", ""));
+  }
+  EXPECT_EQ(error({"kernel", "--outt", "x"}),
+            "gradgram kernel: --outt is no option of this verb; did you mean --out? (see gradgram kernel "
+            "--help)\n");
+  EXPECT_EQ(error({"kernel", "--model", "dense(1)", "--data", "x.npy", "stray"}),
+            "gradgram kernel: 'stray' is not expected (see gradgram kernel --help)\n");
+  EXPECT_NE(error({"learnability", "--learning", "1"}).find("did you mean --learning-rate?"),
+            std::string::npos);
+  EXPECT_NE(error({"kernel"}).find("--model is required"), std::string::npos);
+}
+
 TEST_F(Command, WhatFailsIsOneLineAndCodeOneAndLeavesNothing) {
   const std::string x = array("x.npy", Shape{5, 4}, 1);
   const std::vector<std::vector<std::string>> failing = {

@@ -178,6 +178,72 @@ TEST_F(ResultFiles, NobodyReadsATornResult) {
   EXPECT_GE(torn, 10U);
 }
 
+/// By way of a link the result is that of the file: its description and companions, not some of the link's.
+TEST_F(ResultFiles, ALinkLeadsToTheWholeResult) {
+  fs::create_directories(folder / "disk");
+  const auto at_link = [&](std::vector<std::string> more) {
+    std::vector<std::string> words = kernel(more);
+    words[words.size() - more.size() - 1] = at("out/link.npy");
+    return words;
+  };
+  ASSERT_EQ(run(kernel({"--per-parameter", "--seed", "3"})).code, kDone);
+  const auto expected = contents(folder / "out");
+  for (const bool there : {true, false}) {
+    fs::remove_all(folder / "disk");
+    fs::remove_all(folder / "out");
+    fs::create_directories(folder / "disk");
+    fs::create_directories(folder / "out");
+    if (there) {
+      auto words = kernel({"--monte-carlo", "3"});
+      words[words.size() - 3] = at("disk/k.npy");
+      ASSERT_EQ(run(words).code, kDone);
+    }
+    // A link to a link, and a relative one.
+    fs::create_symlink("../disk/second.npy", folder / "out" / "link.npy");
+    fs::create_symlink(folder / "disk" / "k.npy", folder / "disk" / "second.npy");
+    const Outcome outcome = run(at_link({"--per-parameter", "--seed", "3"}));
+    ASSERT_EQ(outcome.code, kDone) << outcome.err;
+    EXPECT_NE(outcome.out.find(at("disk/k.json")), std::string::npos) << outcome.out;
+    EXPECT_TRUE(fs::is_symlink(folder / "out" / "link.npy"));
+    fs::remove(folder / "disk" / "second.npy");
+    EXPECT_TRUE(contents(folder / "disk") == expected);
+    fs::create_symlink(folder / "disk" / "k.npy", folder / "disk" / "second.npy");
+  }
+  // A packed kernel is read by way of a link as its description says.
+  ASSERT_EQ(run(at_link({"--packed"})).code, kDone);
+  EXPECT_EQ(run({"spectrum", at("out/link.npy"), "--quiet"}).code, kDone);
+  // What must not be overwritten must not be by way of a link, either.
+  fs::create_symlink(folder / "x.npy", folder / "out" / "x-link.npy");
+  auto words = kernel({});
+  words.back() = at("out/x-link.npy");
+  Outcome outcome = run(words);
+  EXPECT_EQ(outcome.code, kWrongUsage);
+  EXPECT_NE(outcome.err.find("would overwrite --data"), std::string::npos) << outcome.err;
+  // A description beside the link would be wrong afterwards.
+  std::ofstream(at("out/link.json")) << "{}";
+  outcome = run(at_link({}));
+  EXPECT_EQ(outcome.code, kWrongUsage);
+  EXPECT_NE(outcome.err.find("--out: '" + at("out/link.npy") + "' is a link to"), std::string::npos)
+      << outcome.err;
+  EXPECT_EQ(bytes_of(at("out/link.json")), "{}");
+  // Unless it is the same one.
+  fs::remove(folder / "out" / "link.json");
+  fs::create_symlink(folder / "disk" / "k.json", folder / "out" / "link.json");
+  EXPECT_EQ(run(at_link({})).code, kDone);
+  // Links that lead in a circle, and to what is no array.
+  fs::create_symlink("b.npy", folder / "out" / "a.npy");
+  fs::create_symlink("a.npy", folder / "out" / "b.npy");
+  words.back() = at("out/a.npy");
+  outcome = run(words);
+  EXPECT_EQ(outcome.code, kFailed);
+  EXPECT_NE(outcome.err.find("leads nowhere"), std::string::npos) << outcome.err;
+  fs::create_symlink("notes.txt", folder / "out" / "c.npy");
+  words.back() = at("out/c.npy");
+  outcome = run(words);
+  EXPECT_EQ(outcome.code, kWrongUsage);
+  EXPECT_NE(outcome.err.find("is a link to it"), std::string::npos) << outcome.err;
+}
+
 /// The same for a folder: one with a summary.json is whole.
 TEST_F(ResultFiles, AFolderWithASummaryIsWhole) {
   const auto spectrum = [&](const char* estimate) {

@@ -11,8 +11,10 @@
 #include "engine/sinks.hpp"
 #include "models/network.hpp"
 #include "ntk/kernel.hpp"
+#include "ntk/passes.hpp"
 #include "ntk/planned_kernel.hpp"
 #include "ntk/precision.hpp"
+#include "tests/models/random_model.hpp"
 #include "tests/ntk/kernel_cases.hpp"
 
 namespace gradgram::ntk {
@@ -307,6 +309,54 @@ TEST(Cost, ATapeCountsOnceWhatDoesNotGrowWithItsExamples) {
     tape.reverse(output, seed.view(), sink);
   }
   EXPECT_EQ(arena.capacity(), p.tape_of(5));
+}
+
+/// The arena of the passes of a block is never too small; that of a kept forward pass leaves no room, either.
+void tapes_take_what_is_counted(const std::string& text, const Shape& input) {
+  const models::Network<float> network(models::parse(text, input), {.seed = 1});
+  const auto x = kernel_cases::inputs_of<float>(input, 70, 1);
+  const ModuleProfile p = profile<float>(network, x.view().slice(0, 1));
+  Plan plan;
+  plan.forward_bytes = p.forward_bytes;
+  plan.forward_fixed_bytes = p.forward_fixed_bytes;
+  for (const std::size_t block : {1, 2, 3, 16, 31, 70}) {
+    plan.tape_block = block;
+    const TensorView<const float> examples = x.view().slice(0, block);
+    Arena arena(p.tape_of(block));
+    {
+      const KeptPass<float> kept(network, examples, plan.kept_pass_bytes(), arena);
+      const Arena::Use use = kept.arena.in_use();
+      EXPECT_LE(kept.arena.capacity(), std::max(plan.kept_pass_bytes(), kAlignment))
+          << block << " of " << text;
+      EXPECT_LE(plan.kept_pass_bytes(), use.bytes + use.pieces * kAlignment) << block << " of " << text;
+      EXPECT_LE(kept.tape.list_bytes(), p.forward_list_bytes);
+    }
+    KernelOptions options;
+    options.reduce = Reduce::Output;
+    ParameterSet<float> gradient = network.parameters().zeros();
+    SummedGradientSink<float> sink(gradient);
+    run_passes<float>(network, examples, options, {}, arena,
+                      [&](std::size_t, const auto& reverse) { reverse(sink); });
+    EXPECT_LE(arena.capacity(), std::max(p.tape_of(block), kAlignment)) << block << " of " << text;
+  }
+}
+
+TEST(Cost, TapesTakeWhatIsCounted) {
+  // Maxima of 32 bytes, which take a cache line for one example as for two.
+  for (const std::size_t side : {4, 6, 9, 28}) {
+    tapes_take_what_is_counted("conv(8,3) relu maxpool(4) flatten dense(10)", {side, side, 1});
+    tapes_take_what_is_counted("conv(16,3) relu conv(32,3) relu maxpool(2) flatten dense(3)",
+                               {side, side, 3});
+  }
+  tapes_take_what_is_counted("dense(1000) relu dense(7)", {5});
+  for (std::uint64_t seed = 1; seed <= 8; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    models::testing::RandomModelMaker maker(seed, {.channels = seed % 2 == 0 ? 40U : 6U});
+    for (int i = 0; i < 15; ++i) {
+      const models::testing::RandomModel model = maker.next();
+      tapes_take_what_is_counted(model.text, model.input);
+    }
+  }
 }
 
 TEST(Cost, ARunTellsItsTimings) {

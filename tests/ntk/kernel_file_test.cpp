@@ -45,6 +45,7 @@ std::atomic<long> failing_allocation{0};
 std::atomic<long> failing_write{0};
 std::atomic<bool> disk_full{false};
 std::atomic<bool> torn_write{false};  ///< the failing write writes half of its bytes first
+std::atomic<std::size_t> largest_allocation{0};
 
 bool counts_down_to_zero(std::atomic<long>& counter) {
   if (counter.load(std::memory_order_relaxed) == 0) return false;
@@ -54,6 +55,9 @@ bool counts_down_to_zero(std::atomic<long>& counter) {
 void* allocate(std::size_t bytes, std::size_t alignment) noexcept {
   if (counts_down_to_zero(failing_allocation)) return nullptr;
   bytes = std::max<std::size_t>(bytes, 1);
+  std::size_t largest = largest_allocation.load(std::memory_order_relaxed);
+  while (bytes > largest && !largest_allocation.compare_exchange_weak(largest, bytes)) {
+  }
   if (alignment == 0) return std::malloc(bytes);
   return std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
 }
@@ -895,6 +899,79 @@ TEST_F(KernelFileTest, DamagedTilesAndTornRecordsAreComputedAgain) {
   fs::resize_file(partial(), 1000);
   EXPECT_EQ(job.run().found, 0u);
   expect_finished_like_reference();
+}
+
+/// Tiles of one entry each, entry (i, j) being i * columns + j; `most` of them, then the source stops.
+class Entries final : public TileSource {
+ public:
+  Entries(std::size_t rows, std::size_t columns, bool symmetric) : grid_{rows, columns, symmetric, 0, 1} {}
+  TileGrid grid() const override { return grid_; }
+  Facts facts() const override { return {{"entries", "of a test"}}; }
+  void follow(std::size_t tile) override { EXPECT_EQ(tile, 1u); }
+  void produce(TileStore& store) override {
+    put = 0;
+    for (std::size_t i = 0; i < grid_.rows; ++i) {
+      for (std::size_t j = 0; j < (grid_.symmetric ? i + 1 : grid_.columns); ++j) {
+        // A row of a rectangle not in order.
+        const std::size_t column = grid_.symmetric ? j : (3 * j + i) % grid_.columns;
+        const TilePlace place{i, 1, column, 1, grid_.symmetric && i == column};
+        if (store.has(place)) continue;
+        if (put++ == most) throw Cancelled("enough");
+        const double value = static_cast<double>(i * grid_.columns + column);
+        store.put({kAllParameters, place, 1, 1, Tile{&value, 1, 1, 1}}, 0);
+      }
+    }
+  }
+  std::size_t most = std::numeric_limits<std::size_t>::max(), put = 0;
+
+ private:
+  TileGrid grid_;
+};
+
+/// The journal of tiles of single examples is larger than what the least budgets leave for it.
+TEST_F(KernelFileTest, AJournalOfManyTilesIsNeverInMemory) {
+  const Workers workers(2);
+  KernelDestination destination;
+  destination.path = path();
+  for (const bool symmetric : {true, false}) {
+    Entries source(symmetric ? 400 : 200, symmetric ? 400 : 250, symmetric);
+    const TileGrid grid = source.grid();
+    source.most = 45001;
+    EXPECT_TRUE(thrown([&] {
+                  tiles_to_file<float>(source, destination, workers, {});
+                }).starts_with("StoppedResumable"));
+    const std::uintmax_t journal_bytes = size_or_zero(journal());
+    ASSERT_GT(journal_bytes, 45001u * 16);
+    {
+      // Entry (7, 5) is damaged, and the record after it.
+      std::fstream stream(partial(), std::ios::in | std::ios::out | std::ios::binary);
+      stream.seekp(static_cast<std::streamoff>(128 + (7 * grid.columns + 5) * 4));
+      stream.write("noise", 4);
+    }
+    source.most = std::numeric_limits<std::size_t>::max();
+    std::size_t reports = 0, last = 0;
+    destination.verify_progress = [&](std::size_t done, std::size_t total) {
+      EXPECT_EQ(total, 45001u);
+      EXPECT_GE(done, last);
+      last = done;
+      ++reports;
+    };
+    largest_allocation = 0;
+    const KernelFile file = tiles_to_file<float>(source, destination, workers, {});
+    EXPECT_LT(largest_allocation, journal_bytes / 4);
+    EXPECT_EQ(last, 45001u);
+    EXPECT_EQ(file.damaged, 1u);
+    EXPECT_EQ(file.found, 45000u);
+    EXPECT_EQ(source.put, file.tiles - 45000);
+    const Tensor<float> values = read_npy(path()).to_tensor<float>();
+    for (std::size_t i = 0; i < grid.rows; ++i) {
+      for (std::size_t j = 0; j < grid.columns; ++j) {
+        const std::size_t entry = symmetric && j > i ? j * grid.columns + i : i * grid.columns + j;
+        ASSERT_EQ(values.data()[i * grid.columns + j], static_cast<float>(entry)) << i << ' ' << j;
+      }
+    }
+    destination.verify_progress = {};
+  }
 }
 
 TEST_F(KernelFileTest, BrokenJournalIsRefusedAndRestartHelps) {

@@ -104,6 +104,40 @@ TEST(KernelMemory, ThePlanBoundsWhatIsTaken) {
   }
 }
 
+/// Kept forward passes of small images: their pieces are smaller than cache lines, their lists are not.
+TEST(KernelMemory, KeptPassesTakeNoMoreThanTheyHold) {
+  const kernel_cases::Case c{"small",
+                             "conv(8,3) relu maxpool(4) flatten dense(10)",
+                             {6, 6, 1},
+                             models::Parameterization::Standard,
+                             {}};
+  const auto module = kernel_cases::module_of<float>(c);
+  const auto x = kernel_cases::inputs_of<float>(c.input, 20000, 1);
+  const TensorView<const float> versus = x.view().slice(0, 2);
+  const Workers workers(2);
+  KernelOptions options;
+  Plan plan = plan_for<float>(*module, x.view(), &versus, options, 2);
+  plan.packed = true;
+  plan.resident = 20000;
+  plan.streamed = 2;
+  plan.round_seeds = 1;
+  for (const std::size_t block : {16, 64}) {
+    plan.tape_block = block;
+    std::size_t taken[2], counted[2];
+    for (const bool keeps : {false, true}) {
+      plan.keeps_passes = keeps;
+      counted[keeps ? 1 : 0] = plan.total_bytes();
+      const std::size_t before = live;
+      peak = before;
+      planned_kernel<float>(*module, x.view(), &versus, options, plan, workers);
+      taken[keeps ? 1 : 0] = peak - before;
+    }
+    const std::size_t passes = counted[1] - counted[0];
+    EXPECT_LE(taken[1] - taken[0], passes + (std::size_t{1} << 18)) << block;
+    EXPECT_GT(taken[1] - taken[0], passes - passes / 10) << block;
+  }
+}
+
 /// A list of the steps between all pairs of blocks would take 3 MB here.
 TEST(KernelMemory, BlocksOfSingleExamplesTakeNoMoreThanTheyHold) {
   const kernel_cases::Case c{"mlp", "dense(3) tanh dense(1)", {5}, models::Parameterization::Standard, {}};

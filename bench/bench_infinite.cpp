@@ -61,6 +61,7 @@ struct Case {
   std::size_t examples;
   double visits;  ///< pairs of pixels times nonlinear layers, per pair of examples
   bool dense = false;
+  bool near = false;  ///< nearly all cosines above 1 - 1/64: one direction and a tenth of noise
 };
 
 template <class T>
@@ -69,7 +70,16 @@ Tensor<T> examples(const Case& what, std::uint64_t seed) {
   for (const std::size_t extent : what.input.extents()) extents.push_back(extent);
   Tensor<T> x{Shape(std::span<const std::size_t>(extents))};
   Random random(seed, 7);
-  for (T& value : x.span()) value = static_cast<T>(random.normal());
+  if (!what.near) {
+    for (T& value : x.span()) value = static_cast<T>(random.normal());
+    return x;
+  }
+  Random common(6, 7);
+  Tensor<T> shared(what.input);
+  for (T& value : shared.span()) value = static_cast<T>(common.normal());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    x.data()[i] = shared.data()[i % shared.size()] + static_cast<T>(0.1 * random.normal());
+  }
   return x;
 }
 
@@ -154,6 +164,8 @@ std::vector<Case> cases() {
   const std::string dense = repeated("dense(8) relu", 5) + "dense(1)";
   result.push_back({"dense_depth5_d64", dense, {64}, 1024, 5, true});
   result.push_back({"dense_depth5_d784", dense, {784}, 1024, 5, true});
+  result.push_back({"dense_depth5_d64_near", dense, {64}, 1024, 5, true, true});
+  result.push_back({"dense_depth5_d784_near", dense, {784}, 1024, 5, true, true});
   result.push_back({"dense_depth5_d64_n10000", dense, {64}, 10'000, 5, true});
   result.push_back({"dense_depth5_d784_n10000", dense, {784}, 10'000, 5, true});
   return result;

@@ -140,7 +140,11 @@ struct CosineLayer {
   T affines = 1;        ///< how many layers
   T ratio = 0;          ///< turn / scale of arc_cosine
   bool obtuse = false;  ///< whether cosines below zero may occur
-  T weights[20] = {};   ///< set by cosine_layer
+  /// What near_cosines needs of a rectifier x for x > 0, slope x otherwise: 2 slope / (1 + slope^2), which is
+  /// minus the cosine of what opposite inputs become, and one less and one more it, (1 -+ slope)^2 /
+  /// (1 + slope^2), which are not to be differences.
+  T mirror = 0, one_less = 1, one_more = 1;
+  T weights[20] = {};  ///< set by cosine_layer
 };
 
 /// Pairs of vectors through all dense layers without biases and rectifiers. Such a network is homogeneous, so
@@ -152,10 +156,9 @@ template <class T>
 struct CosineRun {
   std::size_t rows = 0;
   std::size_t columns = 0;
-  /// u = offset + factor * entry. Rows are readable up to `columns` rounded up to kColumnPadding<T>.
+  /// Cosines. Rows are readable up to `columns` rounded up to kColumnPadding<T>.
   const T* entries = nullptr;
   std::size_t stride = 0;
-  T offset = 1, factor = -1;
   const CosineLayer<T>* layers = nullptr;
   std::size_t layer_count = 0;
   T affines_after = 0;  ///< dense layers after the last rectifier
@@ -164,6 +167,35 @@ struct CosineRun {
   T* covariance = nullptr;        ///< or null; exactly `columns` of a row are written, and so of the next
   T* tangent = nullptr;           ///< or null
   std::size_t out_stride = 0;
+};
+
+/// Pairs of one left vector and some of many right ones, both [channels] of mean square 1, whose cosine is
+/// near 1 or -1. A product leaves too little of their angle, differences and sums of components do not.
+template <class T>
+struct NearRows {
+  const T* left = nullptr;
+  const T* rights = nullptr;  ///< [..][channels]
+  std::size_t channels = 0;
+  std::size_t count = 0;
+  const std::size_t* columns = nullptr;  ///< [count]: which of the right ones
+  const double* signs = nullptr;         ///< [count]: of the cosines, 1 or -1
+  double* versines = nullptr;            ///< [count], result: 1 - |cosine|
+};
+
+/// The same through all layers, as CosineRun, in f64: 1 - |cosine| and the sign are carried, so that nothing
+/// is a small difference at either end. All arrays are [count], readable and writable up to `count` rounded
+/// up to kColumnPadding<double>.
+struct NearCosines {
+  std::size_t count = 0;
+  const double* versines = nullptr;
+  const double* signs = nullptr;
+  const CosineLayer<double>* layers = nullptr;
+  std::size_t layer_count = 0;
+  double affines_after = 0;
+  double left_root = 0;
+  const double* right_root = nullptr;
+  double* covariance = nullptr;  ///< or null
+  double* tangent = nullptr;     ///< or null
 };
 
 /// The kernels of one instruction set and precision. Callers validate. In place: delta and theta become those
@@ -206,6 +238,8 @@ struct CovarianceTable {
   void (*cosine_layer)(CosineLayer<T>&) noexcept;
   /// outermost[r] = the largest |entry| of row r.
   void (*cosine_run)(const CosineRun<T>&, T* outermost) noexcept;
+  void (*near_versines)(const NearRows<T>&) noexcept;
+  void (*near_cosines)(const NearCosines&) noexcept;
   void (*plane_layer)(const PlaneRun<T>&) noexcept;
   /// The state before the first layer: delta = sum_c (left[c] - right[c])^2, theta the same of the sums of
   /// both. Channels are laid out as the roots, `left_stride` and `right_stride` from one to the next.

@@ -114,8 +114,7 @@ __attribute__((noinline)) void cosine_columns(const CosineRun<T>& run, std::size
   each([&](std::size_t k) __attribute__((always_inline)) {
     const Batch<T> entry = load(run.entries + r * run.stride + i + k * kLanes<T>);
     most = xsimd::max(xsimd::abs(entry), most);
-    u[k] = multiply_add(broadcast(run.factor), entry, broadcast(run.offset));
-    u[k] = xsimd::min(xsimd::max(u[k], broadcast(kLeastCosine<T>)), broadcast(T(2)));
+    u[k] = xsimd::min(xsimd::max(Batch<T>(T(1) - entry), broadcast(kLeastCosine<T>)), broadcast(T(2)));
     theta[k] = broadcast(T(0));
   });
   outermost = most;
@@ -186,6 +185,149 @@ void cosine_run(const CosineRun<T>& run, T* outermost) noexcept {
     cosine_rows<true, T>(run, outermost);
   } else {
     cosine_rows<false, T>(run, outermost);
+  }
+}
+
+/// sum_c (left[c] - sign right[c])^2 / (2 channels) of `Count` pairs from number i.
+template <std::size_t Count, class T>
+GRADGRAM_INLINE void squared_distances(const NearRows<T>& run, std::size_t i) {
+  const auto each = [](const auto& body) __attribute__((always_inline)) {
+    Unroll<0, Count>::run(body);
+  };
+  const T* rights[Count];
+  Batch<T> signs[Count];
+  double sums[Count] = {};
+  each([&](std::size_t k) __attribute__((always_inline)) {
+    rights[k] = run.rights + run.columns[i + k] * run.channels;
+    signs[k] = broadcast(static_cast<T>(run.signs[i + k]));
+  });
+  // Sums in T stay short.
+  constexpr std::size_t kPiece = 1024;
+  for (std::size_t begin = 0; begin < run.channels; begin += kPiece) {
+    const std::size_t end = run.channels - begin < kPiece ? run.channels : begin + kPiece;
+    Batch<T> squares[Count];
+    each([&](std::size_t k) __attribute__((always_inline)) { squares[k] = broadcast(T(0)); });
+    const auto add = [&](std::size_t k, const Batch<T>& left, const Batch<T>& right)
+        __attribute__((always_inline)) {
+      const Batch<T> difference = negate_multiply_add(signs[k], right, left);
+      squares[k] = multiply_add(difference, difference, squares[k]);
+    };
+    std::size_t c = begin;
+    for (; c + kLanes<T> <= end; c += kLanes<T>) {
+      const Batch<T> left = load(run.left + c);
+      each([&](std::size_t k) __attribute__((always_inline)) { add(k, left, load(rights[k] + c)); });
+    }
+    if (c < end) {
+      const Batch<T> left = load_first(run.left + c, end - c);
+      each([&](std::size_t k)
+               __attribute__((always_inline)) { add(k, left, load_first(rights[k] + c, end - c)); });
+    }
+    each([&](std::size_t k)
+             __attribute__((always_inline)) { sums[k] += static_cast<double>(xsimd::hadd(squares[k])); });
+  }
+  const double unit = 1 / (2 * static_cast<double>(run.channels));
+  each([&](std::size_t k) __attribute__((always_inline)) { run.versines[i + k] = unit * sums[k]; });
+}
+
+template <class T>
+void near_versines(const NearRows<T>& run) noexcept {
+  std::size_t i = 0;
+  for (; i + 4 <= run.count; i += 4) squared_distances<4, T>(run, i);
+  switch (run.count - i) {
+    case 3:
+      squared_distances<3, T>(run, i);
+      break;
+    case 2:
+      squared_distances<2, T>(run, i);
+      break;
+    case 1:
+      squared_distances<1, T>(run, i);
+      break;
+    default:
+      break;
+  }
+}
+
+/// One layer. With b the acute angle, of either pole, and L = ratio (sin b - b cos b), a cosine above zero
+/// becomes 1 - (w - L), and one below -mirror (1 - w) + L.
+template <std::size_t Count, bool Tangent, class T>
+GRADGRAM_INLINE void near_step(const CosineLayer<T>& layer, Batch<T> (&w)[Count], Batch<T> (&theta)[Count],
+                               Mask<T> (&obtuse)[Count]) {
+  const auto each = [](const auto& body) __attribute__((always_inline)) {
+    Unroll<0, Count>::run(body);
+  };
+  const Batch<T> least = broadcast(kLeastCosine<T>);
+  Batch<T> root[Count], angle[Count];
+  each([&](std::size_t k) __attribute__((always_inline)) {
+    root[k] = cosine_root<T>(multiply_add(w[k], Batch<T>(T(1) - w[k]), w[k]));
+    angle[k] = broadcast(layer.weights[kCosineTerms<T> - 1]);
+  });
+  Unroll<1, kCosineTerms<T>>::run([&](std::size_t t) __attribute__((always_inline)) {
+    each([&](std::size_t k) __attribute__((always_inline)) {
+      angle[k] = multiply_add(angle[k], w[k], broadcast(layer.weights[kCosineTerms<T> - 1 - t]));
+    });
+  });
+  each([&](std::size_t k) __attribute__((always_inline)) {
+    const Batch<T> size = T(1) - w[k];  // of the cosine
+    const Batch<T> mirror = broadcast(layer.mirror);
+    const Batch<T> turned = root[k] * angle[k];
+    const Batch<T> lune = root[k] * (broadcast(layer.ratio) - size * angle[k]);
+    if constexpr (Tangent) {
+      theta[k] = multiply_add(xsimd::select(obtuse[k], -size, size), broadcast(layer.affines), theta[k]);
+      theta[k] *= xsimd::select(obtuse[k], Batch<T>(mirror + turned), Batch<T>(T(1) - turned));
+    }
+    const Batch<T> rise = multiply_add(mirror, w[k], lune);
+    const Batch<T> above = broadcast(layer.one_less) + rise;  // 1 + the new cosine, of one below zero
+    const Batch<T> below = broadcast(layer.one_more) - rise;  // 1 - it
+    w[k] = xsimd::max(xsimd::select(obtuse[k], Batch<T>(xsimd::min(above, below)), Batch<T>(w[k] - lune)),
+                      least);
+    obtuse[k] = obtuse[k] & (above < below);
+  });
+}
+
+template <std::size_t Count, bool Tangent>
+__attribute__((noinline)) void near_columns(const NearCosines& run, std::size_t i) {
+  using T = double;
+  const auto each = [](const auto& body) __attribute__((always_inline)) {
+    Unroll<0, Count>::run(body);
+  };
+  Batch<T> w[Count], theta[Count];
+  Mask<T> obtuse[Count];
+  each([&](std::size_t k) __attribute__((always_inline)) {
+    const std::size_t at = i + k * kLanes<T>;
+    w[k] = xsimd::min(xsimd::max(load(run.versines + at), broadcast(kLeastCosine<T>)), broadcast(T(1)));
+    obtuse[k] = load(run.signs + at) < broadcast(T(0));
+    theta[k] = broadcast(T(0));
+  });
+  for (std::size_t layer = 0; layer < run.layer_count; ++layer) {
+    near_step<Count, Tangent, T>(run.layers[layer], w, theta, obtuse);
+  }
+  each([&](std::size_t k) __attribute__((always_inline)) {
+    const std::size_t at = i + k * kLanes<T>;
+    const Batch<T> roots = broadcast(run.left_root) * load(run.right_root + at);
+    const Batch<T> size = T(1) - w[k];
+    const Batch<T> cosine = xsimd::select(obtuse[k], -size, size);
+    if (run.covariance != nullptr) store(run.covariance + at, roots * cosine);
+    if constexpr (Tangent) {
+      store(run.tangent + at, roots * multiply_add(cosine, broadcast(run.affines_after), theta[k]));
+    }
+  });
+}
+
+template <bool Tangent>
+void near_layers(const NearCosines& run) {
+  constexpr std::size_t kTogether = kCosineUnroll < 4 ? kCosineUnroll : 4;
+  constexpr std::size_t kStep = kTogether * kLanes<double>;
+  std::size_t i = 0;
+  for (; i + kStep <= run.count; i += kStep) near_columns<kTogether, Tangent>(run, i);
+  for (; i < run.count; i += kLanes<double>) near_columns<1, Tangent>(run, i);
+}
+
+inline void near_cosines(const NearCosines& run) noexcept {
+  if (run.tangent != nullptr) {
+    near_layers<true>(run);
+  } else {
+    near_layers<false>(run);
   }
 }
 

@@ -506,6 +506,8 @@ constexpr CovarianceTable<T> make_covariance_table(const char* isa) {
           covariance_squared_differences<T>,
           set_cosine_layer<T>,
           cosine_run<T>,
+          near_versines<T>,
+          near_cosines,
           plane_layer<T>,
           plane_input<T>,
           plane_sums<T>,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "engine/blas.hpp"
@@ -13,8 +14,9 @@ namespace {
 /// Pairs whose cosine is that near to 1 or -1 are followed in f64, from the differences of their components
 /// (or sums): a product rounds their angle to more than a few units.
 constexpr double kNear = 1.0 / 64;
-/// Rows whose products are still in the second-level cache, and whose results are in the first.
-constexpr std::size_t kRows = 16;
+/// Right vectors whose differences from a few left ones are taken one after the other stay in the first-level
+/// cache, with room for a left one.
+constexpr std::size_t kNearBytes = 32 * 1024;
 
 struct Plan {
   std::vector<simd::CosineLayer<double>> layers;
@@ -37,6 +39,11 @@ Plan plan_of(const Program& program) {
     layer.affines = static_cast<double>(plan.affines_after);
     layer.ratio = step.phi.turn() / step.phi.scale();
     layer.obtuse = obtuse;
+    const double slope = step.phi.slope;
+    const double both = 1 + slope * slope;
+    layer.mirror = 2 * slope / both;
+    layer.one_less = (1 - slope) * (1 - slope) / both;
+    layer.one_more = (1 + slope) * (1 + slope) / both;
     plan.layers.push_back(layer);
     plan.affines_after = 0;
     plan.growth *= step.phi.scale();
@@ -88,7 +95,6 @@ std::unique_ptr<CosineVectors<T>> CosineVectors<T>::make(const Program& program,
   result->same_ = right == nullptr;
   result->side_ = side;
   result->affines_after_ = plan.affines_after;
-  result->wide_layers_ = plan.layers;
   for (const simd::CosineLayer<double>& wide : plan.layers) {
     simd::CosineLayer<T> layer;
     layer.affines = static_cast<T>(wide.affines);
@@ -97,6 +103,7 @@ std::unique_ptr<CosineVectors<T>> CosineVectors<T>::make(const Program& program,
     covariance_kernels<T>().cosine_layer(layer);
     result->layers_.push_back(layer);
   }
+  result->wide_layers_ = plan.layers;
   for (simd::CosineLayer<double>& layer : result->wide_layers_) {
     covariance_kernels<double>().cosine_layer(layer);
   }
@@ -120,8 +127,10 @@ std::unique_ptr<CosineVectors<T>> CosineVectors<T>::make(const Program& program,
   result->scratch_.resize(workers);
   for (Scratch& scratch : result->scratch_) {
     scratch.products = Tensor<T>(Shape{side * side + simd::kColumnPadding<T>});
-    scratch.columns.resize(side);
-    for (std::vector<double>* list : {&scratch.versines, &scratch.roots, &scratch.nngp, &scratch.ntk}) {
+    scratch.columns.resize(kRows * side);
+    scratch.signs.resize(kRows * side + simd::kColumnPadding<double>);
+    scratch.versines.resize(kRows * side + simd::kColumnPadding<double>);
+    for (std::vector<double>* list : {&scratch.roots, &scratch.nngp, &scratch.ntk}) {
       list->resize(padded<double>(side));
     }
   }
@@ -136,7 +145,7 @@ std::size_t CosineVectors<T>::bytes_per_example(const Program& program) {
 template <class T>
 std::size_t CosineVectors<T>::bytes_per_worker(std::size_t side) {
   return (side * side + simd::kColumnPadding<T>)*sizeof(T) +
-         side * (sizeof(std::size_t) + 4 * sizeof(double));
+         side * (kRows * (sizeof(std::size_t) + 2 * sizeof(double)) + 3 * sizeof(double));
 }
 
 template <class T>
@@ -170,55 +179,74 @@ void CosineVectors<T>::run(const Tile& tile, const Tile& part, std::size_t worke
     run.tangent = out.ntk == nullptr ? nullptr : out.ntk + row * out.stride;
     T outermost[kRows] = {};
     covariance_kernels<T>().cosine_run(run, outermost);
-    for (std::size_t r = 0; r < run.rows; ++r) {
-      if (outermost[r] <= static_cast<T>(1 - kNear)) continue;
-      follow_wide(tile, {part.row, part.rows, part.column, run.columns}, row + r, scratch, out);
-    }
+    bool near[kRows] = {};
+    for (std::size_t r = 0; r < run.rows; ++r) near[r] = outermost[r] > static_cast<T>(1 - kNear);
+    if (std::ranges::none_of(near, std::identity{})) continue;
+    follow_near(tile, {i, run.rows, part.column, run.columns}, near, scratch,
+                {run.covariance, run.tangent, out.stride});
   }
 }
 
-/// The nearly parallel and nearly opposite ones of row r of the part.
+/// The nearly parallel and nearly opposite pairs of those of the rows that have some.
 template <class T>
-void CosineVectors<T>::follow_wide(const Tile& tile, const Tile& part, std::size_t r, Scratch& scratch,
+void CosineVectors<T>::follow_near(const Tile& tile, const Tile& rows, const bool* near, Scratch& scratch,
                                    const Output& out) const {
-  const std::size_t i = part.row + r;
-  const T* const products = scratch.products.data() + (i - tile.row) * side_ + part.column - tile.column;
-  const T* const row = left_.rows.data() + i * channels_;
-  const double unit = 1 / (2 * static_cast<double>(channels_));
-  std::size_t count = 0;
-  for (std::size_t c = 0; c < part.columns; ++c) {
-    if (std::abs(products[c]) <= static_cast<T>(1 - kNear)) continue;
-    const T* const other = right().rows.data() + (part.column + c) * channels_;
-    const double sign = products[c] < 0 ? -1 : 1;
-    double sum = 0;
-    for (std::size_t k = 0; k < channels_; ++k) {
-      const double difference = static_cast<double>(row[k]) - sign * static_cast<double>(other[k]);
-      sum += difference * difference;
+  std::size_t counts[kRows] = {};
+  for (std::size_t r = 0; r < rows.rows; ++r) {
+    if (!near[r]) continue;
+    const T* const products =
+        scratch.products.data() + (rows.row + r - tile.row) * side_ + rows.column - tile.column;
+    std::size_t count = 0;
+    for (std::size_t c = 0; c < rows.columns; ++c) {
+      // Without a branch: where there are many, there is no pattern.
+      scratch.columns[r * side_ + count] = c;
+      scratch.signs[r * side_ + count] = products[c] < 0 ? -1 : 1;
+      count += std::abs(products[c]) > static_cast<T>(1 - kNear) ? 1 : 0;
     }
-    scratch.versines[count] = sign > 0 ? unit * sum : 2 - unit * sum;
-    scratch.roots[count] = right().wide_roots[part.column + c];
-    scratch.columns[count++] = c;
+    counts[r] = count;
   }
-  if (count == 0) return;
-  simd::CosineRun<double> run;
-  run.rows = 1;
-  run.columns = count;
-  run.entries = scratch.versines.data();
-  run.offset = 0;
-  run.factor = 1;
-  run.layers = wide_layers_.data();
-  run.layer_count = wide_layers_.size();
-  run.affines_after = static_cast<double>(affines_after_);
-  run.left_root = left_.wide_roots.data() + i;
-  run.right_root = scratch.roots.data();
-  run.covariance = out.nngp == nullptr ? nullptr : scratch.nngp.data();
-  run.tangent = out.ntk == nullptr ? nullptr : scratch.ntk.data();
-  double outermost = 0;
-  covariance_kernels<double>().cosine_run(run, &outermost);
-  for (std::size_t k = 0; k < count; ++k) {
-    const std::size_t to = r * out.stride + scratch.columns[k];
-    if (out.nngp != nullptr) out.nngp[to] = static_cast<T>(scratch.nngp[k]);
-    if (out.ntk != nullptr) out.ntk[to] = static_cast<T>(scratch.ntk[k]);
+  const simd::CovarianceTable<T>& kernels = covariance_kernels<T>();
+  const std::size_t step = std::max<std::size_t>(4, kNearBytes / (channels_ * sizeof(T)));
+  std::size_t done[kRows] = {};
+  for (std::size_t begin = 0; begin < rows.columns; begin += step) {
+    for (std::size_t r = 0; r < rows.rows; ++r) {
+      const std::size_t* const columns = scratch.columns.data() + r * side_;
+      const std::size_t* const end = std::lower_bound(columns + done[r], columns + counts[r], begin + step);
+      simd::NearRows<T> run;
+      run.left = left_.rows.data() + (rows.row + r) * channels_;
+      run.rights = right().rows.data() + rows.column * channels_;
+      run.channels = channels_;
+      run.columns = columns + done[r];
+      run.count = static_cast<std::size_t>(end - run.columns);
+      run.signs = scratch.signs.data() + r * side_ + done[r];
+      run.versines = scratch.versines.data() + r * side_ + done[r];
+      kernels.near_versines(run);
+      done[r] += run.count;
+    }
+  }
+  for (std::size_t r = 0; r < rows.rows; ++r) {
+    if (counts[r] == 0) continue;
+    const std::size_t* const columns = scratch.columns.data() + r * side_;
+    for (std::size_t k = 0; k < counts[r]; ++k) {
+      scratch.roots[k] = right().wide_roots[rows.column + columns[k]];
+    }
+    simd::NearCosines run;
+    run.count = counts[r];
+    run.versines = scratch.versines.data() + r * side_;
+    run.signs = scratch.signs.data() + r * side_;
+    run.layers = wide_layers_.data();
+    run.layer_count = wide_layers_.size();
+    run.affines_after = static_cast<double>(affines_after_);
+    run.left_root = left_.wide_roots[rows.row + r];
+    run.right_root = scratch.roots.data();
+    run.covariance = out.nngp == nullptr ? nullptr : scratch.nngp.data();
+    run.tangent = out.ntk == nullptr ? nullptr : scratch.ntk.data();
+    kernels.near_cosines(run);
+    for (std::size_t k = 0; k < counts[r]; ++k) {
+      const std::size_t to = r * out.stride + columns[k];
+      if (out.nngp != nullptr) out.nngp[to] = static_cast<T>(scratch.nngp[k]);
+      if (out.ntk != nullptr) out.ntk[to] = static_cast<T>(scratch.ntk[k]);
+    }
   }
 }
 

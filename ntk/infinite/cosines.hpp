@@ -53,13 +53,18 @@ class CosineVectors {
   };
   struct Scratch {
     Tensor<T> products;
+    /// Of the nearly parallel and nearly opposite pairs of a few rows, [kRows][side].
     std::vector<std::size_t> columns;
-    std::vector<double> versines, roots, nngp, ntk;
+    std::vector<double> signs, versines;
+    std::vector<double> roots, nngp, ntk;  ///< of one row
   };
+  /// Rows that pass together: their products are still in the second-level cache, and their results in the
+  /// first.
+  static constexpr std::size_t kRows = 16;
 
   CosineVectors() = default;
   void multiply(const Tile& tile, Scratch& scratch) const;
-  void follow_wide(const Tile& tile, const Tile& part, std::size_t r, Scratch& scratch,
+  void follow_near(const Tile& tile, const Tile& rows, const bool* near, Scratch& scratch,
                    const Output& out) const;
   const Side& right() const noexcept { return same_ ? left_ : right_; }
 

@@ -1,12 +1,17 @@
 """Golden predictions in f64 from neural-tangents: tests/golden/predict/{cases.txt,predictions.npz}.
 
-The versions are those of make_infinite.py. Run from the root of the tree: python tests/golden/make_predictions.py
+The versions are those of make_infinite.py, and scipy 1.13 (max_learning_rate passes what later ones refuse). Run from the root of the tree: python tests/golden/make_predictions.py
 
 predictions.npz holds x_train, x_test, y, initial outputs and, of the network in cases.txt's first line, the kernels
 <nngp|ntk>.<train|cross|test>. Then, one line each in cases.txt, results under the line's name:
     ensemble|name|time|get     <name>.<train|test>.<mean|cov> of predict.gradient_descent_mse_ensemble, rate 1
     gp|name|ridge|get          <name>.test.<mean|cov> of predict.gp_inference
     mse|name|time              <name>.<train|test> of predict.gradient_descent_mse from the initial outputs, rate 1
+    max_rate|get|momentum|v    v = predict.max_learning_rate of <get>.train
+    stable|descent|get|momentum|ridge|v
+                               v = the largest rate of 1/2 sum r^2 at which the recursions of docs/predict.md do not grow
+                               along any eigenvector of <get>.train (numpy.linalg.eigvalsh), found by bisection of the
+                               spectral radius: no formula for it is used
 Time inf is neural-tangents' None. Its loss is 1/2 mean r^2 over examples and outputs.
 """
 
@@ -20,7 +25,25 @@ import jax.numpy as jnp
 from neural_tangents import predict, stax
 
 TRAIN, TEST, OUTPUTS = 13, 5, 3
+# From (r_t, r_{t-1}) to (r_{t+1}, r_t) along an eigenvector, where x = rate (eigenvalue + ridge).
+RECURSIONS = {"Steps": lambda x, m: [[1 - x, 0], [1, 0]],
+              "HeavyBall": lambda x, m: [[1 + m - x, -m], [1, 0]],
+              "Nesterov": lambda x, m: [[(1 - x) * (1 + m), -(1 - x) * m], [1, 0]]}
+
 TEXT, W2, B2 = "dense(8) erf dense(8) erf dense(3)", 1.6, 0.1
+
+
+def largest_stable(descent, kernel, momentum, ridge):
+    values = np.linalg.eigvalsh(kernel) + ridge
+
+    def stable(rate):
+        return all(np.abs(np.linalg.eigvals(RECURSIONS[descent](rate * s, momentum))).max() <= 1 for s in values)
+    low, high = 0.0, 8 / values.max()
+    assert stable(1e-3 * high) and not stable(high)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if stable(middle) else (low, middle)
+    return low
 
 
 def main():
@@ -66,6 +89,17 @@ def main():
         name = f"mse{len(lines)}"
         arrays[f"{name}.train"], arrays[f"{name}.test"] = move(time, initial_train, initial_test, cross.ntk)
         lines.append(f"mse|{name}|{'inf' if time is None else time}")
+
+    for get in ("nngp", "ntk"):
+        kernel = np.asarray(arrays[get + ".train"], np.float64)
+        for momentum in (0.0, 0.5, 0.9):
+            rate = float(predict.max_learning_rate(kernel, y_train_size=y.size, momentum=momentum))
+            lines.append(f"max_rate|{get}|{momentum}|{rate!r}")
+        for descent, momentum in (("Steps", 0.0), ("HeavyBall", 0.0), ("HeavyBall", 0.5), ("HeavyBall", 0.9),
+                                  ("HeavyBall", 0.99), ("Nesterov", 0.5), ("Nesterov", 0.9), ("Nesterov", 0.99)):
+            for ridge in (0.0, 0.2):
+                rate = largest_stable(descent, kernel, momentum, ridge)
+                lines.append(f"stable|{descent}|{get}|{momentum}|{ridge}|{float(rate)!r}")
 
     arrays = {name: np.asarray(value, np.float64) for name, value in arrays.items()}
     np.savez_compressed("tests/golden/predict/predictions.npz", **arrays)

@@ -84,9 +84,14 @@ TEST(GoldenPredictions, OfNeuralTangents) {
   const Spectrum process = spectrum(train.nngp);
 
   std::size_t checked = 0;
+  std::size_t rates = 0;
   for (const auto& line : all) {
     const std::string& kind = line[0];
     if (kind == "network") continue;
+    if (kind == "stable" || kind == "max_rate") {
+      ++rates;
+      continue;
+    }
     const std::string& name = line[1];
     Learning learning;
     learning.rate = rate_of_half_sum(1, LossScale::HalfMean, n, outputs);
@@ -137,7 +142,39 @@ TEST(GoldenPredictions, OfNeuralTangents) {
     }
     ++checked;
   }
-  EXPECT_EQ(checked + 1, all.size());
+  EXPECT_EQ(checked + rates + 1, all.size());
+}
+
+TEST(GoldenPredictions, LargestStableRatesOfNeuralTangentsAndOfTheRecursionsThemselves) {
+  const Tensor<double> y = golden("y");
+  std::map<std::string, double> largest;
+  for (const std::string get : {"nngp", "ntk"})
+    largest[get] = spectrum(golden(get + ".train")).values.front();
+  const std::map<std::string, Descent> descents = {
+      {"Steps", Descent::Steps}, {"HeavyBall", Descent::HeavyBall}, {"Nesterov", Descent::Nesterov}};
+  constexpr double kRateTolerance = 1e-12;
+  std::size_t checked = 0;
+  for (const auto& line : lines()) {
+    double found = 0;
+    if (line[0] == "max_rate") {
+      const double momentum = std::stod(line[2]);
+      const double rate = largest_stable_rate(Descent::HeavyBall, largest.at(line[1]), momentum);
+      found = rate_under(LossScale::HalfMean, rate, y.shape()[0], y.shape()[1]);
+      if (momentum == 0) {
+        EXPECT_EQ(rate, largest_stable_rate(Descent::Steps, largest.at(line[1])));
+      }
+    } else if (line[0] == "stable") {
+      found = largest_stable_rate(descents.at(line[1]), largest.at(line[2]), std::stod(line[3]),
+                                  std::stod(line[4]));
+    } else {
+      continue;
+    }
+    const double expected = std::stod(line.back());
+    EXPECT_LE(std::abs(found / expected - 1), kRateTolerance) << line[0] << " " << line[1] << " " << line[2];
+    EXPECT_FALSE(std::abs(found * (1 + 1e-11) / expected - 1) <= kRateTolerance) << "negative control";
+    ++checked;
+  }
+  EXPECT_EQ(checked, 38U);
 }
 
 }  // namespace

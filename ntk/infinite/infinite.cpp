@@ -1066,11 +1066,11 @@ class Builder {
       stages.start(where, propagator.start(1, windows, windows));
       return planes([&](std::size_t down, const double* sums) { return stages.add(down, sums, versine); });
     };
-    const bool narrow = narrow_ != nullptr && !(same_ && left.index == right.index) &&
-                        run(kNearlyParallel, [&](const PlaneWorker<double>::Fold& fold) {
-                          return narrow_->workers[worker]->run_windows(narrow_image(left.index, false),
-                                                                       narrow_image(right.index, true), fold);
-                        });
+    const bool narrow =
+        narrow_ != nullptr && run(kNearlyParallel, [&](const PlaneWorker<double>::Fold& fold) {
+          return narrow_->workers[worker]->run_windows(narrow_image(left.index, false),
+                                                       narrow_image(right.index, true), fold);
+        });
     if (!narrow) {
       run(0, [&](const PlaneWorker<double>::Fold& fold) {
         return scratch_[worker].planes->run_windows(left, right, fold);

@@ -60,7 +60,6 @@ PlaneWorker<double>::Image PlaneStages::image(const Stage& stage, Side& to, cons
 
 void PlaneStages::start(const BlockPlace<double>& place, PairState<double>& state) {
   state_ = &state;
-  same_ = place.same_set && place.row == place.column;
   for (Stage& stage : stages_) {
     stage.worker->start(image(stage, stage.left, *place.left, place.row),
                         image(stage, stage.right, *place.right, place.column));
@@ -79,7 +78,7 @@ bool PlaneStages::follow(std::size_t index, std::size_t down, const double* sums
     return WindowMatrix<double>(plans_[index], stage.worker->fold_pitch(), state_->delta(), state_->theta(),
                                 state_->stride())(next_down, next_sums);
   };
-  const bool whole = stage.worker->run_pooled(down, sums, stage.scale, versine, same_, near, next);
+  const bool whole = stage.worker->run_pooled(down, sums, stage.scale, versine, near, next);
   return whole && !(versine > 0 && near);
 }
 

@@ -58,8 +58,8 @@ class PlaneStages {
               const std::vector<PlanePlan>& plans);
   static std::size_t bytes(const PlanePlan& first, const std::vector<PlanePlan>& plans);
 
-  /// Before a pair of images. `state` is where the last sums go, a matrix of the windows of the last plan. It
-  /// is to be multiplied by that plan's factors.
+  /// Before a pair of different examples. `state` is where the last sums go, a matrix of the windows of the
+  /// last plan. It is to be multiplied by that plan's factors.
   void start(const BlockPlace<double>& place, PairState<double>& state);
   /// A plane of windows of the first plan. False where 1 - cosine of a pair of windows is below `versine`, if
   /// that is not zero.
@@ -84,7 +84,6 @@ class PlaneStages {
   const std::vector<PlanePlan>& plans_;
   std::vector<Stage> stages_;
   PairState<double>* state_ = nullptr;
-  bool same_ = false;
 };
 
 }  // namespace gradgram::ntk::infinite

@@ -546,7 +546,7 @@ bool PlaneWorker<T>::run_windows(const Image& left, const Image& right, const Fo
 }
 
 template <class T>
-bool PlaneWorker<T>::run_pooled(std::size_t down, const double* sums, double scale, double versine, bool same,
+bool PlaneWorker<T>::run_pooled(std::size_t down, const double* sums, double scale, double versine,
                                 bool& near, const Fold& fold) requires std::is_same_v<T, double> {
   const FlushDenormals flush;
   const std::size_t array = arrays_.cells * arrays_.line;
@@ -564,13 +564,6 @@ bool PlaneWorker<T>::run_pooled(std::size_t down, const double* sums, double sca
     pooled.sums = sums + across;
     pooled.live = live_.data() + across;
     if (kernels_.plane_pooled(run, pooled)) near = true;
-    if (same && down == 0 && across == 0) {
-      for (std::size_t line = 0; line < arrays_.lines; ++line) {
-        for (std::size_t cell = 0; cell < arrays_.cells; ++cell) {
-          run.state[line * run.pitch + cell * 2 * arrays_.lanes] = 0;
-        }
-      }
-    }
     run_planes(run, false);
     add_to_windows(run);
   }

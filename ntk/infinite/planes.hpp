@@ -134,10 +134,10 @@ class PlaneWorker {
   bool run_windows(const Image& left, const Image& right, const Fold& fold);
   std::size_t fold_pitch() const noexcept { return fold_pitch_; }
   /// The same for pooled plans, whose planes come from the pooling before, one by one: sums times `scale` and
-  /// what the images' arrays add. `same`: both are one example. `near` becomes true where 1 - cosine of a
+  /// what the images' arrays add. `near` becomes true where 1 - cosine of a
   /// pair of windows is below `versine`.
   void start(const Image& left, const Image& right);
-  bool run_pooled(std::size_t down, const double* sums, double scale, double versine, bool same, bool& near,
+  bool run_pooled(std::size_t down, const double* sums, double scale, double versine, bool& near,
                   const Fold& fold) requires std::is_same_v<T, double>;
 
   /// Diagonal plans: left images, of PlaneImages, against a group of right ones; means [count][lanes].

@@ -122,16 +122,43 @@ struct PlaneRun {
   bool obtuse = false;                         ///< whether cosines below zero may occur
 };
 
-/// Where planes are summed over windows of both images: element (window of the left pixel, window of the
-/// right pixel's cell, right pixel's line), the last with room for the lanes that go around.
+/// Where a plane is summed over windows of cells: its first `split` cells of a window meet a right window,
+/// the others the next one. Sums are [lines][windows of cells][delta, theta][pitch].
 template <class T>
 struct PlaneWindows {
-  T* delta = nullptr;
-  T* theta = nullptr;
-  const std::uint32_t* cells = nullptr;  ///< of each cell: its window, and that of its partner
-  const T* live = nullptr;               ///< [lanes]: 1, or 0 for offsets that another lane holds
+  std::size_t window_cells = 1, split = 1;
+  T* here = nullptr;
+  T* beyond = nullptr;
+  bool here_begins = false, beyond_begins = false;  ///< what stands there is not added to
+  std::size_t pitch = 0;
+};
+
+/// Sums over windows of cells, of all offsets of lines, to sums over windows of lines as well. Entry i of a
+/// row of `sums` has the right line (line + i) mod lines, of `folded` the right window (window + i) mod
+/// windows.
+template <class T>
+struct PlaneFold {
+  std::size_t lines = 0, cells = 0;  ///< cells: windows of them
   std::size_t window_lines = 1;
-  std::size_t pitch = 0;  ///< between windows of the left line
+  const T* sums = nullptr;  ///< [lines][cells][delta, theta][pitch]
+  std::size_t pitch = 0;
+  T* ring = nullptr;         ///< scratch: lines
+  double* folded = nullptr;  ///< [lines / window_lines][cells][delta, theta][folded_pitch]
+  std::size_t folded_pitch = 0;
+};
+
+/// Sums over windows as the state of planes: delta = scale sum + left + right, theta = scale sum.
+template <class T>
+struct PlanePooled {
+  const T* sums = nullptr;  ///< [lines][cells][delta, theta][pitch]
+  std::size_t pitch = 0;
+  T scale = 1;
+  const T* left = nullptr;  ///< laid out as the roots, and those of variances
+  const T* left_root = nullptr;
+  const T* right = nullptr;
+  const T* right_root = nullptr;
+  const T* live = nullptr;  ///< [lanes]: 1, or 0 for offsets that are none
+  T versine = 0;
 };
 
 /// The dense layers before one rectifier, and it: see CosineRun.
@@ -248,6 +275,9 @@ struct CovarianceTable {
   /// Adds to deltas[j] and thetas[j] the sums over all cells of lane j.
   void (*plane_sums)(const PlaneRun<T>&, double* deltas, double* thetas) noexcept;
   void (*plane_windows)(const PlaneRun<T>&, const PlaneWindows<T>&) noexcept;
+  void (*plane_fold)(const PlaneFold<T>&) noexcept;
+  /// Whether 1 - cosine of any pair is below `versine`.
+  bool (*plane_pooled)(const PlaneRun<T>&, const PlanePooled<T>&) noexcept;
 };
 
 }  // namespace gradgram::simd

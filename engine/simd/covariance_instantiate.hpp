@@ -511,7 +511,9 @@ constexpr CovarianceTable<T> make_covariance_table(const char* isa) {
           plane_layer<T>,
           plane_input<T>,
           plane_sums<T>,
-          plane_windows<T>};
+          plane_windows<T>,
+          plane_fold<T>,
+          plane_pooled<T>};
 }
 
 }  // namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE

@@ -648,18 +648,98 @@ void plane_sums(const PlaneRun<T>& run, double* deltas, double* thetas) noexcept
 template <class T>
 void plane_windows(const PlaneRun<T>& run, const PlaneWindows<T>& windows) noexcept {
   constexpr std::size_t kPair = 2 * kLanes<T>;
-  const Batch<T> live = load(windows.live);
+  // Copies: what is stored might be `windows`.
+  const std::size_t window_cells = windows.window_cells;
+  const std::size_t split = windows.split;
+  const std::size_t pitch = windows.pitch;
+  T* here = windows.here;
+  T* beyond = windows.beyond;
+  const std::size_t cells = run.cells / window_cells;
+  const auto sum = [&](const T* from, std::size_t count, bool begins, T* to) __attribute__((always_inline)) {
+    Batch<T> delta = load(from);
+    Batch<T> theta = load(from + kLanes<T>);
+    for (std::size_t k = 1; k < count; ++k) {
+      delta += load(from + k * kPair);
+      theta += load(from + k * kPair + kLanes<T>);
+    }
+    store(to, begins ? delta : Batch<T>(load(to) + delta));
+    store(to + pitch, begins ? theta : Batch<T>(load(to + pitch) + theta));
+  };
+  const bool here_begins = windows.here_begins;
+  const bool beyond_begins = windows.beyond_begins;
   for (std::size_t line = 0; line < run.lines; ++line) {
-    const std::size_t to = line / windows.window_lines * windows.pitch + (line + run.line_offset) % run.lines;
-    for (std::size_t cell = 0; cell < run.cells; ++cell) {
-      const T* const from = run.state + line * run.pitch + cell * kPair;
-      T* const delta = windows.delta + to + windows.cells[cell];
-      store(delta, multiply_add(live, load(from), load(delta)));
-      if (windows.theta == nullptr) continue;
-      T* const theta = windows.theta + to + windows.cells[cell];
-      store(theta, multiply_add(live, load(from + kLanes<T>), load(theta)));
+    const T* from = run.state + line * run.pitch;
+    for (std::size_t cell = 0; cell < cells; ++cell) {
+      sum(from, split, here_begins, here);
+      if (split < window_cells) sum(from + split * kPair, window_cells - split, beyond_begins, beyond);
+      from += window_cells * kPair;
+      here += 2 * pitch;
+      beyond += 2 * pitch;
     }
   }
+}
+
+template <class T>
+void plane_fold(const PlaneFold<T>& fold) noexcept {
+  const std::size_t lines = fold.lines;
+  const std::size_t window = fold.window_lines;
+  const std::size_t windows = lines / window;
+  const std::size_t line = fold.cells * 2 * fold.pitch;
+  T* const ring = fold.ring;
+  double* out = fold.folded;
+  for (std::size_t first = 0; first < lines; first += window) {
+    for (std::size_t row = 0; row < 2 * fold.cells; ++row) {
+      const T* const from = fold.sums + first * line + row * fold.pitch;
+      for (std::size_t i = 0; i < lines; ++i) ring[i] = from[i];
+      // Lines behind the first see every right line that many offsets earlier.
+      for (std::size_t k = 1; k < window; ++k) {
+        const T* const later = from + k * line;
+        for (std::size_t i = 0; i < k; ++i) ring[i] += later[lines + i - k];
+        for (std::size_t i = k; i < lines; ++i) ring[i] += later[i - k];
+      }
+      if (window == 2) {
+        for (std::size_t w = 0; w < windows; ++w) {
+          out[w] = static_cast<double>(ring[2 * w] + ring[2 * w + 1]);
+        }
+      } else {
+        for (std::size_t w = 0; w < windows; ++w) {
+          T sum = ring[w * window];
+          for (std::size_t k = 1; k < window; ++k) sum += ring[w * window + k];
+          out[w] = static_cast<double>(sum);
+        }
+      }
+      out += fold.folded_pitch;
+    }
+  }
+}
+
+template <class T>
+bool plane_pooled(const PlaneRun<T>& run, const PlanePooled<T>& pooled) noexcept {
+  constexpr std::size_t kPair = 2 * kLanes<T>;
+  const Batch<T> scale = broadcast(pooled.scale);
+  const Batch<T> versine = broadcast(pooled.versine);
+  const Mask<T> live = plane_mask(pooled.live);
+  Mask<T> near = Mask<T>(false);
+  const T* sums = pooled.sums;
+  for (std::size_t line = 0; line < run.lines; ++line) {
+    const std::size_t partner_line = (line + run.line_offset) % run.lines * run.right_line;
+    for (std::size_t cell = 0; cell < run.cells; ++cell) {
+      const std::size_t at = line * run.cells + cell;
+      const std::size_t partner = partner_line + run.places[cell].partner;
+      const Batch<T> beside = broadcast(pooled.left[at]) + load(pooled.right + partner);
+      const Batch<T> delta = multiply_add(scale, load(sums), beside);
+      const Batch<T> root = broadcast(pooled.left_root[at]);
+      const Batch<T> right_root = load(pooled.right_root + partner);
+      const Batch<T> gap = root - right_root;
+      const Batch<T> rest = negate_multiply_add(Batch<T>(gap * T(0.5)), gap, delta);
+      near = near | (rest < versine * (root * right_root));
+      T* const to = run.state + line * run.pitch + cell * kPair;
+      store(to, delta);
+      store(to + kLanes<T>, Batch<T>(scale * load(sums + pooled.pitch)));
+      sums += 2 * pooled.pitch;
+    }
+  }
+  return xsimd::any(near & live);
 }
 
 }  // namespace gradgram::simd::GRADGRAM_SIMD_NAMESPACE

@@ -17,6 +17,7 @@
 #include "engine/error.hpp"
 #include "engine/memory_account.hpp"
 #include "ntk/infinite/cosines.hpp"
+#include "ntk/infinite/plane_stages.hpp"
 #include "ntk/infinite/planes.hpp"
 #include "ntk/infinite/program.hpp"
 #include "ntk/infinite/propagator.hpp"
@@ -176,9 +177,9 @@ void pool_own_planes(const PlanePlan& plan, PlaneWorker<double>& planes, const T
   }
   const std::size_t windows = plan.height / plan.window_h * (plan.width / plan.window_w);
   PairState<double>& state = pairs.start(1, windows, windows);
-  std::fill_n(state.delta(), state.size(), 0.0);
   const PlaneWorker<double>::Image both{channels.data(), stride, &own, 0};
-  planes.run_windows(both, both, state.delta(), nullptr, state.stride());
+  planes.run_windows(both, both,
+                     WindowMatrix<double>(plan, planes.fold_pitch(), state.delta(), nullptr, state.stride()));
   finish_windows(plan, pairs, place, false);
 }
 
@@ -333,8 +334,10 @@ std::size_t builder_bytes(const Program& program, std::size_t examples, std::siz
       const std::size_t windows = program.steps[plan.head].geometry.out_pixels();
       block = std::max(block, checked_multiply(windows, padded<T>(windows), kBytes));
     }
+    const std::vector<PlanePlan> stages = plan_pooled(program, unscaled, plan);
     plane_scratch = PlaneWorker<T>::bytes(plan);
     if (program.pooled_variances && plan.window_h > 0) plane_scratch = PlaneWorker<double>::bytes(plan);
+    if (!stages.empty()) plane_scratch += PlaneStages::bytes(plan, stages);
     if (plan.diagonal) bytes = checked_add(bytes, PlaneImages<T>::bytes(plan, examples), kBytes);
   }
   if (widens_vectors<T>(program)) {
@@ -466,6 +469,7 @@ class Builder {
     }
     if (program_.powers) check_powers(promised);
     if (has_planes(program_)) plan_ = plan_planes(program_, scales_);
+    if (plan_) stages_ = plan_pooled(program_, scales_, *plan_);
     if (plan_ && plan_->diagonal) {
       left_images_ =
           std::make_unique<PlaneImages<T>>(*plan_, *left_sides_, left_inputs_->rows(), true, same_, workers_);
@@ -483,6 +487,9 @@ class Builder {
     }
     for (Scratch& scratch : scratch_) {
       if (plan_) scratch.planes = std::make_unique<PlaneWorker<T>>(*plan_);
+      if (std::is_same_v<T, double> && !stages_.empty()) {
+        scratch.stages = std::make_unique<PlaneStages>(program_, scales_, *plan_, stages_);
+      }
       if (program_.reach == Reach::Vector) scratch.products = Tensor<T>(Shape{kVectorTile, kVectorTile});
     }
   }
@@ -587,6 +594,7 @@ class Builder {
   struct Scratch {
     Tensor<T> products, nngp, ntk;
     std::unique_ptr<PlaneWorker<T>> planes;
+    std::unique_ptr<PlaneStages> stages;
   };
 
   Tile largest_tile() const { return infinite::largest_tile(program_.reach); }
@@ -1028,14 +1036,65 @@ class Builder {
   void windows(const typename PlaneWorker<T>::Image& left, const typename PlaneWorker<T>::Image& right,
                std::size_t worker) {
     if constexpr (std::is_same_v<T, double>) {
+      // An image with itself as its variances were found: windows of constant ones stay equal to the last
+      // bit.
+      if (!stages_.empty() && !(same_ && left.index == right.index)) {
+        pooled_stages(left, right, worker);
+        return;
+      }
       if (narrow_ != nullptr && narrow_windows(left.index, right.index, worker)) return;
     }
     const ConvGeometry& g = program_.steps[plan_->head].geometry;
     PairState<T>& state = propagators_[worker]->start(1, g.out_pixels(), g.out_pixels());
-    std::fill_n(state.delta(), state.size(), T(0));
-    scratch_[worker].planes->run_windows(left, right, state.delta(), state.theta(), state.stride());
+    PlaneWorker<T>& planes = *scratch_[worker].planes;
+    planes.run_windows(
+        left, right,
+        WindowMatrix<T>(*plan_, planes.fold_pitch(), state.delta(), state.theta(), state.stride()));
     finish_windows(*plan_, *propagators_[worker], place(left.index, right.index), what_.ntk);
     propagators_[worker]->run(place(left.index, right.index), plan_->head + 1, program_.steps.size());
+  }
+
+  /// The same where planes go on behind the pooling, in f64.
+  void pooled_stages(const PlaneWorker<double>::Image& left, const PlaneWorker<double>::Image& right,
+                     std::size_t worker) requires std::is_same_v<T, double> {
+    const PlanePlan& last = stages_.back();
+    const std::size_t windows = last.height / last.window_h * (last.width / last.window_w);
+    const BlockPlace<double> where = place(left.index, right.index);
+    PlaneStages& stages = *scratch_[worker].stages;
+    Propagator<double>& propagator = *propagators_[worker];
+    const auto run = [&](double versine, const auto& planes) {
+      stages.start(where, propagator.start(1, windows, windows));
+      return planes([&](std::size_t down, const double* sums) { return stages.add(down, sums, versine); });
+    };
+    const bool narrow =
+        narrow_ != nullptr && run(kNearlyParallel, [&](const PlaneWorker<double>::Fold& fold) {
+          return narrow_->workers[worker]->run_windows(narrow_image(left.index, false),
+                                                       narrow_image(right.index, true), fold);
+        });
+    if (!narrow) {
+      run(0, [&](const PlaneWorker<double>::Fold& fold) {
+        return scratch_[worker].planes->run_windows(left, right, fold);
+      });
+    }
+    if (last.window_h * last.window_w > 1) {
+      finish_windows(last, propagator, where, what_.ntk);
+      propagator.run(where, last.head + 1, program_.steps.size());
+      return;
+    }
+    PairState<double>& state = propagator.state();
+    for (std::size_t i = 0; i < state.size(); ++i) {
+      state.delta()[i] *= last.delta_out;
+      if (what_.ntk) state.theta()[i] *= last.theta_out;
+    }
+    propagator.run(where, last.head, program_.steps.size());
+  }
+
+  PlaneWorker<float>::Image narrow_image(std::size_t example, bool is_right) const {
+    const bool left = same_ || !is_right;
+    const std::size_t stride = right_inputs().stride();
+    const Tensor<float>& channels = left ? narrow_->left_channels : narrow_->right_channels;
+    return {channels.data() + example * program_.channels * stride, stride,
+            left ? narrow_->left.get() : narrow_->right.get(), example};
   }
 
   /// The same with planes in f32. False where two windows' pre-activations are nearly parallel: pooling has
@@ -1044,19 +1103,13 @@ class Builder {
     if (same_ && row == column) return false;
     const Step& head = program_.steps[plan_->head];
     const std::size_t windows = head.geometry.out_pixels();
-    const auto image = [&](const Tensor<float>& channels, const Sides<float>& side, std::size_t i) {
-      const std::size_t stride = right_inputs().stride();
-      return PlaneWorker<float>::Image{channels.data() + i * program_.channels * stride, stride, &side, i};
-    };
     NarrowPlanes& planes = *narrow_;
     Tensor<float>& deltas = planes.deltas[worker];
     Tensor<float>& thetas = planes.thetas[worker];
-    std::fill_n(deltas.data(), deltas.size(), 0.0F);
-    if (what_.ntk) std::fill_n(thetas.data(), thetas.size(), 0.0F);
-    planes.workers[worker]->run_windows(image(planes.left_channels, *planes.left, row),
-                                        same_ ? image(planes.left_channels, *planes.left, column)
-                                              : image(planes.right_channels, *planes.right, column),
-                                        deltas.data(), what_.ntk ? thetas.data() : nullptr, windows);
+    PlaneWorker<float>& narrow = *planes.workers[worker];
+    narrow.run_windows(narrow_image(row, false), narrow_image(column, true),
+                       WindowMatrix<float>(*plan_, narrow.fold_pitch(), deltas.data(),
+                                           what_.ntk ? thetas.data() : nullptr, windows));
     PairState<T>& state = propagators_[worker]->start(1, windows, windows);
     for (std::size_t p = 0; p < windows; ++p) {
       std::copy_n(deltas.data() + p * windows, windows, state.delta() + p * state.stride());
@@ -1198,6 +1251,7 @@ class Builder {
   SeriesList series_;
   std::unique_ptr<CosineVectors<T>> cosines_;  ///< instead of all that follows, where it serves
   std::optional<PlanePlan> plan_;              ///< for models that planes can follow
+  std::vector<PlanePlan> stages_;              ///< behind its pooling
   std::optional<FirstNonlinearity> first_;     ///< of vectors
   std::unique_ptr<Sides<T>> left_sides_, right_sides_;
   std::unique_ptr<Inputs<T>> left_inputs_, right_inputs_;

@@ -17,52 +17,50 @@ constexpr double kSmallestUnit = 0x1p-40;
 /// Below it the inverse powers that the acute kernel multiplies with could overflow.
 constexpr double kLeastRatio = 1.0 / 32;
 
+bool is_step(const Program& program, std::size_t s, StepKind kind) {
+  return s < program.steps.size() && program.steps[s].kind == kind;
+}
+
 bool keeps_resolution(const ConvGeometry& g) {
   return g.stride_h == 1 && g.stride_w == 1 && g.kernel_h % 2 == 1 && g.kernel_w % 2 == 1 &&
          g.in_h == g.out_h && g.in_w == g.out_w && g.pad_top == g.kernel_h / 2 &&
          g.pad_left == g.kernel_w / 2;
 }
 
-}  // namespace
-
-bool has_planes(const Program& program) {
-  const auto is = [&](std::size_t s, StepKind kind) {
-    return s < program.steps.size() && program.steps[s].kind == kind;
-  };
-  std::size_t s = 0;
-  while (is(s, StepKind::Affine) && is(s + 1, StepKind::Nonlinear)) {
-    const Step& affine = program.steps[s];
-    // Windows as wide as the image would need frames wider than it.
-    if (!affine.convolution || !keeps_resolution(affine.geometry) ||
-        affine.geometry.kernel_h > 2 * affine.geometry.in_h - 1 ||
-        affine.geometry.kernel_w > 2 * affine.geometry.in_w - 1 || affine.geometry.kernel_w > 31) {
-      return false;
-    }
-    if (program.steps[s + 1].phi.kind != Nonlinearity::Kind::ArcCosine) return false;
-    s += 2;
-  }
-  if (s == 0) return false;
-  if (program.reach == Reach::Diagonal) return is(s, StepKind::Flatten);
-  if (!is(s, StepKind::AveragePool)) return false;
-  const ConvGeometry& g = program.steps[s].geometry;
-  if (g.out_pixels() == 1 && g.kernel_h == g.in_h && g.kernel_w == g.in_w) return true;
-  if (g.kernel_h * g.kernel_w == 1) return false;  // averages nothing
-  return g.pad_top == 0 && g.pad_left == 0 && g.stride_h == g.kernel_h && g.stride_w == g.kernel_w &&
-         g.out_h * g.kernel_h == g.in_h && g.out_w * g.kernel_w == g.in_w;
+/// Whether steps s and s + 1 are a convolution that keeps the resolution and a rectifier.
+bool is_plane_layer(const Program& program, std::size_t s) {
+  if (!is_step(program, s, StepKind::Affine) || !is_step(program, s + 1, StepKind::Nonlinear)) return false;
+  const Step& affine = program.steps[s];
+  // Windows as wide as the image would need frames wider than it.
+  return affine.convolution && keeps_resolution(affine.geometry) &&
+         affine.geometry.kernel_h <= 2 * affine.geometry.in_h - 1 &&
+         affine.geometry.kernel_w <= 2 * affine.geometry.in_w - 1 && affine.geometry.kernel_w <= 31 &&
+         program.steps[s + 1].phi.kind == Nonlinearity::Kind::ArcCosine;
 }
 
-PlanePlan plan_planes(const Program& program, const Scales& scales) {
+/// Whether step s averages over more than one window, side by side and of more than one pixel.
+bool pools_windows(const Program& program, std::size_t s) {
+  if (!is_step(program, s, StepKind::AveragePool)) return false;
+  const ConvGeometry& g = program.steps[s].geometry;
+  return g.kernel_h * g.kernel_w > 1 && g.out_pixels() > 1 && g.pad_top == 0 && g.pad_left == 0 &&
+         g.stride_h == g.kernel_h && g.stride_w == g.kernel_w && g.out_h * g.kernel_h == g.in_h &&
+         g.out_w * g.kernel_w == g.in_w;
+}
+
+PlanePlan plan_from(const Program& program, const Scales& scales, std::size_t begin,
+                    const PlanePlan* before) {
   PlanePlan plan;
-  const ConvGeometry& first = program.steps[0].geometry;
+  const ConvGeometry& first = program.steps[begin].geometry;
   plan.height = first.in_h;
   plan.width = first.in_w;
-  plan.channels = program.channels;
+  plan.pooled = before != nullptr;
+  plan.channels = plan.pooled ? 2 : program.channels;
   plan.diagonal = program.reach == Reach::Diagonal;
-  bool obtuse = true;
+  bool obtuse = !plan.pooled || before->obtuse;
   // Sums over windows, and phi's scale, are left out of the planes and gather in their unit.
-  double carried = 0;
-  int exponent_before = 0;
-  for (std::size_t s = 0; program.steps[s].kind == StepKind::Affine; s += 2) {
+  double carried = 1;
+  int exponent_before = scales.variance[program.steps[begin].in];
+  for (std::size_t s = begin; is_plane_layer(program, s); s += 2) {
     const Step& affine = program.steps[s];
     const Nonlinearity& phi = program.steps[s + 1].phi;
     const ConvGeometry& g = affine.geometry;
@@ -77,7 +75,7 @@ PlanePlan plan_planes(const Program& program, const Scales& scales) {
     layer.versine = layer.obtuse ? 1 : layer.ratio * layer.ratio;
     const int exponent = scales.variance[affine.out];
     if (s == 0) {
-      // The unit of the first layer is one.
+      // Channels are held in what makes the unit of the first layer one.
       plan.bias = std::ldexp(affine.bias_variance, -exponent);
       const double weight =
           affine.weight_variance * std::ldexp(1.0, scales.variance[affine.in] - scales.variance[affine.out]);
@@ -99,15 +97,48 @@ PlanePlan plan_planes(const Program& program, const Scales& scales) {
     plan.layers.push_back(layer);
     plan.head = s + 2;
   }
+  plan.obtuse = obtuse;
   const Step& head = program.steps[plan.head];
-  if (!plan.diagonal && head.geometry.out_pixels() > 1) {
+  if (!plan.diagonal && pools_windows(program, plan.head)) {
     plan.window_h = head.geometry.kernel_h;
     plan.window_w = head.geometry.kernel_w;
+  } else if (plan.pooled) {
+    plan.window_h = plan.window_w = 1;
   }
   const std::size_t slot = head.in;
   plan.delta_out = std::ldexp(1 / carried, exponent_before - scales.variance[slot]);
   plan.theta_out = std::ldexp(1 / carried, exponent_before - scales.theta[slot]);
   return plan;
+}
+
+}  // namespace
+
+bool has_planes(const Program& program) {
+  std::size_t s = 0;
+  while (is_plane_layer(program, s)) s += 2;
+  if (s == 0) return false;
+  if (program.reach == Reach::Diagonal) return is_step(program, s, StepKind::Flatten);
+  if (!is_step(program, s, StepKind::AveragePool)) return false;
+  const ConvGeometry& g = program.steps[s].geometry;
+  return (g.out_pixels() == 1 && g.kernel_h == g.in_h && g.kernel_w == g.in_w) || pools_windows(program, s);
+}
+
+PlanePlan plan_planes(const Program& program, const Scales& scales) {
+  return plan_from(program, scales, 0, nullptr);
+}
+
+std::vector<PlanePlan> plan_pooled(const Program& program, const Scales& scales, const PlanePlan& first) {
+  std::vector<PlanePlan> plans;
+  const auto goes_on = [&](const PlanePlan& plan) {
+    std::size_t s = plan.head + 1;
+    if (!pools_windows(program, plan.head) || !is_plane_layer(program, s)) return false;
+    while (is_plane_layer(program, s)) s += 2;
+    return s < program.steps.size();
+  };
+  for (const PlanePlan* last = &first; goes_on(*last); last = &plans.back()) {
+    plans.push_back(plan_from(program, scales, last->head + 1, last));
+  }
+  return plans;
 }
 
 template <class T>
@@ -190,15 +221,29 @@ std::size_t plane_batch(const PlanePlan& plan, const PlaneArrays<T>& arrays) {
   return std::clamp<std::size_t>(kCache / (arrays.state_size() * sizeof(T)), 1, kPlaneBatch);
 }
 
-std::size_t window_count(const PlanePlan& plan) {
-  if (plan.window_h == 0) return 0;
-  return plan.height / plan.window_h * (plan.width / plan.window_w);
+/// Sums over windows that are under way: of offset zero, of the offset that `down` is in, and of the next
+/// one.
+constexpr std::size_t kWindowSums = 3;
+
+/// Lanes of all groups of offsets, which hold `lines` of them.
+std::size_t group_lanes(std::size_t lines, std::size_t lanes) {
+  return (lines + lanes - 1) / lanes * lanes;
 }
 
-/// Elements of the sums over windows: [windows][windows of a column][a line and the lanes behind it].
+/// Elements of the sums over windows of one offset.
 std::size_t window_elements(const PlanePlan& plan, std::size_t lanes) {
   if (plan.window_h == 0) return 0;
-  return window_count(plan) * (plan.height / plan.window_h) * (plan.width + lanes);
+  return plan.width * (plan.height / plan.window_h) * 2 * group_lanes(plan.width, lanes);
+}
+
+/// From the sums of a pair of windows to the next: read by registers of f64.
+std::size_t pitch_of_folds(const PlanePlan& plan) {
+  return group_lanes(plan.width / plan.window_w, covariance_kernels<double>().lanes);
+}
+
+std::size_t fold_elements(const PlanePlan& plan) {
+  if (plan.window_h == 0) return 0;
+  return plan.width / plan.window_w * (plan.height / plan.window_h) * 2 * pitch_of_folds(plan);
 }
 
 }  // namespace
@@ -212,9 +257,9 @@ std::size_t PlaneWorker<T>::bytes(const PlanePlan& plan) {
   if (!plan.diagonal) {
     elements += arrays.left_size() + arrays.right_layer(arrays.layers);
     elements += (arrays.lines + lanes) * arrays.lines * 2 * plan.radius_w;
-    elements += 2 * window_elements(plan, lanes);
+    elements += kWindowSums * window_elements(plan, lanes) + 2 * group_lanes(arrays.lines, lanes);
   }
-  return elements * sizeof(T);
+  return elements * sizeof(T) + fold_elements(plan) * sizeof(double);
 }
 
 template <class T>
@@ -247,11 +292,13 @@ PlaneWorker<T>::PlaneWorker(const PlanePlan& plan)
     }
   }
   if (plan.window_h > 0) {
-    live_ = Tensor<T>(Shape{groups, lanes});
-    for (std::size_t i = 0; i < lines; ++i) live_.data()[i] = T(1);
-    window_delta_ = Tensor<T>(Shape{window_elements(plan, lanes)});
-    window_theta_ = Tensor<T>(Shape{window_elements(plan, lanes)});
-    windows_.resize(arrays_.cells);
+    live_ = Tensor<T>(Shape{groups * lanes});
+    std::fill_n(live_.data(), lines, T(1));
+    window_sums_ = Tensor<T>(Shape{kWindowSums, window_elements(plan, lanes)});
+    window_planes_.resize(arrays_.cells / plan.window_h);
+    ring_ = Tensor<T>(Shape{groups * lanes});
+    fold_pitch_ = pitch_of_folds(plan);
+    folded_ = Tensor<double>(Shape{fold_elements(plan)});
   }
 }
 
@@ -271,7 +318,7 @@ void PlaneWorker<T>::set_layer(simd::PlaneRun<T>& run, std::size_t index) const 
   const PlaneLayer& layer = plan_.layers[index];
   run.radius_lines = layer.radius_w;
   run.radius_cells = layer.radius_h;
-  run.first = index == 0;
+  run.first = index == 0 && !plan_.pooled;
   run.factor = static_cast<T>(layer.factor);
   run.ratio = static_cast<T>(layer.ratio);
   run.obtuse = layer.obtuse;
@@ -302,7 +349,11 @@ void PlaneWorker<T>::lay_out_left(const Image& image) {
     place(image.side->inverse(layer.nonlinear, 0, image.index), layer.versine / scale, root + pixels);
     T* const square = root + 2 * pixels + arrays_.margin;
     T* const window = square + pixels + arrays_.margin;
-    if (l == 0) {
+    if (l == 0 && plan_.pooled) {
+      const T* const before = left_.data() + pixels;
+      const T factor = static_cast<T>(layer.factor / 2);
+      for (std::size_t i = 0; i < pixels; ++i) square[i] = factor * (before[i] * before[i]);
+    } else if (l == 0) {
       std::fill_n(square, pixels, T(0));
       for (std::size_t i = 0; i < plan_.channels * pixels; ++i) {
         square[i % pixels] += left_.data()[i] * left_.data()[i];
@@ -352,7 +403,11 @@ void PlaneWorker<T>::lay_out_right(const Image& image) {
     place(image.side->inverse(layer.nonlinear, 0, image.index), 1 / scale, root + array);
     T* const square = root + 2 * array;
     T* const window = root + 3 * array;
-    if (l == 0) {
+    if (l == 0 && plan_.pooled) {
+      const T* const before = right_.data() + array;
+      const T factor = static_cast<T>(layer.factor / 2);
+      for (std::size_t i = 0; i < array; ++i) square[i] = factor * (before[i] * before[i]);
+    } else if (l == 0) {
       std::fill_n(square, array, T(0));
       for (std::size_t c = 0; c < plan_.channels; ++c) {
         const T* const channel = right_.data() + c * array;
@@ -379,40 +434,51 @@ void PlaneWorker<T>::lay_out_right(const Image& image) {
 }
 
 template <class T>
-simd::PlaneRun<T> PlaneWorker<T>::run_planes(std::size_t across, std::size_t down) {
-  const std::size_t lanes = arrays_.lanes;
-  const std::size_t cells = arrays_.cells;
-  const std::size_t lines = arrays_.lines;
-  const std::size_t pixels = arrays_.pixels;
-  const std::size_t array = cells * arrays_.line;
-  const T* const right = right_.data() + arrays_.radius;
+simd::PlaneRun<T> PlaneWorker<T>::run_of(std::size_t across, std::size_t down) {
   simd::PlaneRun<T> run = prepared();
   run.state = state_.data() + plan_.radius_w * run.pitch;
   run.sums = sums_.data();
   run.line_offset = across;
   run.cell_offset = down;
   run.masks = 2 * plan_.radius_w;
-  run.seams = seams_.data() + across / lanes * lines;
+  run.seams = seams_.data() + across / arrays_.lanes * arrays_.lines;
   run.right_line = 1;
   run.right_cell = arrays_.line;
+  return run;
+}
+
+template <class T>
+void PlaneWorker<T>::set_places(const simd::PlaneRun<T>& run) {
+  const std::size_t lanes = arrays_.lanes;
+  const std::size_t cells = arrays_.cells;
+  const std::size_t down = run.cell_offset;
+  for (std::size_t cell = 0; cell < cells; ++cell) {
+    const bool before_turn = cell + down < cells;
+    const std::size_t entry = cell + (before_turn ? 1 : 3) * run.radius_cells;
+    const std::size_t partner = cell + down - (before_turn ? 0 : cells);
+    places_[cell].entry = static_cast<std::uint32_t>(entry * 2 * lanes);
+    places_[cell].partner = static_cast<std::uint32_t>(partner * arrays_.line);
+  }
+  for (std::size_t cell = cells; cell < places_.size(); ++cell) {
+    places_[cell].entry = static_cast<std::uint32_t>((cells + 4 * run.radius_cells) * 2 * lanes);
+    places_[cell].partner = 0;
+  }
+}
+
+template <class T>
+void PlaneWorker<T>::run_planes(simd::PlaneRun<T>& run, bool from_images) {
+  const std::size_t pixels = arrays_.pixels;
+  const std::size_t array = arrays_.cells * arrays_.line;
+  const std::size_t group = run.line_offset / arrays_.lanes;
+  const T* const right = right_.data() + arrays_.radius;
   for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
     set_layer(run, l);
-    for (std::size_t cell = 0; cell < cells; ++cell) {
-      const bool before_turn = cell + down < cells;
-      const std::size_t entry = cell + (before_turn ? 1 : 3) * run.radius_cells;
-      const std::size_t partner = cell + down - (before_turn ? 0 : cells);
-      places_[cell].entry = static_cast<std::uint32_t>(entry * 2 * lanes);
-      places_[cell].partner = static_cast<std::uint32_t>(partner * arrays_.line);
-    }
-    for (std::size_t cell = cells; cell < places_.size(); ++cell) {
-      places_[cell].entry = static_cast<std::uint32_t>((cells + 4 * run.radius_cells) * 2 * lanes);
-      places_[cell].partner = 0;
-    }
-    if (l == 0) {
+    set_places(run);
+    if (l == 0 && from_images) {
       kernels_.plane_input(run, left_.data(), pixels, right, array, plan_.channels);
     }
-    run.outside =
-        outside_.data() + (across / lanes * lines * run.masks + (plan_.radius_w - run.radius_lines)) * lanes;
+    run.outside = outside_.data() +
+                  (group * arrays_.lines * run.masks + (plan_.radius_w - run.radius_lines)) * arrays_.lanes;
     run.left_root = left_.data() + arrays_.left_layer(l);
     run.left_inverse = run.left_root + pixels;
     run.left_square = run.left_root + 2 * pixels + arrays_.margin;
@@ -423,7 +489,6 @@ simd::PlaneRun<T> PlaneWorker<T>::run_planes(std::size_t across, std::size_t dow
     run.right_window = run.right_root + 3 * array;
     kernels_.plane_layer(run);
   }
-  return run;
 }
 
 template <class T>
@@ -443,7 +508,9 @@ void PlaneWorker<T>::run(const Image& left, const Image* rights, std::size_t cou
       const double weight = same[j] && down > 0 && 2 * down != cells ? 2 : 1;
       for (std::size_t across = 0; across < lines; across += lanes) {
         std::fill(sums.begin(), sums.end(), 0.0);
-        kernels_.plane_sums(run_planes(across, down), sums.data(), sums.data() + lanes);
+        simd::PlaneRun<T> run = run_of(across, down);
+        run_planes(run, true);
+        kernels_.plane_sums(run, sums.data(), sums.data() + lanes);
         for (std::size_t lane = 0; lane < lanes && across + lane < lines; ++lane) {
           means[j].delta += weight * sums[lane];
           means[j].theta += weight * sums[lanes + lane];
@@ -457,53 +524,97 @@ void PlaneWorker<T>::run(const Image& left, const Image* rights, std::size_t cou
 }
 
 template <class T>
-void PlaneWorker<T>::run_windows(const Image& left, const Image& right, T* delta, T* theta,
-                                 std::size_t stride) {
-  const FlushDenormals flush;
-  const std::size_t lanes = arrays_.lanes;
-  const std::size_t cells = arrays_.cells;
-  const std::size_t lines = arrays_.lines;
-  const std::size_t across_windows = lines / plan_.window_w;
-  const std::size_t down_windows = cells / plan_.window_h;
-  const std::size_t line = lines + lanes;
-  std::fill_n(window_delta_.data(), window_delta_.size(), T(0));
-  if (theta != nullptr) std::fill_n(window_theta_.data(), window_theta_.size(), T(0));
+void PlaneWorker<T>::start(const Image& left, const Image& right) {
   lay_out_left(left);
   lay_out_right(right);
-  for (std::size_t down = 0; down < cells; ++down) {
-    for (std::size_t cell = 0; cell < cells; ++cell) {
-      const std::size_t window = cell / plan_.window_h * across_windows;
-      const std::size_t partner = (cell + down) % cells / plan_.window_h;
-      windows_[cell] = static_cast<std::uint32_t>((window * down_windows + partner) * line);
+  std::ranges::fill(window_planes_, std::size_t{0});
+}
+
+template <class T>
+bool PlaneWorker<T>::run_windows(const Image& left, const Image& right, const Fold& fold) {
+  const FlushDenormals flush;
+  start(left, right);
+  for (std::size_t down = 0; down < arrays_.cells; ++down) {
+    for (std::size_t across = 0; across < arrays_.lines; across += arrays_.lanes) {
+      simd::PlaneRun<T> run = run_of(across, down);
+      run_planes(run, true);
+      add_to_windows(run);
     }
-    for (std::size_t across = 0; across < lines; across += lanes) {
-      const simd::PlaneRun<T> run = run_planes(across, down);
-      simd::PlaneWindows<T> windows;
-      windows.delta = window_delta_.data();
-      windows.theta = theta == nullptr ? nullptr : window_theta_.data();
-      windows.cells = windows_.data();
-      windows.live = live_.data() + across;
-      windows.window_lines = plan_.window_w;
-      windows.pitch = down_windows * line;
-      kernels_.plane_windows(run, windows);
-    }
+    if (!finish_windows(down, fold)) return false;
   }
-  // Positions behind the last line are those that have gone around.
-  std::vector<std::uint32_t> window_of(line);
-  for (std::size_t x = 0; x < line; ++x) {
-    window_of[x] = static_cast<std::uint32_t>(x % lines / plan_.window_w);
+  return true;
+}
+
+template <class T>
+bool PlaneWorker<T>::run_pooled(std::size_t down, const double* sums, double scale, double versine,
+                                bool& near, const Fold& fold) requires std::is_same_v<T, double> {
+  const FlushDenormals flush;
+  const std::size_t array = arrays_.cells * arrays_.line;
+  simd::PlanePooled<T> pooled;
+  pooled.pitch = group_lanes(arrays_.lines, arrays_.lanes);
+  pooled.scale = scale;
+  pooled.left = left_.data();
+  pooled.left_root = left_.data() + arrays_.pixels;
+  pooled.right = right_.data() + arrays_.radius;
+  pooled.right_root = pooled.right + array;
+  pooled.versine = versine;
+  for (std::size_t across = 0; across < arrays_.lines; across += arrays_.lanes) {
+    simd::PlaneRun<T> run = run_of(across, down);
+    set_places(run);
+    pooled.sums = sums + across;
+    pooled.live = live_.data() + across;
+    if (kernels_.plane_pooled(run, pooled)) near = true;
+    run_planes(run, false);
+    add_to_windows(run);
   }
-  const auto fold = [&](const Tensor<T>& sums, T* to) {
-    for (std::size_t window = 0; window < window_count(plan_); ++window) {
-      for (std::size_t partner = 0; partner < down_windows; ++partner) {
-        const T* const from = sums.data() + (window * down_windows + partner) * line;
-        T* const row = to + window * stride + partner * across_windows;
-        for (std::size_t x = 0; x < line; ++x) row[window_of[x]] += from[x];
-      }
-    }
+  return finish_windows(down, fold);
+}
+
+template <class T>
+T* PlaneWorker<T>::window_sums(std::size_t down) {
+  // Offset zero is begun first and finished last, others overlap with the one before and after.
+  const std::size_t slot = down == 0 ? 0 : 1 + down % 2;
+  return window_sums_.data() + slot * window_elements(plan_, arrays_.lanes);
+}
+
+template <class T>
+void PlaneWorker<T>::add_to_windows(const simd::PlaneRun<T>& run) {
+  const std::size_t down = run.cell_offset / plan_.window_h;
+  const std::size_t next = (down + 1) % window_planes_.size();
+  simd::PlaneWindows<T> windows;
+  windows.window_cells = plan_.window_h;
+  windows.split = plan_.window_h - run.cell_offset % plan_.window_h;
+  windows.here = window_sums(down) + run.line_offset;
+  windows.beyond = window_sums(next) + run.line_offset;
+  windows.here_begins = window_planes_[down] == 0;
+  windows.beyond_begins = next != down && window_planes_[next] == 0;
+  windows.pitch = group_lanes(arrays_.lines, arrays_.lanes);
+  kernels_.plane_windows(run, windows);
+}
+
+template <class T>
+bool PlaneWorker<T>::finish_windows(std::size_t down, const Fold& fold) {
+  const std::size_t windows = window_planes_.size();
+  const std::size_t planes = windows == 1 ? plan_.window_h : 2 * plan_.window_h - 1;
+  const std::size_t here = down / plan_.window_h;
+  const std::size_t next = (here + 1) % windows;
+  const auto added = [&](std::size_t offset) {
+    if (++window_planes_[offset] < planes) return true;
+    window_planes_[offset] = 0;
+    simd::PlaneFold<T> folds;
+    folds.lines = arrays_.lines;
+    folds.cells = windows;
+    folds.window_lines = plan_.window_w;
+    folds.sums = window_sums(offset);
+    folds.pitch = group_lanes(arrays_.lines, arrays_.lanes);
+    folds.ring = ring_.data();
+    folds.folded = folded_.data();
+    folds.folded_pitch = fold_pitch_;
+    kernels_.plane_fold(folds);
+    return fold(offset, folded_.data());
   };
-  fold(window_delta_, delta);
-  if (theta != nullptr) fold(window_theta_, theta);
+  if (!added(here)) return false;
+  return down % plan_.window_h == 0 || next == here || added(next);
 }
 
 template <class T>

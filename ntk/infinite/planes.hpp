@@ -2,7 +2,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <optional>
+#include <functional>
+#include <type_traits>
 #include <vector>
 
 #include "engine/covariance.hpp"
@@ -10,8 +11,9 @@
 #include "ntk/infinite/program.hpp"
 #include "ntk/infinite/sides.hpp"
 
-/// Convolutional nets that keep their resolution until they are averaged over all pixels: pairs of pixels
-/// with the same offset q - p evolve alone, and a plane of them passes through all layers in cache.
+/// Convolutional nets that keep their resolution until they are averaged: pairs of pixels with the same
+/// offset q - p evolve alone, and a plane of them passes through all layers in cache. Averages over windows
+/// side by side make planes of windows of them, which go on in the same way.
 namespace gradgram::ntk::infinite {
 
 /// One convolution and the rectifier after it.
@@ -27,12 +29,19 @@ struct PlaneLayer {
 
 struct PlanePlan {
   std::vector<PlaneLayer> layers;
+  /// Whether the planes begin with averages over windows instead of images.
+  bool pooled = false;
   /// The step after the layers: it averages over all pairs of pixels; or, when `diagonal`, over equal pixels,
   /// for which the plane of offset zero is enough; or, when `window_h` is not 0, over windows of that size.
+  /// Behind a pooling it may be any other step, which windows of one pixel leave all pairs to.
   std::size_t head = 0;
   bool diagonal = false;
   std::size_t window_h = 0, window_w = 0;
-  std::size_t height = 0, width = 0, channels = 0;
+  std::size_t height = 0, width = 0;
+  /// Arrays that the planes begin with: of the images; or, behind a pooling, two: what belongs to one of the
+  /// images in delta (see pooled_arrays), and roots of variances.
+  std::size_t channels = 0;
+  bool obtuse = false;                     ///< whether cosines below zero may occur behind the last layer
   std::size_t radius_h = 0, radius_w = 0;  ///< largest
   double bias = 0;                         ///< of the first layer
   double input_scale = 1;                  ///< of the inputs as Sides hold them
@@ -45,6 +54,9 @@ struct PlanePlan {
 /// can follow.
 bool has_planes(const Program& program);
 PlanePlan plan_planes(const Program& program, const Scales& scales);
+/// What planes can follow behind the pooling of `first`, each plan up to the next pooling; empty where the
+/// next step is not a convolution of theirs.
+std::vector<PlanePlan> plan_pooled(const Program& program, const Scales& scales, const PlanePlan& first);
 
 /// Means over the pairs of pixels, in the scales of the slot before the head.
 struct PlaneMeans {
@@ -114,9 +126,19 @@ class PlaneWorker {
   /// suffice. The bits of a pair do not depend on its company.
   void run(const Image& left, const Image* rights, std::size_t count, const bool* same, PlaneMeans* means);
 
-  /// Plans with windows: adds to delta and theta [windows of the left image][stride] the sums over each
-  /// window of each image, to be multiplied by `delta_out` and `theta_out`. `theta` may be null.
-  void run_windows(const Image& left, const Image& right, T* delta, T* theta, std::size_t stride);
+  /// Takes a plane of windows: those of the right image are `down` windows of rows behind the left ones. Sums
+  /// over pairs of windows, [windows of columns][windows of rows][delta, theta][fold_pitch()], the last being
+  /// windows of columns that the right one is behind. False stops.
+  using Fold = std::function<bool(std::size_t down, const double* sums)>;
+  /// Plans with windows: every plane of them, the one of `down` = 0 last. False where `fold` said so.
+  bool run_windows(const Image& left, const Image& right, const Fold& fold);
+  std::size_t fold_pitch() const noexcept { return fold_pitch_; }
+  /// The same for pooled plans, whose planes come from the pooling before, one by one: sums times `scale` and
+  /// what the images' arrays add. `near` becomes true where 1 - cosine of a
+  /// pair of windows is below `versine`.
+  void start(const Image& left, const Image& right);
+  bool run_pooled(std::size_t down, const double* sums, double scale, double versine, bool& near,
+                  const Fold& fold) requires std::is_same_v<T, double>;
 
   /// Diagonal plans: left images, of PlaneImages, against a group of right ones; means [count][lanes].
   void diagonals(const T* const* lefts, std::size_t count, const T* group, PlaneMeans* means);
@@ -127,8 +149,16 @@ class PlaneWorker {
   void set_layer(simd::PlaneRun<T>& run, std::size_t layer) const;
   void lay_out_left(const Image& image);
   void lay_out_right(const Image& image);
-  /// All layers of the planes of right cells `down` and right lines `across` + lane; leaves their state.
-  simd::PlaneRun<T> run_planes(std::size_t across, std::size_t down);
+  /// For the planes of right cells `down` and right lines `across` + lane.
+  simd::PlaneRun<T> run_of(std::size_t across, std::size_t down);
+  /// All layers of them; leaves their state.
+  void run_planes(simd::PlaneRun<T>& run, bool from_images);
+  void set_places(const simd::PlaneRun<T>& run);
+  /// Adds the state of a run to the windows' sums.
+  void add_to_windows(const simd::PlaneRun<T>& run);
+  /// To be called when all lines' offsets of `down` have been added.
+  bool finish_windows(std::size_t down, const Fold& fold);
+  T* window_sums(std::size_t down);
 
   const PlanePlan& plan_;
   const simd::CovarianceTable<T>& kernels_;
@@ -138,8 +168,12 @@ class PlaneWorker {
   Tensor<T> outside_;                 ///< [groups of offsets][lines][2 radius][lanes]
   std::vector<unsigned char> seams_;  ///< [groups of offsets][lines]
   std::vector<simd::PlaneCell> places_;
-  std::vector<std::uint32_t> windows_;
-  Tensor<T> live_, window_delta_, window_theta_;
+  Tensor<T> live_;         ///< [lanes of all groups]: 1, or 0 behind the last line
+  Tensor<T> window_sums_;  ///< [3][lines][windows of a line][delta, theta][lanes of all groups]
+  std::vector<std::size_t> window_planes_;  ///< of each offset in windows, how many planes have been added
+  Tensor<T> ring_;
+  std::size_t fold_pitch_ = 0;
+  Tensor<double> folded_;
 };
 
 }  // namespace gradgram::ntk::infinite

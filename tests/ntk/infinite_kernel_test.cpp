@@ -680,19 +680,64 @@ TEST(InfinitePlanes, NeitherOverflowNorVanishInDeepNetworks) {
 }
 
 TEST(InfinitePlanes, AverageWindowsBetweenLayers) {
-  const Tensor<double> x = plane_images(8, 6, 2);
-  for (const std::string rest :
-       {"conv(8,3) relu flatten dense(1)", "conv(8,3) relu gap dense(1)", "flatten dense(1)",
-        "conv(8,3) relu avgpool(2) flatten dense(8) relu dense(1)"}) {
-    const auto planes =
-        both<double>("conv(8,3) relu conv(8,3) relu avgpool(2) " + rest, variances(2, 0.1), x);
-    const auto general = both<double>(
-        "conv(8,3) relu conv(8,3) relu avgpool(1) avgpool(1) avgpool(2) " + rest, variances(2, 0.1), x);
-    for (std::size_t i = 0; i < 7; ++i) {
-      for (std::size_t j = 0; j < 7; ++j) {
-        const double scale = std::sqrt(general.ntk(i, i) * general.ntk(j, j));
-        EXPECT_LE(std::abs(planes.ntk(i, j) - general.ntk(i, j)), 1e-10 * scale) << rest << i << j;
-        EXPECT_LE(std::abs(planes.nngp(i, j) - general.nngp(i, j)), 1e-10 * scale) << rest << i << j;
+  struct Pooled {
+    std::string layers, pool, rest;
+    std::size_t height, width, channels;
+  };
+  const std::string relu2 = "conv(8,3) relu conv(8,3) relu ";
+  const std::vector<Pooled> cases = {
+      {relu2, "avgpool(2) ", "conv(8,3) relu flatten dense(1)", 8, 6, 2},
+      {relu2, "avgpool(2) ", "conv(8,3) relu gap dense(1)", 8, 6, 2},
+      {relu2, "avgpool(2) ", "flatten dense(1)", 8, 6, 2},
+      {relu2, "avgpool(2) ", "flatten dense(8) relu dense(1)", 8, 6, 2},
+      {relu2, "avgpool(2) ", "conv(8,3) relu avgpool(2) flatten dense(8) relu dense(1)", 8, 12, 2},
+      // Three poolings; windows that are not square, one window across, one down; more lines than lanes.
+      {relu2, "avgpool(2) ", relu2 + "avgpool(3) conv(8,3) relu avgpool(2) flatten dense(1)", 12, 24, 1},
+      {relu2, "avgpool(3x2) ", "conv(8,3) relu avgpool(1x2) conv(8,1x3) relu gap dense(1)", 9, 20, 3},
+      {relu2, "avgpool(2x7) ", "conv(8,3x1) relu conv(8,3x1) abs flatten dense(1)", 6, 7, 1},
+      {relu2, "avgpool(7x2) ", "conv(8,1x5) relu conv(8,1x3) relu gap dense(1)", 7, 10, 1},
+      {"conv(8,5) relu ", "avgpool(1x2) ", "conv(8,5) relu avgpool(2x1) conv(8,3) relu gap dense(1)", 4, 38,
+       1},
+      // Obtuse angles behind a pooling, and what planes do not follow: a stride, a sum.
+      {"conv(8,3) leakyrelu(0.4) ", "avgpool(2) ", "conv(8,3) leakyrelu(0.2) conv(8,3) abs flatten dense(1)",
+       6, 10, 2},
+      {relu2, "avgpool(2) ", "conv(8,3) relu conv(8,3,stride=2) relu gap dense(1)", 8, 6, 2},
+      {relu2, "avgpool(2) ", "conv(8,3) relu residual(conv(8,3) relu conv(8,3)) gap dense(1)", 8, 6, 2},
+  };
+  for (const Pooled& entry : cases) {
+    const Tensor<double> x = plane_images(entry.height, entry.width, entry.channels);
+    Tensor<float> single(x.shape());
+    std::ranges::copy(x.span(), single.span().begin());
+    const std::string text = entry.layers + entry.pool + entry.rest;
+    for (const double bias : {0.0, 0.1}) {
+      const models::NetworkOptions options = variances(2, bias);
+      const auto planes = both<double>(text, options, x);
+      const auto narrow = both<float>(text, options, single);
+      const auto general =
+          both<double>(entry.layers + "avgpool(1) avgpool(1) " + entry.pool + entry.rest, options, x);
+      // Where angles of pairs are pi, the general path keeps half of their digits (2 is opposite to 0 and 1).
+      for (std::size_t i = 0; i < 7; ++i) {
+        for (std::size_t j = 0; j < 7; ++j) {
+          const double loss = bias == 0 && i != j && (i == 2 || j == 2) ? 0.01 : 1;
+          const auto compare = [&](double found, float narrow_found, double expected, double scale) {
+            EXPECT_LE(loss * std::abs(found - expected), 1e-10 * scale) << text << i << j;
+            EXPECT_LE(std::abs(static_cast<double>(narrow_found) - expected), 1e-5 * scale) << text << i << j;
+          };
+          compare(planes.ntk(i, j), narrow.ntk(i, j), general.ntk(i, j),
+                  std::sqrt(general.ntk(i, i) * general.ntk(j, j)));
+          compare(planes.nngp(i, j), narrow.nngp(i, j), general.nngp(i, j),
+                  std::sqrt(general.nngp(i, i) * general.nngp(j, j)));
+        }
+      }
+      EXPECT_GT(std::abs(general.ntk(0, 6) - general.ntk(0, 3)), 1e-5 * general.ntk(0, 0))
+          << "negative control: entries that differ by less would not be told apart";
+      InfiniteOptions what;
+      what.nngp = true;
+      what.ntk = false;
+      const auto alone = infinite_kernel<double>(models::parse(text, x.shape().inner()), options, x.view(),
+                                                 what, Workers(1));
+      for (std::size_t k = 0; k < alone.nngp.size(); ++k) {
+        EXPECT_EQ(alone.nngp.data()[k], planes.nngp.data()[k]) << text;
       }
     }
   }

@@ -82,4 +82,21 @@ bool PlaneStages::follow(std::size_t index, std::size_t down, const double* sums
   return whole && !(versine > 0 && near);
 }
 
+template <class T>
+void finish_windows(const PlanePlan& plan, Propagator<T>& propagator, const BlockPlace<T>& place,
+                    bool tangent) {
+  PairState<T>& state = propagator.state();
+  const auto pairs = static_cast<double>(plan.window_h * plan.window_w * plan.window_h * plan.window_w);
+  const T delta_unit = static_cast<T>(plan.delta_out / pairs);
+  const T theta_unit = static_cast<T>(plan.theta_out / pairs);
+  for (std::size_t i = 0; i < state.size(); ++i) {
+    state.delta()[i] *= delta_unit;
+    if (tangent) state.theta()[i] *= theta_unit;
+  }
+  propagator.set_windows(plan.head, place);
+}
+
+template void finish_windows(const PlanePlan&, Propagator<float>&, const BlockPlace<float>&, bool);
+template void finish_windows(const PlanePlan&, Propagator<double>&, const BlockPlace<double>&, bool);
+
 }  // namespace gradgram::ntk::infinite

@@ -49,6 +49,11 @@ class WindowMatrix {
   std::size_t stride_;
 };
 
+/// From sums over windows, in the units of planes, to the state after the pooling at plan.head.
+template <class T>
+void finish_windows(const PlanePlan& plan, Propagator<T>& propagator, const BlockPlace<T>& place,
+                    bool tangent);
+
 /// What follows the first pooling of planes, as far as planes go: each plane of windows passes the layers up
 /// to the next pooling as soon as it is complete. Scratch of one worker; not shared.
 class PlaneStages {

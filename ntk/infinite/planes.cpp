@@ -127,6 +127,12 @@ PlanePlan plan_planes(const Program& program, const Scales& scales) {
   return plan_from(program, scales, 0, nullptr);
 }
 
+bool pools_planes(const Program& program) {
+  if (!has_planes(program) || program.reach != Reach::Full) return false;
+  const std::vector<int> zeros(program.pixels.size());
+  return plan_planes(program, Scales{zeros, zeros}).window_h > 0;
+}
+
 std::vector<PlanePlan> plan_pooled(const Program& program, const Scales& scales, const PlanePlan& first) {
   std::vector<PlanePlan> plans;
   const auto goes_on = [&](const PlanePlan& plan) {

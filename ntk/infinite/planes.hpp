@@ -54,6 +54,8 @@ struct PlanePlan {
 /// can follow.
 bool has_planes(const Program& program);
 PlanePlan plan_planes(const Program& program, const Scales& scales);
+/// Whether planes end in an inner pooling.
+bool pools_planes(const Program& program);
 /// What planes can follow behind the pooling of `first`, each plan up to the next pooling; empty where the
 /// next step is not a convolution of theirs.
 std::vector<PlanePlan> plan_pooled(const Program& program, const Scales& scales, const PlanePlan& first);

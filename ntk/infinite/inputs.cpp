@@ -1,0 +1,67 @@
+#include "ntk/infinite/inputs.hpp"
+
+#include <cmath>
+#include <string>
+
+#include "engine/error.hpp"
+#include "ntk/infinite/sides.hpp"
+
+namespace gradgram::ntk::infinite {
+
+template <class T>
+bool holds_examples(const Program& program, TensorView<const T> x) {
+  return x.shape().rank() != 0 && x.shape()[0] != 0 && x.shape().inner() == program.input;
+}
+
+template <class T>
+std::vector<double> input_variances(const Program& program, TensorView<const T> x, const char* name) {
+  const std::size_t channels = program.channels;
+  std::vector<double> result(x.size() / channels);
+  for (std::size_t p = 0; p < result.size(); ++p) {
+    double sum = 0;
+    for (std::size_t c = 0; c < channels; ++c) {
+      const double value = static_cast<double>(x.data()[p * channels + c]);
+      sum += value * value;
+    }
+    if (!std::isfinite(sum)) {
+      throw NumericError("infinite_kernel: " + std::string(name) + ": example " +
+                         std::to_string(p / program.pixels[0]) +
+                         " holds numbers that are not finite or too large");
+    }
+    result[p] = sum / static_cast<double>(channels);
+  }
+  return result;
+}
+
+template <class T>
+Inputs<T>::Inputs(const Program& program, TensorView<const T> x, int exponent, bool transposed)
+    : rows_(x.shape()) {
+  const std::size_t examples = x.shape()[0];
+  const std::size_t pixels = program.pixels[0];
+  const std::size_t channels = program.channels;
+  const T factor = static_cast<T>(std::ldexp(1.0, -exponent / 2));
+  for (std::size_t i = 0; i < x.size(); ++i) rows_.data()[i] = factor * x.data()[i];
+  if (!transposed) return;
+  const bool full = program.reach == Reach::Full;
+  stride_ = padded<T>(full ? pixels : examples);
+  columns_ = Tensor<T>(Shape{full ? examples : pixels, channels, stride_});
+  for (std::size_t i = 0; i < examples; ++i) {
+    for (std::size_t p = 0; p < pixels; ++p) {
+      for (std::size_t c = 0; c < channels; ++c) {
+        const T value = rows_.data()[(i * pixels + p) * channels + c];
+        const std::size_t to = full ? (i * channels + c) * stride_ + p : (p * channels + c) * stride_ + i;
+        columns_.data()[to] = value;
+      }
+    }
+  }
+}
+
+#define GRADGRAM_INSTANTIATE(T)                                                                   \
+  template bool holds_examples(const Program&, TensorView<const T>);                              \
+  template std::vector<double> input_variances(const Program&, TensorView<const T>, const char*); \
+  template class Inputs<T>;
+GRADGRAM_INSTANTIATE(float)
+GRADGRAM_INSTANTIATE(double)
+#undef GRADGRAM_INSTANTIATE
+
+}  // namespace gradgram::ntk::infinite

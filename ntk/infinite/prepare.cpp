@@ -38,7 +38,7 @@ void pool_own_planes(const PlanePlan& plan, PlaneWorker<double>& planes, const T
 template <class T, class In>
 Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList& series,
                  TensorView<const In> x, const std::vector<double>& variances, const Workers& workers,
-                 std::stop_token stop) {
+                 const std::stop_token& stop) {
   const std::size_t pixels = program.pixels[0];
   const std::size_t channels = program.channels;
   const std::size_t examples = x.shape()[0];
@@ -130,7 +130,7 @@ Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList&
 
 #define GRADGRAM_INSTANTIATE(T, In)                                                                    \
   template Sides<T> prepare<T>(const Program&, const Scales&, const SeriesList&, TensorView<const In>, \
-                               const std::vector<double>&, const Workers&, std::stop_token);
+                               const std::vector<double>&, const Workers&, const std::stop_token&);
 GRADGRAM_INSTANTIATE(float, float)
 GRADGRAM_INSTANTIATE(double, float)
 GRADGRAM_INSTANTIATE(double, double)

@@ -16,6 +16,6 @@ namespace gradgram::ntk::infinite {
 template <class T, class In>
 Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList& series,
                  TensorView<const In> x, const std::vector<double>& variances, const Workers& workers,
-                 std::stop_token stop);
+                 const std::stop_token& stop);
 
 }  // namespace gradgram::ntk::infinite

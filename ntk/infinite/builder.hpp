@@ -115,7 +115,6 @@ class Builder {
   /// from its rounding.
   void narrow_planes() requires std::is_same_v<T, double> {
     if (!plan_ || plan_->window_h == 0) return;
-    const std::size_t windows = program_.steps[plan_->head].geometry.out_pixels();
     narrow_ = std::make_unique<NarrowPlanes>();
     const auto narrowed = [&](const Inputs<T>& inputs, std::size_t examples) {
       Tensor<float> channels(Shape{examples * program_.channels * inputs.stride()});
@@ -131,8 +130,6 @@ class Builder {
     }
     for (std::size_t w = 0; w < workers_.count(); ++w) {
       narrow_->workers.push_back(std::make_unique<PlaneWorker<float>>(*plan_));
-      narrow_->deltas.emplace_back(Shape{windows, windows});
-      narrow_->thetas.emplace_back(Shape{windows, windows});
     }
   }
 
@@ -201,7 +198,6 @@ class Builder {
     std::unique_ptr<Sides<float>> left, right;  ///< right: null when both sides are the same
     Tensor<float> left_channels, right_channels;
     std::vector<std::unique_ptr<PlaneWorker<float>>> workers;
-    std::vector<Tensor<float>> deltas, thetas;  ///< per worker, [windows, windows]
   };
   struct WideVectors {
     std::unique_ptr<Sides<double>> left, right;  ///< right: null when both sides are the same
@@ -552,18 +548,11 @@ class Builder {
     if (same_ && row == column) return false;
     const Step& head = program_.steps[plan_->head];
     const std::size_t windows = head.geometry.out_pixels();
-    NarrowPlanes& planes = *narrow_;
-    Tensor<float>& deltas = planes.deltas[worker];
-    Tensor<float>& thetas = planes.thetas[worker];
-    PlaneWorker<float>& narrow = *planes.workers[worker];
-    narrow.run_windows(narrow_image(row, false), narrow_image(column, true),
-                       WindowMatrix<float>(*plan_, narrow.fold_pitch(), deltas.data(),
-                                           what_.ntk ? thetas.data() : nullptr, windows));
     PairState<T>& state = propagators_[worker]->start(1, windows, windows);
-    for (std::size_t p = 0; p < windows; ++p) {
-      std::copy_n(deltas.data() + p * windows, windows, state.delta() + p * state.stride());
-      if (what_.ntk) std::copy_n(thetas.data() + p * windows, windows, state.theta() + p * state.stride());
-    }
+    PlaneWorker<float>& narrow = *narrow_->workers[worker];
+    narrow.run_windows(
+        narrow_image(row, false), narrow_image(column, true),
+        WindowMatrix<T>(*plan_, narrow.fold_pitch(), state.delta(), state.theta(), state.stride()));
     finish_windows(*plan_, *propagators_[worker], place(row, column), what_.ntk);
     const auto roots = [&](const Sides<T>& side, std::size_t example) {
       std::vector<T> result(side.variance(head.out, 0, example),

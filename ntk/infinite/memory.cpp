@@ -70,12 +70,9 @@ std::size_t narrow_bytes(const Program& program, std::size_t examples, std::size
   if (!pools_planes(program)) return 0;
   const std::vector<int> zeros(program.pixels.size());
   const PlanePlan plan = plan_planes(program, Scales{zeros, zeros});
-  const std::size_t windows = program.steps[plan.head].geometry.out_pixels();
-  const std::size_t matrices = checked_multiply(2 * sizeof(float) * windows, windows, kBytes);
   const std::size_t inputs = checked_multiply(examples, program.input.size() * sizeof(float), kBytes);
   const std::size_t held = checked_add(Sides<float>::bytes(program, examples), inputs, kBytes);
-  const std::size_t scratch = checked_add(PlaneWorker<float>::bytes(plan), matrices, kBytes);
-  return checked_add(held, checked_multiply(scratch, workers, kBytes), kBytes);
+  return checked_add(held, checked_multiply(PlaneWorker<float>::bytes(plan), workers, kBytes), kBytes);
 }
 
 }  // namespace

@@ -244,6 +244,11 @@ TEST_F(Memory, ABudgetThatIsTooSmallIsRefusedAtOnceAndTheStatedLeastDoes) {
   expect_least(kernel({images, "--approximate", "5000", "--model", network, "--dtype", "f64"}));
   expect_least(kernel({vectors, "--infinite", "--model", "dense(8) relu dense(1)"}));
   expect_least(kernel({images, "--infinite", "--model", "conv(8,3) relu gap dense(1)", "--limit", "20"}));
+  // In f64 inside, with planes in f32.
+  expect_least(kernel({images, "--infinite", "--model",
+                       "conv(8,3) relu avgpool(2) conv(8,3) relu gap dense(1)", "--limit", "20"}));
+  expect_least(kernel({images, "--infinite", "--model",
+                       "conv(8,3) relu avgpool(2) flatten dense(4) relu dense(1)", "--limit", "20"}));
   expect_least(kernel({images, "--infinite", "--model", "conv(8,3) relu flatten dense(1)", "--versus", others,
                        "--get", "nngp"}));
   expect_least(kernel({vectors, "--monte-carlo", "2", "--model", "dense(8) relu dense(2)", "--reduce",

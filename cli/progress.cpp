@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <iostream>
 
 #include "cli/text.hpp"
@@ -24,7 +25,8 @@ ntk::WorkProgress ProgressMeter::work(std::string name) {
   return [this, name = std::move(name), estimate = ntk::TimeLeft()](const ntk::KernelWork& work) mutable {
     if (quiet_) return;
     estimate.report(work, enter(name));
-    const bool finished = work.done[0] >= work.total[0] && work.done[1] >= work.total[1];
+    const bool finished = std::equal(work.done.begin(), work.done.end(), work.total.begin(),
+                                     [](double done, double total) { return done >= total; });
     show(name, finished, estimate.share(), estimate.left().value_or(-1));
   };
 }

@@ -221,6 +221,14 @@ class Builder {
   }
 
  private:
+  /// A block of a spilled stream, over all steps.
+  struct Again {
+    std::vector<bool> needed;  ///< of its examples
+    std::size_t uses = 0;      ///< steps
+    std::size_t first = 0;     ///< number of the first of them
+    std::size_t reads = 0;     ///< from the disk, that are still to come
+  };
+
   static bool within(const Step& step) { return step.streamed.count == 0; }
 
   static TilePlace place(const Step& step, const TileRange& range) {
@@ -303,6 +311,7 @@ class Builder {
       if (within(steps[s]) || ranges.empty()) continue;
       Again& again = again_.try_emplace(steps[s].streamed.begin).first->second;
       if (again.uses++ == 0) again.first = s;
+      again.reads = plan_.request.symmetric ? again.uses : again.uses - 1;
       again.needed.resize(steps[s].streamed.count, false);
       need_columns(ranges, again.needed);
     }
@@ -312,21 +321,61 @@ class Builder {
     if (!spilled_->open()) {
       spilled_.reset();
       again_.clear();
+      return;
     }
+    std::size_t reads = 0;
+    for (const auto& [first, again] : again_) reads += again.reads;
+    spill_work_.to_write = static_cast<std::size_t>(written) * spilled_->block_bytes();
+    spill_work_.to_read = reads * spilled_->block_bytes();
+    tell_spilling();
+  }
+
+  void tell_spilling() const {
+    if (options_.spilling) options_.spilling(spill_work_);
+  }
+  /// After a block was written, or refused.
+  void count_write(std::size_t begin, Again& again) {
+    if (spilled_->holds(begin)) {
+      spill_work_.written += spilled_->block_bytes();
+    } else {
+      spill_work_.to_write -= spilled_->block_bytes();
+      lose(again);
+    }
+    tell_spilling();
+  }
+  /// The disk does not hold a block: it is not going to be read.
+  void lose(Again& again) {
+    spill_work_.to_read -= again.reads * spilled_->block_bytes();
+    again.reads = 0;
+  }
+  bool read_spilled(std::size_t begin) {
+    if (!spilled_->holds(begin)) return false;
+    Again& again = again_.at(begin);
+    const bool done = spilled_->read(begin, streamed_);
+    if (done) {
+      spill_work_.read += spilled_->block_bytes();
+      --again.reads;
+    } else {
+      lose(again);
+    }
+    tell_spilling();
+    return done;
   }
 
   void spill_resident(const Step& step) {
     if (!spilled_ || !plan_.request.symmetric) return;
     for (const Span& block : split(step.resident.count, plan_.streamed, step.resident.begin)) {
-      if (!again_.contains(block.begin)) continue;
+      const auto again = again_.find(block.begin);
+      if (again == again_.end()) continue;
       spilled_->write(block.begin, resident_, block.begin - step.resident.begin, block.count, streamed_);
+      count_write(block.begin, again->second);
     }
   }
 
   void load_streamed(const Step& step, std::size_t number, const std::vector<TileRange>& ranges,
                      std::size_t round) {
     const bool symmetric = plan_.request.symmetric;
-    if (spilled_ && !ranges.empty() && spilled_->read(step.streamed.begin, streamed_)) return;
+    if (spilled_ && !ranges.empty() && read_spilled(step.streamed.begin)) return;
     std::vector<Span> passed = streamed_blocks(step, number, ranges);
     if (passed.empty() && !ranges.empty()) {
       // The disk failed.
@@ -338,8 +387,10 @@ class Builder {
     load(symmetric ? x_ : versus_, symmetric ? options_.labels : options_.versus_labels, step.streamed,
          passed, streamed_, round, streamed_passes_);
     if (!spilled_ || symmetric || ranges.empty()) return;
-    const Again& again = again_.at(step.streamed.begin);
-    if (again.first == number && is_written(again)) spilled_->write(step.streamed.begin, streamed_);
+    Again& again = again_.at(step.streamed.begin);
+    if (again.first != number || !is_written(again)) return;
+    spilled_->write(step.streamed.begin, streamed_);
+    count_write(step.streamed.begin, again);
   }
 
   /// Has the next block that is read come from the disk while tiles are contracted.
@@ -410,12 +461,6 @@ class Builder {
     });
   }
 
-  /// A block of a spilled stream, over all steps.
-  struct Again {
-    std::vector<bool> needed;  ///< of its examples
-    std::size_t uses = 0;      ///< steps
-    std::size_t first = 0;     ///< number of the first of them
-  };
   bool is_written(const Again& again) const { return plan_.request.symmetric || again.uses > 1; }
 
   const Module<T>& module_;
@@ -427,6 +472,7 @@ class Builder {
   Factors<T> resident_, streamed_;
   std::map<std::size_t, Again> again_;  ///< by first example
   std::optional<SpilledFactors<T>> spilled_;
+  SpillWork spill_work_;
   std::vector<std::unique_ptr<KeptPass<T>>> resident_passes_, streamed_passes_;  ///< of their tape blocks
   std::vector<std::unique_ptr<Arena>> arenas_;                                   ///< per worker
   std::vector<WorkerSeconds> seconds_;                                           ///< per worker

@@ -70,6 +70,9 @@ struct KernelOptions {
   std::filesystem::path scratch;  ///< folder of that file; empty: default_scratch_folder()
   /// Hears, in a sentence, when the disk failed or was full: what it does not hold is computed again.
   std::function<void(const std::string&)> notice;
+  /// Told once the scratch file is open, after every block of factors that goes there or comes back, and when
+  /// the disk refuses one, between the pieces of `progress`.
+  std::function<void(const SpillWork&)> spilling;
   Progress progress;
   std::stop_token stop;
 };

@@ -62,7 +62,8 @@ std::vector<std::pair<std::string, Way>> ways_of(const std::string& text) {
 }
 
 /// Stands before a store and tells how much of which kind of work is done, in seconds of one worker as the
-/// plan expects them. Every tile is one piece of the work, whatever remains are passes.
+/// plan expects them. Every tile is one piece of the work, whatever remains are passes; blocks that go to the
+/// scratch file and back are told apart from pieces.
 class WorkMeter final : public TileStore {
  public:
   WorkMeter(const Plan& plan, TileStore& store, const WorkProgress& work, const Progress& progress)
@@ -87,6 +88,11 @@ class WorkMeter final : public TileStore {
     tape_block_seconds_ = cost.passes / (cost.passed * static_cast<double>(examples * rounds_)) *
                           static_cast<double>(std::min(plan.tape_block, examples));
     pair_seconds_ = cost.contraction / static_cast<double>(all_pairs);
+    // A disk is no quicker for several workers, who all wait for it.
+    const double waiting =
+        static_cast<double>(request.workers) * (request.workers > 1 ? request.rates.together : 1);
+    written_byte_seconds_ = waiting / request.rates.scratch.write;
+    read_byte_seconds_ = waiting / request.rates.scratch.read;
   }
 
   bool has(const TilePlace& place) const override { return store_.has(place); }
@@ -98,9 +104,24 @@ class WorkMeter final : public TileStore {
 
   /// Nothing done: the clock starts.
   void begin() {
-    KernelWork work;
-    work.total = {0, static_cast<double>(total_pairs_) * pair_seconds_};
-    work_(work);
+    told_.total = {0, static_cast<double>(total_pairs_) * pair_seconds_};
+    work_(told_);
+  }
+  /// The same for spilled factors, between pieces.
+  void spilling(const SpillWork& spilled) {
+    if (spilled.written > spilled_.written || spilled.to_write < spilled_.to_write) {
+      told_.kind = WorkKind::Writing;
+    } else if (spilled.read > spilled_.read || spilled.to_read < spilled_.to_read) {
+      told_.kind = WorkKind::Reading;
+    }
+    spilled_ = spilled;
+    constexpr auto kWriting = static_cast<std::size_t>(WorkKind::Writing);
+    constexpr auto kReading = static_cast<std::size_t>(WorkKind::Reading);
+    told_.done[kWriting] = static_cast<double>(spilled.written) * written_byte_seconds_;
+    told_.total[kWriting] = static_cast<double>(spilled.to_write) * written_byte_seconds_;
+    told_.done[kReading] = static_cast<double>(spilled.read) * read_byte_seconds_;
+    told_.total[kReading] = static_cast<double>(spilled.to_read) * read_byte_seconds_;
+    work_(told_);
   }
   /// Called by one thread at a time.
   void piece(std::size_t done, std::size_t total) {
@@ -109,15 +130,13 @@ class WorkMeter final : public TileStore {
     // Tiles of pieces that are not reported yet may be counted already.
     const std::size_t put_tiles = put_tiles_.load(std::memory_order_relaxed);
     const std::size_t passes = done - std::min(done, put_tiles);
-    KernelWork work;
-    work.kind = put_tiles > tiles_seen_ || passes <= passes_seen_ ? WorkKind::Tiles : WorkKind::Passes;
+    told_.kind = put_tiles > tiles_seen_ || passes <= passes_seen_ ? WorkKind::Tiles : WorkKind::Passes;
     tiles_seen_ = put_tiles;
     passes_seen_ = std::max(passes_seen_, passes);
-    work.done = {static_cast<double>(passes_seen_) * tape_block_seconds_,
-                 static_cast<double>(put_pairs_.load(std::memory_order_relaxed)) * pair_seconds_};
-    work.total = {static_cast<double>(total - std::min(total, tiles_)) * tape_block_seconds_,
-                  static_cast<double>(total_pairs_) * pair_seconds_};
-    work_(work);
+    told_.done[0] = static_cast<double>(passes_seen_) * tape_block_seconds_;
+    told_.done[1] = static_cast<double>(put_pairs_.load(std::memory_order_relaxed)) * pair_seconds_;
+    told_.total[0] = static_cast<double>(total - std::min(total, tiles_)) * tape_block_seconds_;
+    work_(told_);
   }
 
   /// Every round is all passes, then all tiles; they are put in the last.
@@ -147,6 +166,9 @@ class WorkMeter final : public TileStore {
   std::size_t tiles_ = 0, total_pairs_ = 0;  ///< to do
   std::size_t rounds_ = 1;
   double tape_block_seconds_ = 0, pair_seconds_ = 0;
+  double written_byte_seconds_ = 0, read_byte_seconds_ = 0;
+  KernelWork told_;
+  SpillWork spilled_;
   std::atomic<std::size_t> put_tiles_{0}, put_pairs_{0};
   std::size_t tiles_seen_ = 0, passes_seen_ = 0;
 };
@@ -199,6 +221,10 @@ class NetworkTiles final : public TileSource {
     meter.begin();
     KernelOptions options = options_;
     options.progress = [&meter](std::size_t done, std::size_t total) { meter.piece(done, total); };
+    options.spilling = [&](const SpillWork& spilled) {
+      if (options_.spilling) options_.spilling(spilled);
+      meter.spilling(spilled);
+    };
     planned_tiles(module_, x_, versus_, options, plan_, workers_, meter);
   }
   std::size_t block_examples() const override { return plan_.resident; }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <string_view>
 
 namespace gradgram::ntk {
@@ -20,5 +21,12 @@ enum class Reuse {
 constexpr std::string_view reuse_name(Reuse reuse) {
   return reuse == Reuse::Kept ? "kept" : reuse == Reuse::Spilled ? "spilled" : "recomputed";
 }
+
+/// Bytes of spilled factors that a call has written to its scratch file and read from it, and that it will in
+/// all; both totals sink when the disk refuses.
+struct SpillWork {
+  std::size_t written = 0, to_write = 0;
+  std::size_t read = 0, to_read = 0;
+};
 
 }  // namespace gradgram::ntk

@@ -37,6 +37,7 @@ class SpilledFactors {
   /// Has the system read a block ahead, beside whatever follows.
   void fetch(std::size_t begin);
 
+  std::size_t block_bytes() const { return block_bytes_; }
   /// Seconds from begin to end, and bytes, so far.
   double writing() const { return writing_; }
   double reading() const { return reading_; }

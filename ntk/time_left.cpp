@@ -24,11 +24,23 @@ void TimeLeft::report(const KernelWork& work, double now) {
 }
 
 std::optional<double> TimeLeft::left() const {
-  if (kinds_[0].pieces + kinds_[1].pieces == 0) return std::nullopt;
+  Kind all;
+  for (const Kind& kind : kinds_) {
+    all.units += kind.units;
+    all.seconds += kind.seconds;
+    all.pieces += kind.pieces;
+  }
+  if (all.pieces == 0) return std::nullopt;
   double left = 0;
   for (std::size_t k = 0; k < kinds_.size(); ++k) {
     const Kind& kind = kinds_[k];
-    const Kind& other = kinds_[1 - k];
+    // What the processor does tells of the processor, and what the disk does of the disk.
+    Kind other = kinds_[k ^ 1];
+    if (other.pieces == 0) {
+      other = {.units = all.units - kind.units,
+               .seconds = all.seconds - kind.seconds,
+               .pieces = all.pieces - kind.pieces};
+    }
     // The first pieces of a kind say little, so the other one's pace counts as well, but soon no longer.
     const double trust = kind.pieces == 0    ? 0
                          : other.pieces == 0 ? 1

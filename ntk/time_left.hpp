@@ -8,24 +8,28 @@
 /// How long a kernel still takes.
 namespace gradgram::ntk {
 
-/// A kernel's work is of two kinds, which run at rates of their own and not at the same time.
+/// The kinds of a kernel's work, which run at rates of their own and not at the same time.
 enum class WorkKind {
-  Passes,  ///< gradients of examples
-  Tiles,   ///< their products
+  Passes,   ///< gradients of examples
+  Tiles,    ///< their products
+  Writing,  ///< spilled factors to the scratch file
+  Reading,  ///< and back
 };
+inline constexpr std::size_t kWorkKinds = 4;
 
-/// How far it is: what this call has done and what it has to do, without what earlier calls left. Both kinds
+/// How far it is: what this call has done and what it has to do, without what earlier calls left. All kinds
 /// are counted in one unit, roughly proportional to the time they are expected to take.
 struct KernelWork {
-  WorkKind kind = WorkKind::Passes;  ///< of what was done since the last report
-  std::array<double, 2> done{};      ///< by WorkKind
-  std::array<double, 2> total{};
+  WorkKind kind = WorkKind::Passes;       ///< of what was done since the last report
+  std::array<double, kWorkKinds> done{};  ///< by WorkKind
+  std::array<double, kWorkKinds> total{};
 };
 /// Called from one thread at a time.
 using WorkProgress = std::function<void(const KernelWork&)>;
 
 /// Learns the rate of each kind from reports, the latest third of its work counting most, and tells what is
-/// left. A kind that has not been met yet is taken to run at the other one's rate. No clock of its own.
+/// left. A kind that has not been met yet is taken to be off by as much as the other one of the processor (of
+/// the disk), or when that is new as well as all the others together. No clock of its own.
 class TimeLeft {
  public:
   /// `now`: seconds since the work began. Time since the report before counts as this one's kind.
@@ -42,7 +46,7 @@ class TimeLeft {
     double waiting = 0;             ///< seconds since its last piece
     std::size_t pieces = 0;
   };
-  std::array<Kind, 2> kinds_;
+  std::array<Kind, kWorkKinds> kinds_;
   double now_ = 0;
 };
 

@@ -531,7 +531,7 @@ TEST_F(KernelFileTest, ReportsWorkByItsKind) {
     Job watched = followed;
     watched.destination.work = [&](const KernelWork& work) {
       if (reports++ == 0) {
-        EXPECT_EQ(work.done, (std::array<double, 2>{}));
+        EXPECT_EQ(work.done, (std::array<double, kWorkKinds>{}));
       } else {
         EXPECT_GT(work.total[0], 0);
         EXPECT_EQ(work.total[1], last.total[1]);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -269,7 +270,7 @@ struct Small {
 };
 
 TEST_F(SpillTest, EveryExampleIsPassedOnceAndThePriceKnowsIt) {
-  const Small small(folder);
+  Small small(folder);
   const Counted counted(*small.module);
   const TensorView<const float> other = small.versus.view();
   for (const TensorView<const float>* second :
@@ -278,8 +279,20 @@ TEST_F(SpillTest, EveryExampleIsPassedOnceAndThePriceKnowsIt) {
     for (const bool spilled : {true, false}) {
       plan.spilled = spilled;
       counted.passed.clear();
+      std::vector<SpillWork> told;
+      small.options.spilling = [&](const SpillWork& work) { told.push_back(work); };
       planned_kernel<float>(counted, small.x.view(), second, small.options, plan, small.workers);
       const PlanCost cost = plan_cost(plan);
+      EXPECT_EQ(told.size(), spilled ? 1 + plan.spilled_blocks() + plan.spilled_reads() : 0);
+      for (std::size_t i = 0; i < told.size(); ++i) {
+        EXPECT_EQ(told[i].to_write, plan.spilled_bytes());
+        EXPECT_EQ(told[i].to_read, plan.spilled_reads() * plan.factor_bytes(5));
+        EXPECT_EQ(told[i].written + told[i].read, i * plan.factor_bytes(5));
+      }
+      if (spilled) {
+        EXPECT_EQ(told.back().written, told.back().to_write);
+        EXPECT_EQ(told.back().read, told.back().to_read);
+      }
       const double examples = second == nullptr ? 47 : 47 + 23;
       EXPECT_NEAR(cost.passed * examples, static_cast<double>(counted.passes()), 1e-6);
       if (spilled) {
@@ -336,7 +349,18 @@ TEST_F(SpillTest, ADiskThatFailsAnywhereCostsTimeAlone) {
       last = done;
       total = of;
     };
+    SpillWork work;
+    small.options.spilling = [&](const SpillWork& now) {
+      EXPECT_GE(now.written, work.written);
+      EXPECT_GE(now.read, work.read);
+      EXPECT_LE(now.written, now.to_write);
+      EXPECT_LE(now.read, now.to_read);
+      work = now;
+    };
     const auto expect_told = [&](const char* reason) {
+      EXPECT_EQ(work.written, work.to_write);
+      EXPECT_EQ(work.read, work.to_read);
+      work = {};
       ASSERT_EQ(notices.size(), 1U);
       for (const std::string& part : {folder.string(), std::string(reason), std::string("computed again")}) {
         EXPECT_NE(notices[0].find(part), std::string::npos) << notices[0];
@@ -362,6 +386,8 @@ TEST_F(SpillTest, ADiskThatFailsAnywhereCostsTimeAlone) {
         }
         EXPECT_GE(struck, 3U);
         EXPECT_TRUE(notices.empty());
+        EXPECT_EQ(work.to_read, plan.spilled_reads() * plan.factor_bytes(5));
+        work = {};
       }
     }
     cannot_reserve = true;
@@ -485,6 +511,52 @@ TEST_F(SpillTest, AFileGoesOnWithWhateverTilesAreMissing) {
   }
   EXPECT_GE(stops, 3U);
   EXPECT_TRUE(fs::is_empty(job.options.scratch));
+}
+
+TEST_F(SpillTest, TheTimeLeftCountsTheDisk) {
+  InFile job(folder);
+  const auto follow = [&] {
+    KernelWork last;
+    std::array<std::size_t, kWorkKinds> reports{};
+    job.destination.work = [&](const KernelWork& work) {
+      for (std::size_t kind = 0; kind < kWorkKinds; ++kind) {
+        EXPECT_GE(work.done[kind], last.done[kind]);
+        if (work.done[kind] == last.done[kind]) continue;
+        ++reports[kind];
+        EXPECT_EQ(static_cast<std::size_t>(work.kind) == kind, kind >= 2 || work.kind < WorkKind::Writing);
+      }
+      last = work;
+    };
+    job.run(job.network);
+    EXPECT_EQ(last.done, last.total);
+    for (std::size_t kind = 0; kind < kWorkKinds; ++kind)
+      EXPECT_EQ(reports[kind] != 0, last.total[kind] != 0);
+    return last;
+  };
+  const Plan plan = kernel_file_plan<float>(job.network, job.x.view(), nullptr, job.options, 2);
+  const PlanCost cost = plan_cost(plan);
+  const KernelWork whole = follow();
+  // Seconds of two workers, who all wait for the disk.
+  EXPECT_NEAR(whole.total[2], 2 * cost.writing, 1e-12 * cost.writing);
+  EXPECT_NEAR(whole.total[3], 2 * cost.reading, 1e-12 * cost.reading);
+  fs::remove(job.destination.path);
+  // Of a file that goes on, what missing tiles need.
+  std::stop_source source;
+  job.options.stop = source.get_token();
+  job.options.progress = [&](std::size_t done, std::size_t total) {
+    if (done > 3 * total / 4) source.request_stop();
+  };
+  job.destination.work = {};
+  EXPECT_THROW(job.run(job.network), Cancelled);
+  job.options.stop = {};
+  job.options.progress = {};
+  const KernelWork rest = follow();
+  EXPECT_GT(rest.total[3], 0);
+  EXPECT_LT(rest.total[3], whole.total[3]);
+  fs::remove(job.destination.path);
+  job.options.spill = Spill::Never;
+  const KernelWork never = follow();
+  EXPECT_EQ(never.total[2] + never.total[3], 0);
 }
 
 /// A store that has all tiles but some.

@@ -303,7 +303,7 @@ Tile largest_tile(Reach reach) {
 /// Whether pairs of nearly parallel vectors are followed in f64 (kAngleDigits).
 template <class T>
 bool widens_vectors(const Program& program) {
-  return std::is_same_v<T, float> && program.reach == Reach::Vector && program.kinked;
+  return std::is_same_v<T, float> && program.reach == Reach::Vector;
 }
 
 /// What a Builder takes for so many examples of both sides together.
@@ -751,7 +751,9 @@ class Builder {
   }
 
   /// Finds the pairs of a tile of vectors whose angles delta in T does not hold (kAngleDigits), or, given the
-  /// weight variance before a smooth nonlinearity, whose angles it would miss (kSmoothDigits).
+  /// weight variance before a smooth nonlinearity, whose angles it would miss (kSmoothDigits). In f32 also
+  /// those of an input that is zero with one that is not: their covariance comes from the biases alone, and
+  /// delta is the rounded half of the other's variance.
   class NearlyParallel {
    public:
     NearlyParallel(const Sides<double>& left, const Sides<double>& right, const Tile& tile, double weight)
@@ -761,7 +763,10 @@ class Builder {
         root_[c] = std::sqrt(variance[c]);
         fourth_root_[c] = std::sqrt(root_[c]);
         narrow_root_[c] = static_cast<T>(root_[c]);
-        if (root_[c] == 0) continue;
+        if (root_[c] == 0) {
+          zeros_ |= std::is_same_v<T, float> && !right.null(tile.column + c);
+          continue;
+        }
         least_ = std::min(least_, root_[c]);
         most_ = std::max(most_, root_[c]);
       }
@@ -771,21 +776,9 @@ class Builder {
     void mark(std::size_t r, std::size_t i, const T* product, const T* delta, std::size_t columns) {
       any_[r] = false;
       const double root = std::sqrt(*left_.variance(0, 0, i));
-      if (root == 0 || most_ == 0) return;
-      // One comparison for most pairs, from the column whose norm differs most.
-      const double ratio = std::max(root / least_, most_ / root);
-      const double apart = std::sqrt(ratio) - 1 / std::sqrt(ratio);
-      const double parallel_loss = apart + apart * apart;
-      const double opposite_loss = 1 + apart * apart / 2;
-      const double most_loss = std::max(parallel_loss, opposite_loss);
-      if (weight_ > 0 && most_loss * weight_ * root * most_ <= kSmoothDigits) return;
-      const double unknown = weight_ > 0 ? most_loss / kSmoothDigits : square(most_loss) / kAngleDigits;
-      const T limit = static_cast<T>(std::max(0.0, 1 - unknown) * root);
-      unsigned candidates = 0;
-      for (std::size_t c = 0; c < columns; ++c) {
-        candidates |= std::abs(product[c]) > limit * narrow_root_[c] ? 1U : 0U;
-      }
-      if (candidates == 0) return;
+      const bool zero = root == 0;
+      const bool lone = zero ? std::is_same_v<T, float> && !left_.null(i) && most_ > 0 : zeros_;
+      if (!lone && (zero || most_ == 0 || !any_candidate(root, product, columns))) return;
       const double fourth_root = std::sqrt(root);
       unsigned marked = 0;
       for (std::size_t c = 0; c < columns; ++c) {
@@ -798,7 +791,8 @@ class Builder {
                                           : square(gap * (mean + gap)) > kAngleDigits * both * below;
         const bool opposite = weight_ > 0 ? both + gap * gap / 2 > kSmoothDigits * (1 / weight_ + above)
                                           : square(both + gap * gap / 2) > kAngleDigits * both * above;
-        const unsigned is = (parallel | opposite) & (both > 0) ? 1U : 0U;
+        const bool beside_zero = lone & (zero != (root_[c] == 0));
+        const unsigned is = ((parallel | opposite) & (both > 0)) | beside_zero ? 1U : 0U;
         marks_[r][c] = static_cast<unsigned char>(is);
         marked |= is;
       }
@@ -810,11 +804,29 @@ class Builder {
    private:
     static double square(double value) { return value * value; }
 
+    /// One comparison for most pairs of an example, from the column whose norm differs most.
+    bool any_candidate(double root, const T* product, std::size_t columns) const {
+      const double ratio = std::max(root / least_, most_ / root);
+      const double apart = std::sqrt(ratio) - 1 / std::sqrt(ratio);
+      const double parallel_loss = apart + apart * apart;
+      const double opposite_loss = 1 + apart * apart / 2;
+      const double most_loss = std::max(parallel_loss, opposite_loss);
+      if (weight_ > 0 && most_loss * weight_ * root * most_ <= kSmoothDigits) return false;
+      const double unknown = weight_ > 0 ? most_loss / kSmoothDigits : square(most_loss) / kAngleDigits;
+      const T limit = static_cast<T>(std::max(0.0, 1 - unknown) * root);
+      unsigned candidates = 0;
+      for (std::size_t c = 0; c < columns; ++c) {
+        candidates |= std::abs(product[c]) > limit * narrow_root_[c] ? 1U : 0U;
+      }
+      return candidates != 0;
+    }
+
     const Sides<double>& left_;
     double weight_;
     double root_[kVectorTile], fourth_root_[kVectorTile];
     T narrow_root_[kVectorTile];
     double least_ = std::numeric_limits<double>::infinity(), most_ = 0;
+    bool zeros_ = false;  ///< whether a column is one of a zero input whose biases count, in f32
     bool any_[kVectorRows];
     unsigned char marks_[kVectorRows][kVectorTile];
   };
@@ -871,7 +883,8 @@ class Builder {
     }
   }
 
-  /// sin^2 of the angle between two inputs, from what one is beside its projection on the other.
+  /// sin^2 of the angle between two inputs, from what one is beside its projection on the other; 1 when one
+  /// is zero.
   static double squared_sine(const T* a, const T* b, std::size_t n) {
     double product = 0;
     double a_square = 0;
@@ -883,31 +896,35 @@ class Builder {
       a_square += x * x;
       b_square += y * y;
     }
+    if (a_square == 0 || b_square == 0) return 1;
     const double share = product / b_square;
     double rest = 0;
     for (std::size_t i = 0; i < n; ++i) {
-      const double beside = static_cast<double>(a[i]) - share * static_cast<double>(b[i]);
+      // Rounded once: of vectors that are parallel but for their own rounding nothing else is left.
+      const double beside = std::fma(-share, static_cast<double>(b[i]), static_cast<double>(a[i]));
       rest += beside * beside;
     }
     return std::min(1.0, rest / a_square);
   }
 
   /// The same before the first nonlinearity. An affine map takes the determinant D = q q' - c^2 = q q' sin^2
-  /// to w^2 D + 2 w b delta.
+  /// to w^2 D + 2 w b delta, of which only the share of q q' is held: products of variances may be no
+  /// numbers.
   double sine_square(double sine, double delta, const BlockPlace<double>& pair) const {
-    const auto variances = [&](std::size_t slot) {
-      return *pair.left->variance(slot, 0, pair.row) * *pair.right->variance(slot, 0, pair.column);
-    };
-    double determinant = sine * variances(0);
     for (std::size_t s = 0; s < first_->step; ++s) {
       const Step& step = program_.steps[s];
       const double weight =
           std::ldexp(step.weight_variance, scales_.variance[step.in] - scales_.variance[step.out]);
       const double bias = std::ldexp(step.bias_variance, -scales_.variance[step.out]);
-      determinant = weight * (weight * determinant + 2 * bias * delta);
+      const double left = *pair.left->variance(step.out, 0, pair.row);
+      const double right = *pair.right->variance(step.out, 0, pair.column);
+      if (left == 0 || right == 0) return 0;
+      sine *= weight * *pair.left->variance(step.in, 0, pair.row) / left;
+      sine *= weight * *pair.right->variance(step.in, 0, pair.column) / right;
       delta *= weight;
+      sine += 2 * (bias / left) * (delta / right);
     }
-    return std::min(1.0, determinant / variances(program_.steps[first_->step].in));
+    return std::min(1.0, sine);
   }
 
   static double half_squared_distance(const T* a, const T* b, std::size_t n) {

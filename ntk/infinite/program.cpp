@@ -305,7 +305,6 @@ Program compile(const models::Model& model, const models::NetworkOptions& option
       program.pooled_variances = true;
     }
     if (rounded && kink) program.fragile = true;
-    program.kinked = program.kinked || kink;
     if (nonlinear && step.phi.kind == Nonlinearity::Kind::Monomial && step.phi.degree >= 2) {
       program.fragile = program.powers = true;
     }

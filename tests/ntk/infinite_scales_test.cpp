@@ -205,14 +205,29 @@ TEST(InfiniteScalesLimits, DoubleKeepsTheAnglesThatRoundingLeaves) {
 }
 
 TEST(InfiniteScalesLimits, RefusesVariancesWhoseSquareIsNoNumber) {
-  const Tensor<double> x(Shape{1, 1}, std::vector<double>{1e76});
-  try {
-    infinite_kernel<double>(models::parse("dense(8) tanh dense(1)", {1}), {}, x.view(), {}, Workers(1));
-    FAIL() << "no error";
-  } catch (const NumericError& error) {
-    EXPECT_NE(std::string(error.what()).find("layer 1 'tanh' sees variances up to"), std::string::npos)
-        << error.what();
+  const Tensor<double> x(Shape{2, 1}, std::vector<double>{1e76, -1e76});
+  for (const char* function : {"tanh", "sigmoid", "softplus", "erf", "gelu", "sin", "cos"}) {
+    const models::Model model = models::parse("dense(8) " + std::string(function) + " dense(1)", {1});
+    for (const bool tangent : {true, false}) {
+      InfiniteOptions what;
+      what.nngp = !tangent;
+      what.ntk = tangent;
+      try {
+        infinite_kernel<double>(model, {}, x.view(), what, Workers(1));
+        ADD_FAILURE() << function << ": no error";
+      } catch (const NumericError& error) {
+        EXPECT_NE(
+            std::string(error.what()).find("layer 1 '" + std::string(function) + "' sees variances up to"),
+            std::string::npos)
+            << error.what();
+      }
+    }
   }
+  // Nothing is multiplied in kernels of homogeneous functions.
+  const auto found =
+      infinite_kernel<double>(models::parse("dense(8) relu dense(1)", {1}), {}, x.view(), {}, Workers(1));
+  EXPECT_NEAR(found.ntk(0, 0) / 4e152, 1, 1e-12);
+  EXPECT_NEAR(found.ntk(0, 1) / 4e152, 0, 1e-12);
 }
 
 }  // namespace

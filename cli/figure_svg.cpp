@@ -50,15 +50,18 @@ class Scale {
     if (!(low <= high)) low = axis.logarithmic ? 1 : 0, high = 1;
     low_ = axis.low.value_or(low);
     high_ = axis.high.value_or(high);
+    // Numbers that differ by rounding alone (the norms of points on a circle): steps of a millionth of such a
+    // range would be lost in sums with its ends.
+    const bool narrow = !(high_ - low_ > 1e-9 * std::max(std::abs(low_), std::abs(high_)) + kLeast);
     if (logarithmic_) {
       if (!(low_ > 0)) low_ = high_ > 0 ? high_ / 10 : 1;
-      if (!(high_ > low_)) low_ /= 2, high_ = low_ * 4;
+      if (narrow || !(high_ > low_)) low_ /= 2, high_ = low_ * 4;
       // Room at either end: a curve along the frame looks cut off.
       const double margin = std::pow(high_ / low_, 0.04);
       if (!axis.low) low_ /= margin;
       if (!axis.high) high_ *= margin;
-    } else if (!(high_ > low_)) {
-      const double pad = low_ == 0 ? 1 : std::abs(low_) * 0.1;
+    } else if (narrow) {
+      const double pad = std::abs(low_) <= kLeast ? 1 : std::abs(low_) * 0.1;
       low_ -= pad;
       high_ += pad;
     }
@@ -114,6 +117,9 @@ class Scale {
       }
     }
   }
+  /// Below it decimal digits are no longer numbers.
+  static constexpr double kLeast = 1e-290;
+
   static std::string power_text(int exponent) {
     if (exponent >= 0 && exponent <= 4)
       return grouped(static_cast<std::size_t>(std::lround(std::pow(10.0, exponent))));

@@ -101,19 +101,22 @@ void Arena::rewind(Mark mark) noexcept {
   chunks_[current_].used = mark.used;
 }
 
-void Arena::commit(const Workers& workers) {
+void Arena::commit(const Workers& workers, const std::stop_token& stop) {
 #ifdef __linux__
   for (const Chunk& chunk : chunks_) {
     // Whole huge pages only: what follows the last may belong to somebody else.
     const std::size_t bytes = chunk.used / kHugePage * kHugePage;
     if (chunk.bytes.get_deleter().alignment != kHugePage || bytes == 0) continue;
-    workers.run((bytes - 1) / kCommitPiece + 1, [&](std::size_t index, std::size_t) {
-      const std::size_t begin = index * kCommitPiece;
-      commit_piece(chunk.bytes.get() + begin, std::min(kCommitPiece, bytes - begin));
-    });
+    workers.run((bytes - 1) / kCommitPiece + 1,
+                [&](std::size_t index, std::size_t) {
+                  const std::size_t begin = index * kCommitPiece;
+                  commit_piece(chunk.bytes.get() + begin, std::min(kCommitPiece, bytes - begin));
+                },
+                {}, stop);
   }
 #else
   static_cast<void>(workers);
+  static_cast<void>(stop);
 #endif
 }
 

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <stop_token>
 #include <vector>
 
 #include "engine/tensor.hpp"
@@ -49,7 +50,8 @@ class Arena {
   /// that stands in it changes. Memory of some megabytes is asked for in huge pages; where these come slowly
   /// (a virtual machine whose host takes free memory back may need seconds for a gigabyte), the rest of it
   /// comes in small ones. Costs what the first write to every page would cost otherwise.
-  void commit(const Workers& workers);
+  /// Throws Cancelled when `stop` is requested.
+  void commit(const Workers& workers, const std::stop_token& stop = {});
   /// Bytes held from the system.
   std::size_t capacity() const noexcept;
 

@@ -66,7 +66,7 @@ class Factors {
   /// [examples, seeds of a round * row_width] or [examples * seeds, row_width].
   const FactorMatrix<T>& rows() const { return rows_; }
   /// Arena::commit() of all that is held.
-  void commit(const Workers& workers) { memory_.commit(workers); }
+  void commit(const Workers& workers, const std::stop_token& stop) { memory_.commit(workers, stop); }
   /// Call when `examples` of them are filled, before products: FactorMatrix::pad() of all.
   void pad(std::size_t examples) const;
 

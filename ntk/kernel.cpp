@@ -175,8 +175,8 @@ class Builder {
 
   void build() {
     const auto begin = Clock::now();
-    resident_.commit(workers_);
-    streamed_.commit(workers_);
+    resident_.commit(workers_, options_.stop);
+    streamed_.commit(workers_, options_.stop);
     // The plan counts new memory among the passes, which would have it cleared otherwise.
     for (WorkerSeconds& worker : seconds_) worker.passes += seconds_since(begin);
     const Schedule steps(plan_);

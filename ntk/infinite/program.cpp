@@ -296,6 +296,8 @@ Program compile(const models::Model& model, const models::NetworkOptions& option
 
   bool pooled = false;
   bool rounded = false;
+  // Pixels that are one number each are all multiples of each other, and so is what a window of one sees.
+  bool parallel = image && program.channels == 1;
   for (const Step& step : program.steps) {
     const bool nonlinear = step.kind == StepKind::Nonlinear;
     const bool kink = nonlinear && (step.phi.kind == Nonlinearity::Kind::ArcCosine ||
@@ -304,7 +306,9 @@ Program compile(const models::Model& model, const models::NetworkOptions& option
     if (pooled && (nonlinear || step.kind == StepKind::Normalize || step.kind == StepKind::Dropout)) {
       program.pooled_variances = true;
     }
-    if (rounded && kink) program.fragile = true;
+    const std::size_t window = step.convolution ? step.geometry.kernel_h * step.geometry.kernel_w : 1;
+    parallel = parallel && window == 1 && step.bias_variance == 0;
+    if ((rounded || parallel) && kink) program.fragile = true;
     if (nonlinear && step.phi.kind == Nonlinearity::Kind::Monomial && step.phi.degree >= 2) {
       program.fragile = program.powers = true;
     }

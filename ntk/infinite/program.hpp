@@ -59,9 +59,10 @@ struct Program {
   /// delta = -covariance.
   bool pooled_variances = false;
   /// Whether f32 would cost near-duplicates half of its digits (their deltas are rounded differences behind
-  /// pooling and behind smooth nonlinearities, and one with a kink comes later), there are powers, or closed
-  /// forms of smooth nonlinearities or a normalization, which read covariances that delta in f32 does not
-  /// hold where variances are far apart.
+  /// pooling and behind smooth nonlinearities, and one with a kink comes later), or all pixels are parallel
+  /// or opposite where one with a kink reads their angle (one channel, windows of one), there are powers, or
+  /// closed forms of smooth nonlinearities or a normalization, which read covariances that delta in f32 does
+  /// not hold where variances are far apart.
   bool fragile = false;
   /// Whether there is a monomial of degree 2 or more: variances move apart as powers of what they were, and a
   /// covariance between a large and a small one is a small difference of large numbers.

@@ -247,6 +247,32 @@ TEST_F(Command, WrongUsageIsOneLineAndCodeTwo) {
   }
 }
 
+TEST_F(Command, VariancesBeyondTheNumbersAreRefusedByEveryKind) {
+  const std::vector<std::vector<std::string>> kinds = {{"kernel"},
+                                                       {"kernel", "--infinite"},
+                                                       {"kernel", "--infinite", "--dtype", "f64"},
+                                                       {"kernel", "--monte-carlo", "2"},
+                                                       {"predict", "--train", "8"},
+                                                       {"predict", "--train", "8", "--infinite"}};
+  for (std::vector<std::string> words : kinds) {
+    for (const char* word :
+         {"--data", "circle:n=12", "--model", "dense(4) relu dense(1)", "--quiet", "--out"}) {
+      words.emplace_back(word);
+    }
+    words.push_back(at("o.npy"));
+    for (const char* value : {"1e-310", "1e-40", "1e40", "1e308"}) {
+      for (const char* option : {"--weight-variance", "--bias-variance"}) {
+        std::vector<std::string> all = words;
+        all.insert(all.end(), {option, value});
+        const Outcome outcome = run(all);
+        EXPECT_EQ(outcome.code, kWrongUsage) << words[0] << ' ' << words[1] << ' ' << option << ' ' << value;
+        EXPECT_NE(outcome.err.find(std::string(option) + ": found "), std::string::npos) << outcome.err;
+        EXPECT_TRUE(names().empty());
+      }
+    }
+  }
+}
+
 TEST_F(Command, UnknownOptionsAreToldBeforeMissingOnes) {
   const auto error = [](const std::vector<std::string>& words) {
     const Outcome outcome = run(words);
@@ -1242,6 +1268,12 @@ TEST_F(Study, WritesTheWholeFolder) {
   const Tensor<double> b = read_npy(at("k.npy")).to_tensor<double>();
   for (std::size_t i = 0; i < a.size(); ++i)
     EXPECT_LE(std::abs(a.span()[i] - b.span()[i]), 1e-5 * std::abs(b(0, 0)));
+}
+
+TEST_F(Study, ExamplesWhoseNormsAreEqualButForRounding) {
+  const Outcome outcome = run({"learnability", "--data", "circle:n=40", "--model", "dense(8) relu dense(1)",
+                               "--epochs", "2", "--out", at("run"), "--quiet"});
+  EXPECT_EQ(outcome.code, kDone) << outcome.err;
 }
 
 TEST_F(Study, ReplacesItsOwnResultsAndNothingElse) {

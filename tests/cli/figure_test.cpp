@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <limits>
@@ -59,6 +60,21 @@ TEST(Figure, AnEmptyOrConstantSeriesIsStillAPicture) {
   EXPECT_EQ(svg(figure).find("nan"), std::string::npos);
   figure.x.logarithmic = figure.y.logarithmic = true;
   EXPECT_EQ(svg(figure).find("nan"), std::string::npos);
+}
+
+TEST(Figure, NumbersThatDifferByRoundingAloneAreOneNumber) {
+  Figure figure = sample();
+  for (const double at : {1.0, -3.0, 1e-320, 1e300, 0.0}) {
+    const double next = std::nextafter(at, std::numeric_limits<double>::infinity());
+    figure.series = {{"norms", Colour::Blue, Mark::Points, {at, next}, {next, at}}};
+    for (const bool logarithmic : {false, true}) {
+      figure.x.logarithmic = figure.y.logarithmic = logarithmic;
+      const std::string text = svg(figure);
+      EXPECT_EQ(text.find("nan"), std::string::npos) << at;
+      EXPECT_EQ(text.find("inf"), std::string::npos) << at;
+      EXPECT_LT(text.size(), 20000U) << at;
+    }
+  }
 }
 
 TEST(Figure, ALabelStandsWhereNoCurveRuns) {

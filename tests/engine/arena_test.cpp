@@ -5,8 +5,10 @@
 #include <cstddef>
 #include <fstream>
 #include <span>
+#include <stop_token>
 #include <string>
 
+#include "engine/error.hpp"
 #include "engine/parallel.hpp"
 
 namespace gradgram {
@@ -50,6 +52,16 @@ TEST(Arena, CommittingSuppliesMemory) {
   arena.commit(Workers(2));
   // Slow pages are left to their first use, so that less than all may have come.
   EXPECT_GE(resident(), before + kUsed / (2 * kMiB) * 4096);
+}
+
+TEST(Arena, CommittingStopsWhenItIsTold) {
+  Arena arena(128 * kMiB);
+  arena.allocate(128 * kMiB);
+  std::stop_source source;
+  source.request_stop();
+  const std::size_t before = resident();
+  EXPECT_THROW(arena.commit(Workers(2), source.get_token()), Cancelled);
+  EXPECT_LT(resident(), before + 80 * kMiB);
 }
 
 }  // namespace

@@ -29,8 +29,19 @@ def vectors(scale, ratio):
     return (scale * np.array(rows)).astype(np.float32)
 
 
+def images(channels):
+    """The same of images 3 x 3: one, multiples, opposites, a perturbation, constants of opposite sign, another."""
+    rng = np.random.default_rng(4)
+    a, b, noise = rng.standard_normal((3, 3, 3, channels))
+    ones = np.ones_like(a)
+    return np.array([a, 3 * a, -a, -0.3 * a, a + 1e-6 * noise, 0.7 * ones, -0.2 * ones, b]).astype(np.float32)
+
+
 INPUTS = {f"size{s:g}": vectors(s, 1e4) for s in (1e-3, 1e-1, 1, 10, 1e3, 1e5)}
 INPUTS.update({f"variance{v:g}": vectors(np.sqrt(v), 30)[[0, 1, 2, 4, 5, 7, 9]] for v in (0.1, 10, 300)})
+
+
+INPUTS.update({"behind": INPUTS["size1"][:10], "images": images(2), "gray": images(1)})
 
 
 def angle(q, r, c):
@@ -131,6 +142,54 @@ def kernels(layers, w, b, x):
     return [np.array([[float(v) for v in row] for row in m]) for m in (covariance, tangent)]
 
 
+def image_kernels(text, w, b, x):
+    """The same of a text of layers for images, every pixel with every pixel."""
+    n, side, _, channels = x.shape
+    exact = np.array([mp.mpf(float(v)) for v in x.ravel()], object).reshape(n, side * side, channels)
+    covariance = {(i, j): exact[i] @ exact[j].T / channels for i in range(n) for j in range(n)}
+    tangent = {key: value * 0 for key, value in covariance.items()}
+    w, b = mp.mpf(w), mp.mpf(b)
+
+    def affine(mean):
+        for key in covariance:
+            covariance[key] = w * mean(covariance[key]) + b
+            tangent[key] = covariance[key] + w * mean(tangent[key])
+
+    def taps(valid):
+        def mean(values):
+            framed = np.full((side + 2,) * 4, mp.mpf(0), object)
+            framed[1:-1, 1:-1, 1:-1, 1:-1] = values.reshape((side,) * 4)
+            pixels = range(1 if valid else 0, side - 1 if valid else side)
+            near = range(3)
+            return np.array([[sum(framed[p + t, q + u, r + t, s + u] for t in near for u in near) / 9
+                              for r in pixels for s in pixels] for p in pixels for q in pixels], object)
+        return mean
+
+    for layer in text.split():
+        if layer.startswith("conv(8,3"):
+            valid = "valid" in layer
+            affine(taps(valid))
+            side -= 2 if valid else 0
+        elif layer.startswith("conv(8,1") or layer.startswith("dense"):
+            affine(lambda values: values)
+        elif layer == "gap" or layer == "flatten":
+            for which in (covariance, tangent):
+                for key, values in which.items():
+                    mean = values.sum() / values.size if layer == "gap" else values.trace() / len(values)
+                    which[key] = np.array([[mean]], object)
+        else:
+            own = [[covariance[i, i][p, p] for p in range(len(covariance[i, i]))] for i in range(n)]
+            for i in range(n):
+                for j in range(i + 1):
+                    for p in range(len(own[i])):
+                        for q in range(len(own[j])):
+                            value, slope = FORMS[layer](own[i][p], own[j][q], covariance[i, j][p, q])
+                            tangent[i, j][p, q] *= slope
+                            covariance[i, j][p, q] = value
+                    covariance[j, i], tangent[j, i] = covariance[i, j].T, tangent[i, j].T
+    return [np.array([[float(m[i, j][0, 0]) for j in range(n)] for i in range(n)]) for m in (covariance, tangent)]
+
+
 def main():
     arrays = {"input." + name: values for name, values in INPUTS.items()}
     lines = []
@@ -144,12 +203,23 @@ def main():
     cases += [("size1", [f, f], "1.5", "0.1") for f in ("tanh", "sigmoid", "softplus")]
     # A small input leaves cos with the larger variance.
     cases += [("size10", ["cos", "tanh"], "40", "0")]
+    # What a kink reads behind a smooth nonlinearity.
+    for layers in (["erf", "relu"], ["gelu", "relu"], ["sin", "abs"], ["cos", "relu"], ["tanh", "relu"],
+                   ["sigmoid", "relu"], ["softplus", "leakyrelu(0.2)"], ["erf", "abs"], ["tanh", "abs", "relu"],
+                   ["gelu", "abs", "relu"], ["layernorm", "abs", "relu"]):
+        cases += [("behind", layers, w, b) for w, b in (("1.5", "0"), ("1.5", "0.1"))]
+    for text in ("conv(8,3) relu conv(8,3) relu gap dense(1)", "conv(8,3,pad=valid) abs gap dense(1)",
+                 "conv(8,3,pad=valid) relu conv(8,1) relu gap dense(1)",
+                 "conv(8,3) abs conv(8,3) relu flatten dense(1)",
+                 "conv(8,1) relu conv(8,3,pad=valid) relu flatten dense(1)",
+                 "conv(8,3) gelu conv(8,3) relu gap dense(1)", "conv(8,3) erf conv(8,3) abs flatten dense(1)"):
+        cases += [(source, text, w, b) for source in ("images", "gray") for w, b in (("2", "0"), ("2", "0.1"))]
     for source, layers, w, b in cases:
         name = f"case{len(lines)}"
-        nngp, ntk = kernels(layers, w, b, INPUTS[source])
+        nngp, ntk = (image_kernels if isinstance(layers, str) else kernels)(layers, w, b, INPUTS[source])
         assert np.isfinite(nngp).all() and np.isfinite(ntk).all(), name
         arrays[name + ".nngp"], arrays[name + ".ntk"] = nngp, ntk
-        text = "".join(f"dense(8) {layer} " for layer in layers) + "dense(1)"
+        text = layers if isinstance(layers, str) else "".join(f"dense(8) {layer} " for layer in layers) + "dense(1)"
         lines.append(f"{name}|{source}|{w}|{b}|{text}")
         print(lines[-1], flush=True)
     folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "infinite")

@@ -91,17 +91,34 @@ void compare(const Case& entry, double tolerance) {
   EXPECT_GT(worst(corrupted, ntk), tolerance) << "negative control";
 }
 
-/// Whether what a kink reads of opposite inputs was 2 less a small number before: a cosine of -1 behind
-/// another nonlinearity, without biases.
-bool halves_opposites(const Case& entry) {
-  return entry.text.find("layernorm") != std::string::npos && entry.options.bias_variance == 0;
+bool holds(const Case& entry, const char* layer) {
+  return entry.text.find(layer) != std::string::npos;
+}
+
+/// The bounds of docs/infinite.md.
+double double_bound(const Case& entry) {
+  const bool biased = entry.options.bias_variance > 0;
+  if (entry.input == "images" || entry.input == "gray") {
+    // A kink takes the angle of parallel and opposite windows from a rounded difference of small numbers.
+    return biased || holds(entry, "gelu") ? 1e-10 : 2e-8;
+  }
+  // Opposite inputs whose cosine is -1 behind another nonlinearity: 2 less a small number.
+  if (holds(entry, "layernorm") && !biased) return 2e-8;
+  if (entry.input != "behind") return 1e-10;
+  return holds(entry, "abs dense(8) relu") ? 1e-8 : 2e-9;
+}
+double single_bound(const Case& entry) {
+  const bool image = entry.input == "images" || entry.input == "gray";
+  const bool inside_double = holds(entry, "gelu") || holds(entry, "erf") ||
+                             (entry.input == "gray" && entry.text.starts_with("conv(8,1) relu"));
+  return image && entry.options.bias_variance == 0 && !inside_double ? 4e-4 : 1e-5;
 }
 
 TEST_P(InfiniteScales, DoubleAgreesWithRecursionsInSixtyDigits) {
-  compare<double>(GetParam(), halves_opposites(GetParam()) ? 1e-8 : 1e-10);
+  compare<double>(GetParam(), double_bound(GetParam()));
 }
 TEST_P(InfiniteScales, SingleAgreesWithinItsPrecision) {
-  compare<float>(GetParam(), 1e-5);
+  compare<float>(GetParam(), single_bound(GetParam()));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, InfiniteScales, testing::ValuesIn(cases()),

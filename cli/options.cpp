@@ -646,6 +646,21 @@ std::string nearest_option(const CLI::App& verb, const std::string& word) {
   return nearest;
 }
 
+std::string no_verb_text(const std::string& word) {
+  std::string nearest;
+  std::size_t fewest = 3;
+  std::string all;
+  for (const auto& [verb, unused] : kVerbs) {
+    all += (all.empty() ? "" : ", ") + std::string(verb);
+    const std::size_t number = slips(word, verb);
+    if (number >= fewest) continue;
+    fewest = number;
+    nearest = verb;
+  }
+  return fmt::format("'{}' is no verb; {}", word,
+                     nearest.empty() ? "expected one of " + all : "did you mean " + nearest + "?");
+}
+
 /// What is wrong with `words`, which nothing reads.
 std::string unread_text(const CLI::App& app, const std::string& verb, const std::vector<std::string>& words) {
   const auto option =
@@ -684,6 +699,8 @@ Options parse_options(std::span<const std::string> arguments, std::string& name)
     if (const std::vector<std::string> unread = unread_words(arguments); !unread.empty()) {
       text = unread_text(parser.app, name, unread);
     }
+    if (name.empty() && !arguments.empty() && !arguments.front().starts_with("-"))
+      text = no_verb_text(arguments.front());
     std::replace(text.begin(), text.end(), '\n', ' ');
     const std::string repeated = "At Most 1 required but received ";
     if (const std::size_t at = text.find(repeated); at != std::string::npos) {

@@ -151,7 +151,8 @@ std::filesystem::path behind_links(std::filesystem::path path) {
     if (error || links == kMostLinks) {
       throw IoError(path.string() + " leads nowhere: " + (error ? error.message() : reason(ELOOP)));
     }
-    path = (path.parent_path() / next).lexically_normal();
+    // As it stands: where a folder is a link itself, what follows by ".." is not beside that link.
+    path = path.parent_path() / next;
   }
   return path;
 }

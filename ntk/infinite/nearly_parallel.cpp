@@ -25,7 +25,7 @@ double square(double value) {
 
 template <class T>
 bool widens_vectors(const Program& program) {
-  return std::is_same_v<T, float> && program.reach == Reach::Vector && program.kinked;
+  return std::is_same_v<T, float> && program.reach == Reach::Vector;
 }
 
 std::optional<FirstNonlinearity> first_nonlinearity(const Program& program) {
@@ -55,7 +55,10 @@ NearlyParallel<T>::NearlyParallel(const Sides<double>& left, const Sides<double>
     root_[c] = std::sqrt(variance[c]);
     fourth_root_[c] = std::sqrt(root_[c]);
     narrow_root_[c] = static_cast<T>(root_[c]);
-    if (root_[c] == 0) continue;
+    if (root_[c] == 0) {
+      zeros_ |= std::is_same_v<T, float> && !right.null(tile.column + c);
+      continue;
+    }
     least_ = std::min(least_, root_[c]);
     most_ = std::max(most_, root_[c]);
   }
@@ -66,21 +69,9 @@ void NearlyParallel<T>::mark(std::size_t r, std::size_t i, const T* product, con
                              std::size_t columns) {
   any_[r] = false;
   const double root = std::sqrt(*left_.variance(0, 0, i));
-  if (root == 0 || most_ == 0) return;
-  // One comparison for most pairs, from the column whose norm differs most.
-  const double ratio = std::max(root / least_, most_ / root);
-  const double apart = std::sqrt(ratio) - 1 / std::sqrt(ratio);
-  const double parallel_loss = apart + apart * apart;
-  const double opposite_loss = 1 + apart * apart / 2;
-  const double most_loss = std::max(parallel_loss, opposite_loss);
-  if (weight_ > 0 && most_loss * weight_ * root * most_ <= kSmoothDigits) return;
-  const double unknown = weight_ > 0 ? most_loss / kSmoothDigits : square(most_loss) / kAngleDigits;
-  const T limit = static_cast<T>(std::max(0.0, 1 - unknown) * root);
-  unsigned candidates = 0;
-  for (std::size_t c = 0; c < columns; ++c) {
-    candidates |= std::abs(product[c]) > limit * narrow_root_[c] ? 1U : 0U;
-  }
-  if (candidates == 0) return;
+  const bool zero = root == 0;
+  const bool lone = zero ? std::is_same_v<T, float> && !left_.null(i) && most_ > 0 : zeros_;
+  if (!lone && (zero || most_ == 0 || !any_candidate(root, product, columns))) return;
   const double fourth_root = std::sqrt(root);
   unsigned marked = 0;
   for (std::size_t c = 0; c < columns; ++c) {
@@ -93,11 +84,30 @@ void NearlyParallel<T>::mark(std::size_t r, std::size_t i, const T* product, con
                                       : square(gap * (mean + gap)) > kAngleDigits * both * below;
     const bool opposite = weight_ > 0 ? both + gap * gap / 2 > kSmoothDigits * (1 / weight_ + above)
                                       : square(both + gap * gap / 2) > kAngleDigits * both * above;
-    const unsigned is = (parallel | opposite) & (both > 0) ? 1U : 0U;
+    const bool beside_zero = lone & (zero != (root_[c] == 0));
+    const unsigned is = ((parallel | opposite) & (both > 0)) | beside_zero ? 1U : 0U;
     marks_[r][c] = static_cast<unsigned char>(is);
     marked |= is;
   }
   any_[r] = marked != 0;
+}
+
+/// One comparison for most pairs of an example, from the column whose norm differs most.
+template <class T>
+bool NearlyParallel<T>::any_candidate(double root, const T* product, std::size_t columns) const {
+  const double ratio = std::max(root / least_, most_ / root);
+  const double apart = std::sqrt(ratio) - 1 / std::sqrt(ratio);
+  const double parallel_loss = apart + apart * apart;
+  const double opposite_loss = 1 + apart * apart / 2;
+  const double most_loss = std::max(parallel_loss, opposite_loss);
+  if (weight_ > 0 && most_loss * weight_ * root * most_ <= kSmoothDigits) return false;
+  const double unknown = weight_ > 0 ? most_loss / kSmoothDigits : square(most_loss) / kAngleDigits;
+  const T limit = static_cast<T>(std::max(0.0, 1 - unknown) * root);
+  unsigned candidates = 0;
+  for (std::size_t c = 0; c < columns; ++c) {
+    candidates |= std::abs(product[c]) > limit * narrow_root_[c] ? 1U : 0U;
+  }
+  return candidates != 0;
 }
 
 template <class T>
@@ -122,10 +132,12 @@ double squared_sine(const T* a, const T* b, std::size_t n) {
     a_square += x * x;
     b_square += y * y;
   }
+  if (a_square == 0 || b_square == 0) return 1;
   const double share = product / b_square;
   double rest = 0;
   for (std::size_t i = 0; i < n; ++i) {
-    const double beside = static_cast<double>(a[i]) - share * static_cast<double>(b[i]);
+    // Rounded once: of vectors that are parallel but for their own rounding nothing else is left.
+    const double beside = std::fma(-share, static_cast<double>(b[i]), static_cast<double>(a[i]));
     rest += beside * beside;
   }
   return std::min(1.0, rest / a_square);
@@ -133,19 +145,20 @@ double squared_sine(const T* a, const T* b, std::size_t n) {
 
 double sine_square(const Program& program, const Scales& scales, const FirstNonlinearity& first, double sine,
                    double delta, const BlockPlace<double>& pair) {
-  const auto variances = [&](std::size_t slot) {
-    return *pair.left->variance(slot, 0, pair.row) * *pair.right->variance(slot, 0, pair.column);
-  };
-  double determinant = sine * variances(0);
   for (std::size_t s = 0; s < first.step; ++s) {
     const Step& step = program.steps[s];
     const double weight =
         std::ldexp(step.weight_variance, scales.variance[step.in] - scales.variance[step.out]);
     const double bias = std::ldexp(step.bias_variance, -scales.variance[step.out]);
-    determinant = weight * (weight * determinant + 2 * bias * delta);
+    const double left = *pair.left->variance(step.out, 0, pair.row);
+    const double right = *pair.right->variance(step.out, 0, pair.column);
+    if (left == 0 || right == 0) return 0;
+    sine *= weight * *pair.left->variance(step.in, 0, pair.row) / left;
+    sine *= weight * *pair.right->variance(step.in, 0, pair.column) / right;
     delta *= weight;
+    sine += 2 * (bias / left) * (delta / right);
   }
-  return std::min(1.0, determinant / variances(program.steps[first.step].in));
+  return std::min(1.0, sine);
 }
 
 #define GRADGRAM_INSTANTIATE(T)                                           \

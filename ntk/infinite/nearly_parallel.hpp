@@ -32,7 +32,9 @@ struct FirstNonlinearity {
 std::optional<FirstNonlinearity> first_nonlinearity(const Program& program);
 
 /// Finds the pairs of a tile of vectors whose angles delta in T does not hold (kAngleDigits), or, given the
-/// weight variance before a smooth nonlinearity, whose angles it would miss (kSmoothDigits).
+/// weight variance before a smooth nonlinearity, whose angles it would miss (kSmoothDigits). In f32 also
+/// those of an input that is zero with one that is not: their covariance comes from the biases alone, and
+/// delta is the rounded half of the other's variance.
 template <class T>
 class NearlyParallel {
  public:
@@ -45,11 +47,14 @@ class NearlyParallel {
   const unsigned char* marks(std::size_t r) const { return marks_[r]; }  ///< of each column
 
  private:
+  bool any_candidate(double root, const T* product, std::size_t columns) const;
+
   const Sides<double>& left_;
   double weight_;
   double root_[kVectorTile], fourth_root_[kVectorTile];
   T narrow_root_[kVectorTile];
   double least_ = std::numeric_limits<double>::infinity(), most_ = 0;
+  bool zeros_ = false;  ///< whether a column is one of a zero input whose biases count, in f32
   bool any_[kVectorRows];
   unsigned char marks_[kVectorRows][kVectorTile];
 };
@@ -58,12 +63,14 @@ class NearlyParallel {
 template <class T>
 double half_squared_distance(const T* a, const T* b, std::size_t n);
 
-/// sin^2 of the angle between two inputs, from what one is beside its projection on the other.
+/// sin^2 of the angle between two inputs, from what one is beside its projection on the other; 1 when one is
+/// zero.
 template <class T>
 double squared_sine(const T* a, const T* b, std::size_t n);
 
 /// The same before the first nonlinearity, from that and the delta of the inputs. An affine map takes the
-/// determinant D = q q' - c^2 = q q' sin^2 to w^2 D + 2 w b delta.
+/// determinant D = q q' - c^2 = q q' sin^2 to w^2 D + 2 w b delta, of which only the share of q q' is held:
+/// products of variances may be no numbers.
 double sine_square(const Program& program, const Scales& scales, const FirstNonlinearity& first, double sine,
                    double delta, const BlockPlace<double>& pair);
 

@@ -309,7 +309,6 @@ Program compile(const models::Model& model, const models::NetworkOptions& option
     const std::size_t window = step.convolution ? step.geometry.kernel_h * step.geometry.kernel_w : 1;
     parallel = parallel && window == 1 && step.bias_variance == 0;
     if ((rounded || parallel) && kink) program.fragile = true;
-    program.kinked = program.kinked || kink;
     if (nonlinear && step.phi.kind == Nonlinearity::Kind::Monomial && step.phi.degree >= 2) {
       program.fragile = program.powers = true;
     }

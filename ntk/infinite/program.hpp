@@ -67,7 +67,6 @@ struct Program {
   /// Whether there is a monomial of degree 2 or more: variances move apart as powers of what they were, and a
   /// covariance between a large and a small one is a small difference of large numbers.
   bool powers = false;
-  bool kinked = false;    ///< there is a nonlinearity with a kink: it reads angles
   std::size_t depth = 1;  ///< states alive at once
 };
 

@@ -15,14 +15,27 @@ bool has_factors(const Step& step) {
   return step.kind == StepKind::Nonlinear || step.kind == StepKind::Normalize;
 }
 
-std::unique_ptr<SmoothForm> smooth_form(const Step& step, double largest, double tolerance) {
-  constexpr double kMost = 1e150;  // mixtures multiply two variances
-  if (!(largest <= kMost)) {
-    throw NumericError(fmt::format(
-        "infinite_kernel: {} sees variances up to {:g}, where {:g} is the most that it can take; scale the "
-        "inputs or lower the weight variance",
-        step.name, largest, kMost));
+/// Closed forms of functions that are not homogeneous multiply two variances.
+void require_moderate(const Step& step, double largest) {
+  constexpr double kMost = 1e150;
+  switch (step.phi.kind) {
+    case Nonlinearity::Kind::Erf:
+    case Nonlinearity::Kind::Gelu:
+    case Nonlinearity::Kind::Sin:
+    case Nonlinearity::Kind::Cos:
+    case Nonlinearity::Kind::Series:
+      break;
+    default:
+      return;
   }
+  if (largest <= kMost) return;
+  throw NumericError(fmt::format(
+      "infinite_kernel: {} sees variances up to {:g}, where {:g} is the most that it can take; scale the "
+      "inputs or lower the weight variance",
+      step.name, largest, kMost));
+}
+
+std::unique_ptr<SmoothForm> smooth_form(const Step& step, double largest, double tolerance) {
   return std::make_unique<SmoothForm>(SmoothForm{HermiteSeries::fit(step.phi.function, largest, tolerance),
                                                  LogisticMixture(step.phi.function, tolerance)});
 }
@@ -91,6 +104,7 @@ Scales choose_scales(const Program& program, double largest, double smallest, do
           t.add(q);
           break;
         case StepKind::Nonlinear: {
+          require_moderate(step, most.value());
           if (step.phi.kind == Nonlinearity::Kind::Series && series[s] == nullptr) {
             series[s] = smooth_form(step, most.value(), tolerance);
           }

@@ -296,6 +296,11 @@ TEST_F(Command, UnknownOptionsAreToldBeforeMissingOnes) {
   EXPECT_NE(error({"learnability", "--learning", "1"}).find("did you mean --learning-rate?"),
             std::string::npos);
   EXPECT_NE(error({"kernel"}).find("--model is required"), std::string::npos);
+  EXPECT_EQ(error({"kernle", "--model", "dense(1)"}),
+            "gradgram: 'kernle' is no verb; did you mean kernel? (see gradgram --help)\n");
+  EXPECT_EQ(error({"train"}),
+            "gradgram: 'train' is no verb; expected one of doctor, init, kernel, predict, spectrum, "
+            "learnability (see gradgram --help)\n");
 }
 
 TEST_F(Command, WhatFailsIsOneLineAndCodeOneAndLeavesNothing) {

@@ -122,6 +122,19 @@ TEST_F(FileTest, FollowsLinksAndKeepsDevices) {
   EXPECT_TRUE(fs::is_character_file("/dev/null"));
 }
 
+TEST_F(FileTest, LinksAreFollowedFromWhereTheyAre) {
+  fs::create_directories(folder_ / "there" / "inner");
+  fs::create_directory_symlink(folder_ / "there" / "inner", folder_ / "inner");
+  fs::create_symlink("../k.npy", folder_ / "inner" / "link.npy");
+  std::ofstream(folder_ / "there" / "k.npy") << "there";
+  std::ofstream(folder_ / "k.npy") << "beside the link to the folder";
+  EXPECT_TRUE(fs::equivalent(behind_links(folder_ / "inner" / "link.npy"), folder_ / "there" / "k.npy"));
+  EXPECT_EQ(behind_links(folder_ / "k.npy"), folder_ / "k.npy");
+  fs::remove(folder_ / "there" / "k.npy");
+  std::ofstream(behind_links(folder_ / "inner" / "link.npy")) << "new";
+  EXPECT_EQ(text_of(folder_ / "there" / "k.npy"), "new");
+}
+
 TEST_F(FileTest, FullDiskIsReported) {
   if (!fs::is_character_file("/dev/full")) GTEST_SKIP() << "no /dev/full here";
   const std::string text = message<IoError>(

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <limits>
 #include <map>
+#include <numbers>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -122,15 +124,127 @@ TEST_P(InfiniteScales, SingleAgreesWithinItsPrecision) {
 INSTANTIATE_TEST_SUITE_P(All, InfiniteScales, testing::ValuesIn(cases()),
                          [](const auto& info) { return info.param.name; });
 
-TEST(InfiniteScalesLimits, RefusesVariancesWhoseSquareIsNoNumber) {
-  const Tensor<double> x(Shape{1, 1}, std::vector<double>{1e76});
-  try {
-    infinite_kernel<double>(models::parse("dense(8) tanh dense(1)", {1}), {}, x.view(), {}, Workers(1));
-    FAIL() << "no error";
-  } catch (const NumericError& error) {
-    EXPECT_NE(std::string(error.what()).find("layer 1 'tanh' sees variances up to"), std::string::npos)
-        << error.what();
+/// What a zero input has in common with any other one is the biases, which single precision loses beside the
+/// variance of a large one.
+TEST(InfiniteZeros, ShareTheBiasesWithInputsOfAnySize) {
+  constexpr double kWeight = 1.5;
+  constexpr double kBias = 0.1;
+  constexpr std::size_t kChannels = 3;
+  constexpr std::size_t kExamples = 37;
+  Tensor<float> x(Shape{kExamples, kChannels});
+  for (std::size_t i = 0; i < kExamples; ++i) {
+    for (std::size_t c = 0; c < kChannels; ++c) {
+      const double size = std::pow(10.0, static_cast<double>(i) / 5 - 1);  // to 1.6e6
+      x(i, c) = i % 12 == 0 ? 0 : static_cast<float>(size * std::sin(static_cast<double>(7 * i + 3 * c + 1)));
+    }
   }
+  const auto expect = [&](std::size_t i, bool rectified, double& nngp, double& ntk) {
+    double square = 0;
+    for (std::size_t c = 0; c < kChannels; ++c) square += std::pow(static_cast<double>(x(i, c)), 2);
+    const double variance = kWeight * square / static_cast<double>(kChannels) + kBias;
+    const double root = std::sqrt(variance * kBias);
+    const double angle = std::acos(kBias / root);
+    constexpr double kPi = std::numbers::pi;
+    const double value =
+        rectified ? root * (std::sin(angle) + (kPi - angle) * std::cos(angle)) / (2 * kPi) : kBias;
+    const double slope = rectified ? (kPi - angle) / (2 * kPi) : 1;
+    nngp = kWeight * value + kBias;
+    ntk = nngp + kWeight * slope * kBias;
+  };
+  const Workers workers(2);
+  InfiniteOptions what;
+  what.nngp = true;
+  const models::NetworkOptions options{.weight_variance = kWeight, .bias_variance = kBias};
+  for (const char* text : {"dense(8) relu dense(1)", "dense(8) identity dense(1)"}) {
+    const bool rectified = std::string(text).find("relu") != std::string::npos;
+    const models::Model model = models::parse(text, {kChannels});
+    const auto all = std::as_const(x).view();
+    const auto found = infinite_kernel<float>(model, options, all, what, workers);
+    const auto block = infinite_kernel<float>(model, options, all, all, what, workers);
+    double rounded = 0;
+    for (std::size_t zero = 0; zero < kExamples; zero += 12) {
+      for (std::size_t i = 0; i < kExamples; ++i) {
+        if (i % 12 == 0) continue;
+        double nngp = 0;
+        double ntk = 0;
+        expect(i, rectified, nngp, ntk);
+        const auto size = [&](const Tensor<float>& k) {
+          return std::sqrt(static_cast<double>(k(i, i)) * static_cast<double>(k(zero, zero)));
+        };
+        for (const auto* kernels : {&found, &block}) {
+          EXPECT_NEAR(kernels->nngp(zero, i), nngp, 1e-5 * size(found.nngp))
+              << text << ' ' << zero << ' ' << i;
+          EXPECT_NEAR(kernels->nngp(i, zero), nngp, 1e-5 * size(found.nngp))
+              << text << ' ' << zero << ' ' << i;
+          EXPECT_NEAR(kernels->ntk(zero, i), ntk, 1e-5 * size(found.ntk)) << text << ' ' << zero << ' ' << i;
+          EXPECT_NEAR(kernels->ntk(i, zero), ntk, 1e-5 * size(found.ntk)) << text << ' ' << zero << ' ' << i;
+        }
+        rounded = std::max(rounded, static_cast<double>(std::numeric_limits<float>::epsilon()) *
+                                        static_cast<double>(found.nngp(i, i)) / size(found.nngp));
+      }
+    }
+    EXPECT_GT(rounded, 1e-2) << "negative control: half of the larger variance would hold less";
+  }
+}
+
+/// Multiples that single precision rounded are parallel but for that, and large variances make the derivative
+/// of erf see it. Of two components q q' - c^2 is the square of their cross product, which holds no rounding.
+TEST(InfiniteScalesLimits, DoubleKeepsTheAnglesThatRoundingLeaves) {
+  constexpr std::size_t kExamples = 24;
+  Tensor<double> x(Shape{kExamples, 2});
+  for (std::size_t i = 0; i < kExamples; ++i) {
+    const double size = 1e8 * (1 + static_cast<double>(i) / 3);
+    x(i, 0) = static_cast<double>(static_cast<float>(size * std::cos(0.7)));
+    x(i, 1) = static_cast<double>(static_cast<float>(size * std::sin(0.7)));
+  }
+  const auto found = infinite_kernel<double>(models::parse("dense(8) erf dense(1)", {2}),
+                                             {.weight_variance = 1, .bias_variance = 0},
+                                             std::as_const(x).view(), {}, Workers(1));
+  const auto expected = [&](std::size_t i, std::size_t j, double distortion) {
+    const double q = (x(i, 0) * x(i, 0) + x(i, 1) * x(i, 1)) / 2;
+    const double r = (x(j, 0) * x(j, 0) + x(j, 1) * x(j, 1)) / 2;
+    const double c = (x(i, 0) * x(j, 0) + x(i, 1) * x(j, 1)) / 2;
+    const double cross = (x(i, 0) * x(j, 1) - x(i, 1) * x(j, 0)) / 2;
+    const double root = std::sqrt(1 + 2 * q + 2 * r + distortion * 4 * cross * cross);
+    return 2 / std::numbers::pi * (std::atan2(2 * c, root) + 2 * c / root);
+  };
+  double worst = 0;
+  double corrupted = 0;
+  for (std::size_t i = 0; i < kExamples; ++i) {
+    for (std::size_t j = 0; j <= i; ++j) {
+      const double size = std::sqrt(found.ntk(i, i) * found.ntk(j, j));
+      worst = std::max(worst, std::abs(found.ntk(i, j) - expected(i, j, 1)) / size);
+      corrupted = std::max(corrupted, std::abs(found.ntk(i, j) - expected(i, j, 1 + 1e-8)) / size);
+    }
+  }
+  EXPECT_LE(worst, 1e-11);
+  EXPECT_GT(corrupted, 1e-10) << "negative control";
+}
+
+TEST(InfiniteScalesLimits, RefusesVariancesWhoseSquareIsNoNumber) {
+  const Tensor<double> x(Shape{2, 1}, std::vector<double>{1e76, -1e76});
+  for (const char* function : {"tanh", "sigmoid", "softplus", "erf", "gelu", "sin", "cos"}) {
+    const models::Model model = models::parse("dense(8) " + std::string(function) + " dense(1)", {1});
+    for (const bool tangent : {true, false}) {
+      InfiniteOptions what;
+      what.nngp = !tangent;
+      what.ntk = tangent;
+      try {
+        infinite_kernel<double>(model, {}, x.view(), what, Workers(1));
+        ADD_FAILURE() << function << ": no error";
+      } catch (const NumericError& error) {
+        EXPECT_NE(
+            std::string(error.what()).find("layer 1 '" + std::string(function) + "' sees variances up to"),
+            std::string::npos)
+            << error.what();
+      }
+    }
+  }
+  // Nothing is multiplied in kernels of homogeneous functions.
+  const auto found =
+      infinite_kernel<double>(models::parse("dense(8) relu dense(1)", {1}), {}, x.view(), {}, Workers(1));
+  EXPECT_NEAR(found.ntk(0, 0) / 4e152, 1, 1e-12);
+  EXPECT_NEAR(found.ntk(0, 1) / 4e152, 0, 1e-12);
 }
 
 }  // namespace

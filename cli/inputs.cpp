@@ -112,20 +112,11 @@ models::NetworkOptions network_options(const Options& options) {
 }
 
 models::NetworkOptions infinite_variances(const Options& options) {
-  // As of finite networks: products over the layers leave the numbers far beyond.
-  constexpr double kLeast = 1e-30;
-  constexpr double kMost = 1e30;
-  const auto require = [&](const char* option, double value, bool zero) {
-    if ((zero && value == 0) || (value >= kLeast && value <= kMost)) return;
-    throw ArgumentError(
-        fmt::format("{}: found {}, expected {}{} to {}", option, value, zero ? "0 or " : "", kLeast, kMost));
-  };
-  require("--weight-variance", options.weight_variance, false);
-  require("--bias-variance", options.bias_variance, true);
   models::NetworkOptions result;
   result.parameterization = models::Parameterization::Ntk;
   result.weight_variance = options.weight_variance;
   result.bias_variance = options.bias_variance;
+  models::check_variances(result, "--weight-variance", "--bias-variance");
   return result;
 }
 

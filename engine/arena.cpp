@@ -120,6 +120,15 @@ void Arena::commit(const Workers& workers, const std::stop_token& stop) {
 #endif
 }
 
+void Arena::scatter() noexcept {
+#ifdef __linux__
+  for (const Chunk& chunk : chunks_) {
+    if (chunk.bytes.get_deleter().alignment != kHugePage) continue;
+    madvise(chunk.bytes.get(), chunk.used / kHugePage * kHugePage, MADV_NOHUGEPAGE);
+  }
+#endif
+}
+
 std::size_t Arena::capacity() const noexcept {
   std::size_t total = 0;
   for (const Chunk& chunk : chunks_) total += chunk.capacity;

@@ -52,6 +52,9 @@ class Arena {
   /// comes in small ones. Costs what the first write to every page would cost otherwise.
   /// Throws Cancelled when `stop` is requested.
   void commit(const Workers& workers, const std::stop_token& stop = {});
+  /// Instead of commit(), for memory in use of which only scattered parts are going to be written: what has
+  /// not been written yet comes in small pages, as it is written.
+  void scatter() noexcept;
   /// Bytes held from the system.
   std::size_t capacity() const noexcept;
 

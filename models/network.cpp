@@ -239,20 +239,23 @@ Parameterization parse_parameterization(std::string_view name) {
   throw ArgumentError(fmt::format("parameterization: found '{}', expected standard or ntk", name));
 }
 
-template <class T>
-Network<T>::Network(Model model, const NetworkOptions& options)
-    : model_(std::move(model)), options_(options) {
+void check_variances(const NetworkOptions& options, std::string_view weight, std::string_view bias) {
   // Beyond these the draws would leave the range of f32. The comparisons are false for NaN.
   constexpr double kLeast = 1e-30;
   constexpr double kMost = 1e30;
-  if (!(options.weight_variance >= kLeast && options.weight_variance <= kMost)) {
-    throw ArgumentError(fmt::format("network: weight_variance: found {}, expected {} to {}",
-                                    options.weight_variance, kLeast, kMost));
-  }
-  if (!(options.bias_variance == 0 || (options.bias_variance >= kLeast && options.bias_variance <= kMost))) {
-    throw ArgumentError(fmt::format("network: bias_variance: found {}, expected 0 or {} to {}",
-                                    options.bias_variance, kLeast, kMost));
-  }
+  const auto require = [&](std::string_view name, double value, bool zero) {
+    if ((zero && value == 0) || (value >= kLeast && value <= kMost)) return;
+    throw ArgumentError(
+        fmt::format("{}: found {}, expected {}{} to {}", name, value, zero ? "0 or " : "", kLeast, kMost));
+  };
+  require(weight, options.weight_variance, false);
+  require(bias, options.bias_variance, true);
+}
+
+template <class T>
+Network<T>::Network(Model model, const NetworkOptions& options)
+    : model_(std::move(model)), options_(options) {
+  check_variances(options);
   Drawer<T>(options_, parameters_).list(model_.layers(), model_.input(), {}, false);
 }
 

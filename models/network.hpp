@@ -28,6 +28,11 @@ struct NetworkOptions {
   std::uint64_t seed = 0;
 };
 
+/// Throws ArgumentError, calling them by these names, for variances outside their range: products over the
+/// layers would leave the numbers.
+void check_variances(const NetworkOptions& options, std::string_view weight = "network: weight_variance",
+                     std::string_view bias = "network: bias_variance");
+
 /// A model with weights: the finite reading. Parameters are named as in torch.nn.Sequential: `0.weight`,
 /// `0.bias`, `3.weight`; inside residual number 4: `4.0.weight` (body), `4.shortcut.0.weight`. They stand in
 /// the order of the layers, a residual's body before its shortcut.

@@ -65,8 +65,15 @@ class Factors {
   const Outer& outer(std::size_t use) const { return outer_[use]; }
   /// [examples, seeds of a round * row_width] or [examples * seeds, row_width].
   const FactorMatrix<T>& rows() const { return rows_; }
-  /// Arena::commit() of all that is held.
-  void commit(const Workers& workers, const std::stop_token& stop) { memory_.commit(workers, stop); }
+  /// Arena::commit() of all that is held; when fewer than half of the examples are going to be filled, memory
+  /// comes for those alone, as they are.
+  void supply(std::size_t filled, const Workers& workers, const std::stop_token& stop) {
+    if (2 * filled < capacity_) {
+      memory_.scatter();
+    } else {
+      memory_.commit(workers, stop);
+    }
+  }
   /// Call when `examples` of them are filled, before products: FactorMatrix::pad() of all.
   void pad(std::size_t examples) const;
 

@@ -175,10 +175,6 @@ class Builder {
 
   void build() {
     const auto begin = Clock::now();
-    resident_.commit(workers_, options_.stop);
-    streamed_.commit(workers_, options_.stop);
-    // The plan counts new memory among the passes, which would have it cleared otherwise.
-    for (WorkerSeconds& worker : seconds_) worker.passes += seconds_since(begin);
     const Schedule steps(plan_);
     const std::size_t rounds = plan_.rounds();
     if (rounds > 1 && steps.size() > 1) {
@@ -186,12 +182,24 @@ class Builder {
     }
     if (plan_.reuse() == Reuse::Spilled) begin_spilling(steps);
     total_pieces_ = 0;
+    // Places of examples: of a file that goes on most may stay empty.
+    std::vector<bool> resident_filled(plan_.resident, false);
+    std::vector<bool> streamed_filled(plan_.streamed, spilled_.has_value());
+    const auto count = [this](const std::vector<Span>& blocks, std::vector<bool>& filled) {
+      total_pieces_ += blocks.size();
+      for (const Span& block : blocks) {
+        for (std::size_t i = block.begin; i < block.end(); ++i) filled[i] = true;
+      }
+    };
     for (std::size_t s = 0; s < steps.size(); ++s) {
       const std::vector<TileRange> ranges = tiles(steps[s]);
-      if (steps[s].load_resident) total_pieces_ += resident_blocks(steps, s).size();
-      total_pieces_ += streamed_blocks(steps[s], s, ranges).size() + ranges.size();
+      if (steps[s].load_resident) count(resident_blocks(steps, s), resident_filled);
+      count(streamed_blocks(steps[s], s, ranges), streamed_filled);
+      total_pieces_ += ranges.size();
     }
     total_pieces_ *= rounds;
+    supply(resident_, resident_filled);
+    supply(streamed_, streamed_filled);
     for (std::size_t round = 0; round < rounds; ++round) {
       for (std::size_t s = 0; s < steps.size(); ++s) {
         const Step step = steps[s];
@@ -235,6 +243,14 @@ class Builder {
     const std::size_t column = within(step) ? step.resident.begin : step.streamed.begin;
     return {step.resident.begin + range.row, range.rows, column + range.column, range.columns,
             range.diagonal};
+  }
+
+  void supply(Factors<T>& factors, const std::vector<bool>& filled) {
+    const auto begin = Clock::now();
+    factors.supply(static_cast<std::size_t>(std::count(filled.begin(), filled.end(), true)), workers_,
+                   options_.stop);
+    // The plan counts new memory among the passes, which would have it cleared otherwise.
+    for (WorkerSeconds& worker : seconds_) worker.passes += seconds_since(begin);
   }
 
   /// The tiles of a step that are still to be computed.

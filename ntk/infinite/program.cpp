@@ -275,16 +275,7 @@ bool reads_covariance(Nonlinearity::Kind kind) {
 }  // namespace
 
 Program compile(const models::Model& model, const models::NetworkOptions& options, bool tangent) {
-  if (!(std::isfinite(options.weight_variance) && options.weight_variance > 0)) {
-    throw ArgumentError(
-        fmt::format("infinite_kernel: weight_variance: found {}, expected a finite number above 0",
-                    options.weight_variance));
-  }
-  if (!(std::isfinite(options.bias_variance) && options.bias_variance >= 0)) {
-    throw ArgumentError(
-        fmt::format("infinite_kernel: bias_variance: found {}, expected a finite number of at least 0",
-                    options.bias_variance));
-  }
+  models::check_variances(options, "infinite_kernel: weight_variance", "infinite_kernel: bias_variance");
   Program program;
   program.input = model.input();
   const bool image = program.input.rank() == 3;

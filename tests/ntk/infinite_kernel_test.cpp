@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -907,6 +908,38 @@ TEST(InfiniteKernel, RefusesBadInputs) {
   const Tensor<double> none(Shape{0, 3});
   EXPECT_EQ(infinite_kernel<double>(model, {}, none.view(), InfiniteOptions{}, workers).ntk.shape(),
             (Shape{0, 0}));
+}
+
+TEST(InfiniteKernel, VariancesBeyondTheNumbersAreRefusedAsOfFiniteNetworks) {
+  const models::Model model = models::parse("dense(4) relu dense(1)", {3});
+  const Tensor<double> x(Shape{2, 3});
+  InfiniteOptions both;
+  both.nngp = both.ntk = true;
+  const auto words = [](const auto& call) {
+    try {
+      call();
+    } catch (const ArgumentError& error) {
+      const std::string text = error.what();
+      return text.substr(text.find(": ") + 2);
+    }
+    return std::string();
+  };
+  const double infinity = std::numeric_limits<double>::infinity();
+  for (const double value : {-1.0, 5e-324, 1e-310, 9e-31, 1.1e30, 1e308, infinity, -infinity, std::nan("")}) {
+    for (const bool bias : {false, true}) {
+      models::NetworkOptions options;
+      (bias ? options.bias_variance : options.weight_variance) = value;
+      const std::string text =
+          words([&] { infinite_kernel<double>(model, options, x.view(), both, Workers(1)); });
+      EXPECT_EQ(text.rfind(bias ? "bias_variance: found " : "weight_variance: found ", 0), 0u) << text;
+      EXPECT_EQ(text, words([&] { models::Network<float>(model, options); }));
+    }
+  }
+  for (const double value : {1e-30, 1e30}) {
+    models::NetworkOptions options;
+    options.weight_variance = options.bias_variance = value;
+    EXPECT_EQ(words([&] { infinite_kernel<double>(model, options, x.view(), both, Workers(1)); }), "");
+  }
 }
 
 }  // namespace

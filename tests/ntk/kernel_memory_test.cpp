@@ -1,11 +1,14 @@
 #include <gtest/gtest.h>
 #include <malloc.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
+#include <fstream>
 #include <new>
+#include <vector>
 
 #include "ntk/planned_kernel.hpp"
 #include "tests/ntk/kernel_cases.hpp"
@@ -135,6 +138,70 @@ TEST(KernelMemory, KeptPassesTakeNoMoreThanTheyHold) {
     const std::size_t passes = counted[1] - counted[0];
     EXPECT_LE(taken[1] - taken[0], passes + (std::size_t{1} << 18)) << block;
     EXPECT_GT(taken[1] - taken[0], passes - passes / 10) << block;
+  }
+}
+
+std::size_t resident_bytes() {
+  std::ifstream file("/proc/self/statm");
+  std::size_t pages = 0;
+  file >> pages >> pages;
+  return pages * static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+}
+
+/// Has all tiles, or all but one, and sees what the system has given when that is put.
+class Store final : public TileStore {
+ public:
+  explicit Store(bool has_most) : has_most_(has_most) {}
+  bool has(const TilePlace& place) const override {
+    return has_most_ && (place.row != 560 || place.column != 80);
+  }
+  void put(const PlacedTile& tile, std::size_t) override {
+    ++tiles;
+    if (tile.place.row != 560 || tile.place.column != 80) return;
+    resident = resident_bytes();
+    tile.each_entry<float>(
+        [&](std::size_t, std::size_t, std::size_t, std::size_t, float value) { entries.push_back(value); });
+  }
+  std::size_t tiles = 0, resident = 0;
+  std::vector<float> entries;  ///< of that one
+
+ private:
+  bool has_most_;
+};
+
+/// A kernel in a file that goes on with a few missing tiles.
+TEST(KernelMemory, MemoryComesForWhatMissingTilesNeed) {
+  const kernel_cases::Case c{
+      "cnn", "conv(64,3) gap dense(1)", {4, 4, 64}, models::Parameterization::Standard, {}};
+  const auto module = kernel_cases::module_of<float>(c);
+  const auto x = kernel_cases::inputs_of<float>(c.input, 600, 1);
+  const Workers workers(1);
+  KernelOptions options;
+  options.memory = std::size_t{1} << 30;
+  options.ways = {{"0.weight", Way::Materialize}};
+  Plan plan = plan_for<float>(*module, x.view(), nullptr, options, 1);
+  plan.tile = 40;
+  plan.tape_block = 8;
+  for (const bool packed : {true, false}) {
+    // All examples at once, and blocks that a stream meets.
+    for (const std::size_t resident : {600, 480}) {
+      plan.packed = packed;
+      plan.resident = resident;
+      plan.streamed = resident == 600 ? 0 : 120;
+      const std::size_t factors = plan.factor_bytes(resident);
+      Store one(true);
+      const std::size_t before = resident_bytes();
+      planned_tiles<float>(*module, x.view(), nullptr, options, plan, workers, one);
+      EXPECT_EQ(one.tiles, 1u);
+      EXPECT_LT(one.resident, before + factors / 2) << packed << " " << resident;
+      Store all(false);
+      const std::size_t again = resident_bytes();
+      planned_tiles<float>(*module, x.view(), nullptr, options, plan, workers, all);
+      // Negative control, as much as is not still there from before.
+      EXPECT_GT(all.resident, again + factors * 3 / 4) << packed << " " << resident;
+      EXPECT_EQ(one.entries, all.entries);
+      EXPECT_EQ(one.entries.size(), 1600u);
+    }
   }
 }
 

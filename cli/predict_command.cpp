@@ -385,7 +385,7 @@ void finish(const Context& context, const Problem<T>& problem, std::vector<std::
     json["nesterov"] = options.nesterov;
   }
   json["ridge"] = ridge;
-  json["ridge_relative_to_mean_diagonal"] = trace > 0 ? ridge * static_cast<double>(n) / trace : 0;
+  json["ridge_relative_to_mean_diagonal"] = trace > 0 ? ridge / (trace / static_cast<double>(n)) : 0;
   json["solver"] = answer.solver;
   if (answer.residual) json["relative_residual"] = *answer.residual;
   json["largest_eigenvalue"] = answer.largest_eigenvalue;

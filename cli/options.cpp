@@ -19,6 +19,7 @@
 #include "cli/modes.hpp"
 #include "engine/error.hpp"
 #include "engine/file.hpp"
+#include "models/edit_distance.hpp"
 
 namespace gradgram::cli {
 namespace {
@@ -610,25 +611,6 @@ std::vector<std::string> unread_words(std::span<const std::string> arguments) {
   return parser.app.remaining(true);
 }
 
-/// Letters that must be put in, left out, changed or swapped with their neighbour.
-std::size_t slips(std::string_view from, std::string_view to) {
-  std::vector<std::vector<std::size_t>> least(from.size() + 1, std::vector<std::size_t>(to.size() + 1));
-  for (std::size_t i = 0; i <= from.size(); ++i) {
-    for (std::size_t j = 0; j <= to.size(); ++j) {
-      if (i == 0 || j == 0) {
-        least[i][j] = i + j;
-        continue;
-      }
-      least[i][j] = std::min({least[i - 1][j] + 1, least[i][j - 1] + 1,
-                              least[i - 1][j - 1] + (from[i - 1] == to[j - 1] ? 0 : 1)});
-      if (i > 1 && j > 1 && from[i - 1] == to[j - 2] && from[i - 2] == to[j - 1]) {
-        least[i][j] = std::min(least[i][j], least[i - 2][j - 2] + 1);
-      }
-    }
-  }
-  return least.back().back();
-}
-
 /// The option of a verb that a misspelt word stands for, as far as one can guess; empty when none is near.
 std::string nearest_option(const CLI::App& verb, const std::string& word) {
   std::string nearest;
@@ -637,7 +619,8 @@ std::string nearest_option(const CLI::App& verb, const std::string& word) {
     for (const std::string& name : option->get_lnames()) {
       const std::string whole = "--" + name;
       // The beginning of a name is as good as a slip.
-      const std::size_t number = word.size() > 3 && whole.starts_with(word) ? 1 : slips(word, whole);
+      const std::size_t number =
+          word.size() > 3 && whole.starts_with(word) ? 1 : models::edit_distance(word, whole);
       if (number >= fewest) continue;
       fewest = number;
       nearest = whole;
@@ -652,7 +635,7 @@ std::string no_verb_text(const std::string& word) {
   std::string all;
   for (const auto& [verb, unused] : kVerbs) {
     all += (all.empty() ? "" : ", ") + std::string(verb);
-    const std::size_t number = slips(word, verb);
+    const std::size_t number = models::edit_distance(word, verb);
     if (number >= fewest) continue;
     fewest = number;
     nearest = verb;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/error.hpp"
+#include "models/edit_distance.hpp"
 #include "models/layers.hpp"
 #include "models/model.hpp"
 
@@ -129,29 +130,6 @@ std::string shown(std::string_view text) {
   return "'" + result + (text.size() > kLongest ? "...'" : "'");
 }
 
-/// Edits from one word to the other: insertion, deletion, exchange, swap of neighbours. Capitals equal small
-/// letters.
-std::size_t distance(std::string_view a, std::string_view b) {
-  const auto lower = [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; };
-  std::vector<std::vector<std::size_t>> table(a.size() + 1, std::vector<std::size_t>(b.size() + 1));
-  for (std::size_t i = 0; i <= a.size(); ++i) {
-    for (std::size_t j = 0; j <= b.size(); ++j) {
-      if (i == 0 || j == 0) {
-        table[i][j] = i + j;
-        continue;
-      }
-      const bool same = lower(a[i - 1]) == lower(b[j - 1]);
-      std::size_t best =
-          std::min({table[i - 1][j] + 1, table[i][j - 1] + 1, table[i - 1][j - 1] + (same ? 0 : 1)});
-      if (i > 1 && j > 1 && lower(a[i - 1]) == lower(b[j - 2]) && lower(a[i - 2]) == lower(b[j - 1])) {
-        best = std::min(best, table[i - 2][j - 2] + 1);
-      }
-      table[i][j] = best;
-    }
-  }
-  return table[a.size()][b.size()];
-}
-
 /// `; did you mean 'relu'?` or nothing when none of the candidates is near.
 std::string suggestion(std::string_view word, std::span<const std::string_view> candidates) {
   constexpr std::size_t kLongestWord = 32;
@@ -159,13 +137,13 @@ std::string suggestion(std::string_view word, std::span<const std::string_view> 
   std::string_view best;
   std::size_t least = std::max<std::size_t>(1, word.size() / 3) + 1;
   for (const auto& [foreign, ours] : kForeignNames) {
-    if (distance(word, foreign) == 0 && std::ranges::find(candidates, ours) != candidates.end()) {
+    if (edit_distance(word, foreign) == 0 && std::ranges::find(candidates, ours) != candidates.end()) {
       best = ours;
       least = 0;
     }
   }
   for (const std::string_view candidate : candidates) {
-    const std::size_t d = distance(word, candidate);
+    const std::size_t d = edit_distance(word, candidate);
     if (d < least) {
       best = candidate;
       least = d;

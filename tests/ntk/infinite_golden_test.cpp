@@ -4,49 +4,28 @@
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <map>
-#include <sstream>
 #include <string>
 #include <vector>
 
 #include "engine/npy.hpp"
 #include "models/model.hpp"
 #include "ntk/infinite/infinite.hpp"
+#include "tests/ntk/infinite_cases.hpp"
 #include "tests/source_root.hpp"
 
 namespace gradgram::ntk {
 namespace {
 
-/// One line of tests/golden/infinite/cases.txt, made by tests/golden/make_infinite.py with neural-tangents.
-struct Case {
-  std::string name, input, text;
-  models::NetworkOptions options;
-  friend void PrintTo(const Case& entry, std::ostream* out) { *out << entry.text; }
-};
+using infinite_cases::Case;
 
 std::filesystem::path folder() {
   return source_root() / "tests" / "golden" / "infinite";
 }
 
+/// Made by tests/golden/make_infinite.py with neural-tangents.
 std::vector<Case> cases() {
-  std::ifstream file(folder() / "cases.txt");
-  std::vector<Case> result;
-  for (std::string line; std::getline(file, line);) {
-    std::istringstream fields(line);
-    Case entry;
-    std::string weight;
-    std::string bias;
-    std::getline(fields, entry.name, '|');
-    std::getline(fields, entry.input, '|');
-    std::getline(fields, weight, '|');
-    std::getline(fields, bias, '|');
-    std::getline(fields, entry.text);
-    entry.options.weight_variance = std::stod(weight);
-    entry.options.bias_variance = std::stod(bias);
-    result.push_back(entry);
-  }
-  return result;
+  return infinite_cases::read("cases.txt");
 }
 
 const std::map<std::string, NpyArray>& arrays() {

@@ -2,11 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <limits>
 #include <map>
 #include <numbers>
-#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,37 +13,18 @@
 #include "engine/npy.hpp"
 #include "models/model.hpp"
 #include "ntk/infinite/infinite.hpp"
+#include "tests/ntk/infinite_cases.hpp"
 #include "tests/source_root.hpp"
 
 namespace gradgram::ntk {
 namespace {
 
-/// One line of tests/golden/infinite/scales.txt, made by tests/golden/make_scales.py: multiples, opposites
-/// and perturbations of vectors, of sizes 0.001 to 100,000 and norms up to a factor 10,000 apart.
-struct Case {
-  std::string name, input, text;
-  models::NetworkOptions options;
-  friend void PrintTo(const Case& entry, std::ostream* out) { *out << entry.text << " of " << entry.input; }
-};
+using infinite_cases::Case;
 
+/// Made by tests/golden/make_scales.py: multiples, opposites and perturbations of vectors, of sizes 0.001 to
+/// 100,000 and norms up to a factor 10,000 apart; vectors and images behind smooth nonlinearities.
 std::vector<Case> cases() {
-  std::ifstream file(source_root() / "tests" / "golden" / "infinite" / "scales.txt");
-  std::vector<Case> result;
-  for (std::string line; std::getline(file, line);) {
-    std::istringstream fields(line);
-    Case entry;
-    std::string weight;
-    std::string bias;
-    std::getline(fields, entry.name, '|');
-    std::getline(fields, entry.input, '|');
-    std::getline(fields, weight, '|');
-    std::getline(fields, bias, '|');
-    std::getline(fields, entry.text);
-    entry.options.weight_variance = std::stod(weight);
-    entry.options.bias_variance = std::stod(bias);
-    result.push_back(entry);
-  }
-  return result;
+  return infinite_cases::read("scales.txt");
 }
 
 const std::map<std::string, NpyArray>& arrays() {

@@ -55,6 +55,8 @@ class Scale {
     const bool narrow = !(high_ - low_ > 1e-9 * std::max(std::abs(low_), std::abs(high_)) + kLeast);
     if (logarithmic_) {
       if (!(low_ > 0)) low_ = high_ > 0 ? high_ / 10 : 1;
+      low_ = std::clamp(low_, kLeast, 1 / kLeast);
+      high_ = std::clamp(high_, kLeast, 1 / kLeast);
       if (narrow || !(high_ > low_)) low_ /= 2, high_ = low_ * 4;
       // Room at either end: a curve along the frame looks cut off.
       const double margin = std::pow(high_ / low_, 0.04);

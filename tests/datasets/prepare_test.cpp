@@ -19,7 +19,7 @@ using Rows = std::vector<std::size_t>;
 template <class T>
 NpyArray stored(NpyType type, const std::vector<std::size_t>& shape, const std::vector<T>& values) {
   NpyArray array{type, shape, std::vector<std::byte>(values.size() * sizeof(T))};
-  std::memcpy(array.bytes.data(), values.data(), array.bytes.size());
+  if (!values.empty()) std::memcpy(array.bytes.data(), values.data(), array.bytes.size());
   return array;
 }
 

@@ -1,6 +1,7 @@
 #include "engine/cpu.hpp"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -91,7 +92,9 @@ TEST(Cpu, DescribesTheMachine) {
 /// A folder that stands in for the root, with files in it.
 class FakeRoot {
  public:
-  explicit FakeRoot(const char* name) : path_(std::filesystem::path(testing::TempDir()) / name) {
+  /// Of this process alone: the same tests run beside each other, with one instruction set and another.
+  explicit FakeRoot(const std::string& name)
+      : path_(std::filesystem::path(testing::TempDir()) / (name + "-" + std::to_string(getpid()))) {
     std::filesystem::remove_all(path_);
   }
   ~FakeRoot() { std::filesystem::remove_all(path_); }

@@ -253,19 +253,18 @@ class Builder {
   template <class Out>
   bool cosine_vectors(const Tile& tile, std::size_t worker, IndexRange rows, IndexRange columns,
                       const InfiniteBlock<Out>& out) {
-    const typename CosineVectors<T>::Tile whole{tile.row, tile.rows, tile.column, tile.columns};
     if constexpr (std::is_same_v<T, Out>) {
       if (!same_) {
         const IndexRange r = overlap(rows, tile.row, tile.rows);
         const IndexRange c = overlap(columns, tile.column, tile.columns);
         const std::size_t to = (r.begin - rows.begin) * out.stride + c.begin - columns.begin;
-        cosines_->run(whole, {r.begin, r.end - r.begin, c.begin, c.end - c.begin}, worker,
+        cosines_->run(tile, {r.begin, r.end - r.begin, c.begin, c.end - c.begin}, worker,
                       {what_.nngp ? out.nngp + to : nullptr, what_.ntk ? out.ntk + to : nullptr, out.stride});
         return true;
       }
     }
     Scratch& scratch = scratch_[worker];
-    cosines_->run(whole, whole, worker,
+    cosines_->run(tile, tile, worker,
                   {what_.nngp ? scratch.nngp.data() : nullptr, what_.ntk ? scratch.ntk.data() : nullptr,
                    largest_tile().columns});
     return false;

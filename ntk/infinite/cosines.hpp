@@ -7,6 +7,7 @@
 #include "engine/covariance.hpp"
 #include "engine/tensor.hpp"
 #include "ntk/infinite/program.hpp"
+#include "ntk/infinite/tiles.hpp"
 
 /// Dense networks of rectifiers without biases. They are homogeneous: both kernels of two inputs are the
 /// product of their norms and a function of the cosine between them alone, which all layers are applied to
@@ -20,10 +21,6 @@ bool follows_cosines(const Program& program);
 template <class T>
 class CosineVectors {
  public:
-  /// Rows and columns of a matrix of pairs.
-  struct Tile {
-    std::size_t row = 0, rows = 0, column = 0, columns = 0;
-  };
   /// Entry (row, column) of the tile's corner; null where not asked for.
   struct Output {
     T* nngp = nullptr;

@@ -36,9 +36,8 @@ std::optional<FirstNonlinearity> first_nonlinearity(const Program& program) {
       first.weight *= step.weight_variance;
       continue;
     }
-    if (step.kind == StepKind::Nonlinear && step.phi.kind == Nonlinearity::Kind::Monomial)
-      return std::nullopt;
-    if (step.kind != StepKind::Nonlinear && step.kind != StepKind::Normalize) return std::nullopt;
+    const bool power = step.kind == StepKind::Nonlinear && step.phi.kind == Nonlinearity::Kind::Monomial;
+    if (power || (step.kind != StepKind::Nonlinear && step.kind != StepKind::Normalize)) return std::nullopt;
     first.angles = step.kind == StepKind::Normalize || step.phi.kind == Nonlinearity::Kind::ArcCosine ||
                    step.phi.kind == Nonlinearity::Kind::Sign;
     return first;

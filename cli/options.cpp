@@ -611,22 +611,65 @@ std::vector<std::string> unread_words(std::span<const std::string> arguments) {
   return parser.app.remaining(true);
 }
 
-/// The option of a verb that a misspelt word stands for, as far as one can guess; empty when none is near.
-std::string nearest_option(const CLI::App& verb, const std::string& word) {
-  std::string nearest;
-  std::size_t fewest = std::max<std::size_t>(2, word.size() / 4) + 1;
+/// What other tools call some options; the first that a verb has is meant.
+constexpr std::array<std::pair<std::string_view, std::string_view>, 10> kForeignNames{{
+    {"--limit", "--train"},
+    {"--dataset", "--data"},
+    {"--output", "--out"},
+    {"--lr", "--learning-rate"},
+    {"--weight-decay", "--l2"},
+    {"--batch-size", "--batch"},
+    {"--precision", "--dtype"},
+    {"--jobs", "--threads"},
+    {"--samples", "--limit"},
+    {"--samples", "--train"},
+}};
+
+struct Guess {
+  std::string option;  ///< empty: none is near
+  std::size_t edits = 0;
+};
+
+/// The option of a verb that a misspelt word stands for, as far as one can guess.
+Guess nearest_option(const CLI::App& verb, const std::string& word) {
+  constexpr std::size_t kLongestWord = 64;
+  if (word.size() > kLongestWord) return {};
+  for (const auto& [foreign, ours] : kForeignNames) {
+    if (word == foreign && verb.get_option_no_throw(std::string(ours)) != nullptr) {
+      return {std::string(ours), 0};
+    }
+  }
+  const std::size_t letters = word.size() - std::min(word.find_first_not_of('-'), word.size());
+  Guess nearest{"", letters < 4 ? 2 : std::max<std::size_t>(2, letters / 3) + 1};
   for (const CLI::Option* option : verb.get_options()) {
     for (const std::string& name : option->get_lnames()) {
       const std::string whole = "--" + name;
       // The beginning of a name is as good as a slip.
-      const std::size_t number =
-          word.size() > 3 && whole.starts_with(word) ? 1 : models::edit_distance(word, whole);
-      if (number >= fewest) continue;
-      fewest = number;
-      nearest = whole;
+      const std::size_t edits =
+          letters > 1 && whole.starts_with(word) ? 1 : models::edit_distance(word, whole);
+      if (edits < nearest.edits) nearest = {whole, edits};
     }
   }
   return nearest;
+}
+
+/// Where else the word is or might be an option, with the verbs that have it.
+std::pair<Guess, std::vector<std::string>> nearest_elsewhere(const CLI::App& app, const std::string& verb,
+                                                             const std::string& word) {
+  Guess nearest;
+  std::vector<std::string> verbs;
+  for (const auto& [name, unused] : kVerbs) {
+    if (name == verb) continue;
+    const Guess guess = nearest_option(*app.get_subcommand(std::string(name)), word);
+    if (guess.option.empty() || (!verbs.empty() && guess.edits > nearest.edits)) continue;
+    if (guess.option != nearest.option) {
+      if (!verbs.empty() && guess.edits == nearest.edits) continue;
+      nearest = guess;
+      verbs.clear();
+    }
+    verbs.emplace_back(name);
+  }
+  return {nearest, verbs};
 }
 
 std::string no_verb_text(const std::string& word) {
@@ -650,9 +693,16 @@ std::string unread_text(const CLI::App& app, const std::string& verb, const std:
       std::find_if(words.begin(), words.end(), [](const std::string& word) { return word.starts_with("-"); });
   if (option == words.end() || verb.empty()) return fmt::format("'{}' is not expected", words.front());
   const std::string given = option->substr(0, option->find('='));
-  const std::string nearest = nearest_option(*app.get_subcommand(verb), given);
-  return fmt::format("{} is no option of this verb{}", given,
-                     nearest.empty() ? "" : fmt::format("; did you mean {}?", nearest));
+  const std::string unknown = given + " is no option of this verb";
+  const Guess own = nearest_option(*app.get_subcommand(verb), given);
+  const auto [other, verbs] = nearest_elsewhere(app, verb, given);
+  if (!own.option.empty() && (verbs.empty() || own.edits <= other.edits)) {
+    return fmt::format("{}; did you mean {}?", unknown, own.option);
+  }
+  if (verbs.empty()) return unknown;
+  const std::string others = fmt::format("`gradgram {}`", fmt::join(verbs, "`, `gradgram "));
+  return other.option == given ? fmt::format("{} but of {}", unknown, others)
+                               : fmt::format("{}; did you mean {} of {}?", unknown, other.option, others);
 }
 
 }  // namespace

@@ -303,6 +303,33 @@ TEST_F(Command, UnknownOptionsAreToldBeforeMissingOnes) {
             "learnability (see gradgram --help)\n");
 }
 
+TEST_F(Command, OptionsOfOtherVerbsAreKnown) {
+  const auto expect = [](const std::string& verb, const std::string& word, const std::string& told) {
+    const Outcome outcome = run({verb, word, "1"});
+    EXPECT_EQ(outcome.code, kWrongUsage);
+    EXPECT_EQ(outcome.err, "gradgram " + verb + ": " + word + " is no option of this verb" + told +
+                               " (see gradgram " + verb + " --help)\n");
+  };
+  expect("kernel", "--measure", " but of `gradgram doctor`");
+  expect("spectrum", "--infinite", " but of `gradgram kernel`, `gradgram predict`");
+  for (const char* word : {"--meqasure", "--maesure", "--mesure", "--meazure", "--Measure", "--meas"}) {
+    expect("kernel", word, "; did you mean --measure of `gradgram doctor`?");
+  }
+  expect("init", "--epcohs", "; did you mean --epochs of `gradgram learnability`?");
+  expect("doctor", "--lables", "; did you mean --labels of `gradgram kernel`, `gradgram spectrum`?");
+  // The verb's own comes first, unless the word is right elsewhere.
+  expect("spectrum", "--stesp", "; did you mean --steps?");
+  expect("predict", "--rigde", "; did you mean --ridge?");
+  expect("predict", "--limit", "; did you mean --train?");
+  expect("predict", "--output", "; did you mean --out?");
+  expect("learnability", "--lr", "; did you mean --learning-rate?");
+  expect("kernel", "--lr", "; did you mean --learning-rate of `gradgram predict`, `gradgram learnability`?");
+  // Half of a short word is no slip.
+  expect("kernel", "--k", "");
+  expect("kernel", "--xyz", "");
+  expect("kernel", "--" + std::string(100000, 'x'), "");
+}
+
 TEST_F(Command, WhatFailsIsOneLineAndCodeOneAndLeavesNothing) {
   const std::string x = array("x.npy", Shape{5, 4}, 1);
   const std::vector<std::vector<std::string>> failing = {

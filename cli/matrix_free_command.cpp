@@ -221,14 +221,16 @@ void run(const Context& context) {
   constexpr std::size_t kProbesAtOnce = 4;
   std::size_t vectors = 0;
   if (wanted.top) vectors = std::max(vectors, std::max<std::size_t>(2 * top + 1, 20) + 2 * top);
-  if (wanted.moments) vectors = std::max(vectors, 4 * options.products / 3 + 48);
+  if (wanted.moments)
+    vectors = std::max(vectors, checked_multiply(options.products, 4, "--products") / 3 + 48);
   if (wanted.density) vectors = std::max(vectors, kProbesAtOnce * (std::min(options.lanczos_steps, n) + 2));
   // Never more products than the whole kernel takes: where at least n are wanted, it is multiplied out.
   std::size_t least_products = wanted.top ? 2 * top + 1 : 0;
-  if (wanted.moments) least_products += options.products;
+  if (wanted.moments) least_products = checked_add(least_products, options.products, "--products");
   if (wanted.density) {
     least_products = checked_add(
-        least_products, checked_multiply(options.probes, options.lanczos_steps, "--steps"), "--products");
+        least_products, checked_multiply(options.probes, options.lanczos_steps, "--probes and --steps"),
+        "--probes and --steps");
   }
   const bool whole = n <= least_products;
   if (whole) vectors = checked_add(vectors, n + 64, "--matrix-free");
@@ -237,12 +239,18 @@ void run(const Context& context) {
   MemoryAccount account("--memory", memory);
   count_reading<T>(account, {&data});
   account.hold(held);
+  if (wanted.density) {
+    // Nodes of every probe, in vectors that grow to twice their length.
+    const std::size_t nodes = checked_multiply(std::min(options.lanczos_steps, n) + 2,
+                                               2 * sizeof(ntk::SpectralDensity::Node), "--steps");
+    account.hold(checked_multiply(options.probes, nodes, "--probes and --steps"));
+  }
   ntk::OperatorOptions what;
   what.reduce = reduction.reduce;
   what.output = reduction.output;
   what.labels = labels;
   what.memory =
-      account.phase("products beside the vectors (fewer --steps, --products or --top need less)",
+      account.phase("products beside the vectors (fewer --probes, --steps, --products or --top need less)",
                     ntk::least_operator_bytes<T>(network, ntk::profile_of_first<T>(network, data.inputs),
                                                  examples, workers.count()));
   account.check();
@@ -251,6 +259,13 @@ void run(const Context& context) {
   ntk::KernelOperator<T> products_of(network, x.view(), what, workers);
 
   ProgressMeter meter(context.err, options.quiet);
+  // A kernel that was multiplied out has products that nobody stops.
+  const auto phase = [&](const char* name) -> Progress {
+    return [report = meter.phase(name), &context](std::size_t done, std::size_t total) {
+      if (context.stop.stop_requested()) throw Cancelled("stopped");
+      report(done, total);
+    };
+  };
   Reading reading;
   Tensor<double> matrix;
   std::optional<ntk::MatrixOperator<double>> multiplied;
@@ -261,18 +276,18 @@ void run(const Context& context) {
   ntk::SymmetricOperator& kernel = whole ? static_cast<ntk::SymmetricOperator&>(*multiplied) : products_of;
   if (wanted.moments) {
     reading.moments = ntk::estimate_moments(
-        kernel, {.products = options.products, .seed = options.seed, .progress = meter.phase("moments")});
+        kernel, {.products = options.products, .seed = options.seed, .progress = phase("moments")});
   }
   if (wanted.top) {
     reading.top = ntk::largest_pairs(
-        kernel, {.top = top, .seed = options.seed, .progress = meter.phase("largest eigenpairs")});
+        kernel, {.top = top, .seed = options.seed, .progress = phase("largest eigenpairs")});
   }
   if (wanted.density) {
     reading.density = ntk::spectral_density(kernel, {.probes = options.probes,
                                                      .steps = options.lanczos_steps,
                                                      .seed = options.seed,
                                                      .block = kProbesAtOnce,
-                                                     .progress = meter.phase("spectral density")});
+                                                     .progress = phase("spectral density")});
   }
   meter.close();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();

@@ -145,7 +145,8 @@ struct Asked {
 Asked what_is_asked(const Options& options, std::size_t n, std::size_t columns) {
   Asked asked;
   const bool steps = !options.steps.empty();
-  const bool timed = !options.time.empty() && options.time != "inf";
+  const double time = options.time.empty() ? ntk::kForever : parse_time(options.time);
+  const bool timed = time != ntk::kForever;
   ntk::Learning& learning = asked.learning;
   learning.ridge = options.ridge;
   const double momentum = options.predict_momentum;
@@ -171,13 +172,17 @@ Asked what_is_asked(const Options& options, std::size_t n, std::size_t columns) 
     if (count.size() != 1) {
       throw ArgumentError(fmt::format("--steps: '{}' must be one number", options.steps));
     }
+    constexpr std::size_t kMostSteps = 1'000'000'000'000'000;
+    if (count[0] > kMostSteps) {
+      throw ArgumentError(fmt::format("--steps: {} must be at most {}", count[0], kMostSteps));
+    }
     learning.time = static_cast<double>(count[0]);
     asked.words = fmt::format(
         "{} step{} of gradient descent, learning rate {:g}{}", grouped(count[0]), count[0] == 1 ? "" : "s",
         asked.rate,
         momentum == 0 ? "" : fmt::format(", {} {:g}", options.nesterov ? "Nesterov" : "momentum", momentum));
   } else {
-    learning.time = parse_time(options.time);
+    learning.time = time;
     asked.words = fmt::format("gradient flow to time {:g}, learning rate {:g}", learning.time, asked.rate);
   }
   return asked;

@@ -263,7 +263,10 @@ Learned learned(const Learning& learning, double lambda) {
     result.gained = s == 0 ? 0 : 1 / s;
     remaining = s == 0 ? 1 : 0;
   } else if (learning.descent == Descent::Flow) {
-    const double exponent = -learning.rate * s * learning.time;
+    // The largest with the least first: no product on the way is beyond what the whole is.
+    std::array<double, 3> factors{learning.rate, s, learning.time};
+    std::ranges::sort(factors);
+    const double exponent = -(factors[0] * factors[2]) * factors[1];
     result.gained = s == 0 ? learning.rate * learning.time : -std::expm1(exponent) / s;
     remaining = std::exp(exponent);
   } else {

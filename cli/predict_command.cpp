@@ -413,7 +413,18 @@ void finish(const Context& context, const Problem<T>& problem, std::vector<std::
     const std::string error = "mean squared error " + significant(score.error, 4);
     return problem.classes ? fmt::format("accuracy {:.2f} %, {}", 100 * score.accuracy, error) : error;
   };
-  const Score train_score = judge(train, as_outputs(problem.y));
+  const auto score_of = [&](const Tensor<double>& f, const Tensor<double>& y) {
+    const Score score = judge(f, y);
+    if (std::isfinite(score.error)) return score;
+    const char* const cause = !forever                         ? "--learning-rate"
+                              : options.predict_kernel.empty() ? "--data"
+                                                               : "--targets";
+    throw NumericError(
+        fmt::format("{}: learned {}, the outputs are so far from the targets that the mean "
+                    "squared error is {:g}",
+                    cause, asked.words, score.error));
+  };
+  const Score train_score = score_of(train, as_outputs(problem.y));
   json["train_score"] = to_json(train_score);
   rows.push_back({"learned", asked.words + fmt::format(", ridge {:g}", ridge)});
   rows.push_back(
@@ -428,7 +439,7 @@ void finish(const Context& context, const Problem<T>& problem, std::vector<std::
   if (diverges) rows.push_back({"", "the rate asked for is above it: the descent diverges"});
   rows.push_back({"on the training data", text(train_score)});
   if (problem.y_test.size() != 0) {
-    const Score score = judge(test, as_outputs(problem.y_test));
+    const Score score = score_of(test, as_outputs(problem.y_test));
     json["test_score"] = to_json(score);
     rows.push_back({"on the test data", text(score)});
   }

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -809,6 +810,21 @@ TEST_F(Command, OneOutputNeedsNoReductionAndSaysSo) {
   ASSERT_EQ(outcome.code, kDone) << outcome.err;
   EXPECT_NE(outcome.out.find("one output"), std::string::npos) << outcome.out;
   EXPECT_EQ(read_npy(at("k.npy")).type, NpyType::F4);
+}
+
+TEST_F(Command, AStopEndsASpectrumOfManyProbes) {
+  const std::string x = array("x.npy", Shape{5, 4}, 1);
+  std::stop_source stop;
+  const std::jthread later([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    stop.request_stop();
+  });
+  // Minutes of work on a kernel of five rows that is in memory.
+  const Outcome outcome = run({"spectrum", "--matrix-free", "--model", "dense(8) relu dense(1)", "--data", x,
+                               "--estimate", "density", "--probes", "10000000", "--memory", "4GiB"},
+                              stop.get_token());
+  EXPECT_EQ(outcome.code, kFailed);
+  EXPECT_NE(outcome.err.find("stopped"), std::string::npos) << outcome.err;
 }
 
 TEST_F(Command, AStopEndsTheWorkAndWritesNothing) {

@@ -455,7 +455,15 @@ TEST_F(Door, PredictErrorsNameOptionsAndFiles) {
   files(2, "k.npy", rest + "--time 3", {"--time: needs --learning-rate"});
   files(2, "k.npy", rest + "--steps 3", {"--steps: needs --learning-rate"});
   files(2, "k.npy", rest + "--steps 3,4 --learning-rate 1", {"--steps: '3,4'"});
-  files(2, "k.npy", rest + "--steps 9999999999999999 --learning-rate 1", {"--steps: "});
+  files(2, "k.npy", rest + "--steps 9999999999999999 --learning-rate 1", {"--steps: 9999999999999999 must"});
+  files(2, "k.npy", rest + "--steps 18446744073709551615 --learning-rate 1",
+        {"--steps: 18446744073709551615 must be at most 1000000000000000"});
+  for (const char* time : {"nan", "-1", "1e309", "+inf", "1x"}) {
+    files(2, "k.npy", rest + "--time " + time, {std::string("--time: '") + time + "'"});
+  }
+  // Finite outputs whose squares are not.
+  files(1, "k.npy", rest + "--steps 200 --learning-rate 100",
+        {"--learning-rate: ", "200 steps", "mean squared error is inf"});
   files(2, "k.npy", rest + "--learning-rate 1", {"--learning-rate: needs --steps"});
   files(2, "k.npy", rest + "--ridge -1", {"--ridge: -1"});
   files(2, "k.npy", rest + "--steps 3 --learning-rate 1 --momentum 1", {"--momentum: 1"});
@@ -490,7 +498,10 @@ TEST_F(Door, SpectrumErrorsNameOptionsAndFiles) {
   expect(2, free + "@x.npy --top 99", {"--top: 99", "6"});
   expect(2, free + "@x.npy --estimate all", {"--estimate: 'all'"});
   expect(1, free + "@large.npy", {"--dtype f32: ", "--dtype f64"});
-  expect(2, free + "@x.npy --steps 9999999999 --probes 9999999999", {"--steps: "});
+  expect(2, free + "@x.npy --steps 9999999999 --probes 9999999999", {"--probes and --steps: "});
+  expect(2, free + "@x.npy --probes 18446744073709551615", {"--probes and --steps: 18446744073709551615"});
+  expect(2, free + "@x.npy --products 18446744073709551615", {"--products: 18446744073709551615"});
+  expect(1, free + "@x.npy --probes 9007199254740993", {"--memory: ", "fewer --probes"});
   expect(2, free + "@x.npy --out @broken.npy", {"--out: ", "broken.npy"});
   expect(2, free + "@x.npy --out @folder", {"--out: ", "folder", "--force"});
   expect(2, free + "@x.npy --out @s.csv", {"--out: ", "s.csv"});

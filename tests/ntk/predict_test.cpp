@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -240,6 +241,19 @@ TEST(Predict, ManyStepsAreTheRecursion) {
   EXPECT_NEAR(learned(learning, 0.9).remaining, 1e-100, 1e-111);
   learning.descent = Descent::Flow;
   EXPECT_NEAR(learned(learning, 1).remaining / std::exp(-100.0), 1, 1e-12);
+  // Factors of 1e308 of which one alone would overflow with the next.
+  const double huge = 1e308;
+  for (const auto& [rate, time, lambda] : {std::array{huge, 1e-308, 100.0}, std::array{huge, 1 / huge, 100.0},
+                                           std::array{1e-300, huge, 1e-6}, std::array{1e4, 1e-308, 1e306}}) {
+    learning.rate = rate;
+    learning.time = time;
+    EXPECT_NEAR(learned(learning, lambda).remaining / std::exp(-100.0), 1, 1e-10) << rate;
+  }
+  learning.rate = huge;
+  learning.time = 0;
+  EXPECT_EQ(learned(learning, 1e300).gained, 0);
+  EXPECT_EQ(learned(learning, 1e300).remaining, 1);
+  learning.rate = 1;
   // A ridge that just undoes an eigenvalue: the regularized residual stays, 1 - lambda gained is left.
   learning.ridge = 3;
   learning.time = 2;

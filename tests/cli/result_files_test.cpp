@@ -379,5 +379,49 @@ TEST_F(FullDisk, IsToldAndGoneOnFrom) {
   EXPECT_EQ(code, kDone) << err;
 }
 
+TEST_F(FullDisk, InTheMiddleOfAKernelIsToldAndGoneOnFromToTheSameBytes) {
+  constexpr std::size_t kExamples = 1200;
+  constexpr std::size_t kPage = 4096;
+  if (sysconf(_SC_PAGESIZE) != static_cast<long>(kPage)) GTEST_SKIP() << "skipped: pages of another size";
+  Tensor<float> many(Shape{kExamples, 4});
+  Random random(2);
+  for (float& value : many.span()) value = static_cast<float>(random.normal());
+  write_npy<float>(at("x.npy"), many.view());
+  // The least budget has the smallest tiles, more of them than a page of the journal has records for.
+  ASSERT_FALSE(killed(kernel({"--no-preview", "--memory", "1"}), -1));
+  const std::string before = "the least that would do is ";
+  ASSERT_NE(err.find(before), std::string::npos) << err;
+  const std::size_t least = std::stoull(err.substr(err.find(before) + before.size()));
+  const std::vector<std::string> words = kernel({"--no-preview", "--memory", std::to_string(least)});
+
+  // Room for the matrix, which is reserved first, and for one page of the journal.
+  const std::size_t matrix = (128 + kExamples * kExamples * sizeof(float) + kPage - 1) / kPage * kPage;
+  const std::string size = "size=" + std::to_string(matrix + kPage);
+  ASSERT_EQ(mount("tmpfs", at("out").c_str(), "tmpfs", MS_REMOUNT, size.c_str()), 0);
+  ASSERT_FALSE(killed(words, -1));
+  EXPECT_EQ(code, kFailed) << err;
+  EXPECT_EQ(std::count(err.begin(), err.end(), '\n'), 1) << err;
+  EXPECT_NE(err.find("--out: cannot write"), std::string::npos) << err;
+  EXPECT_NE(err.find("No space left on device"), std::string::npos) << err;
+  EXPECT_NE(err.find("goes on from there"), std::string::npos) << err;
+  EXPECT_FALSE(fs::exists(at("out/k.npy")));
+  ASSERT_TRUE(fs::exists(at("out/k.npy.partial")));
+  const std::size_t records = fs::file_size(at("out/k.npy.journal"));
+  EXPECT_GT(records, kPage - 32) << "the disk was full before any tile";
+  // Still full: nothing is lost.
+  ASSERT_FALSE(killed(words, -1));
+  EXPECT_EQ(code, kFailed) << err;
+  EXPECT_EQ(fs::file_size(at("out/k.npy.journal")), records);
+
+  ASSERT_EQ(mount("tmpfs", at("out").c_str(), "tmpfs", MS_REMOUNT, "size=16m"), 0);
+  ASSERT_FALSE(killed(words, -1));
+  ASSERT_EQ(code, kDone) << err;
+  const std::string resumed = bytes_of(at("out/k.npy"));
+  fs::remove(at("out/k.npy"));
+  ASSERT_FALSE(killed(words, -1));
+  ASSERT_EQ(code, kDone) << err;
+  EXPECT_TRUE(bytes_of(at("out/k.npy")) == resumed);
+}
+
 }  // namespace
 }  // namespace gradgram::cli

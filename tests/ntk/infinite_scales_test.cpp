@@ -86,18 +86,13 @@ double double_bound(const Case& entry) {
   if (entry.input != "behind") return 1e-10;
   return holds(entry, "abs dense(8) relu") ? 1e-8 : 2e-9;
 }
-double single_bound(const Case& entry) {
-  const bool image = entry.input == "images" || entry.input == "gray";
-  const bool inside_double = holds(entry, "gelu") || holds(entry, "erf") ||
-                             (entry.input == "gray" && entry.text.starts_with("conv(8,1) relu"));
-  return image && entry.options.bias_variance == 0 && !inside_double ? 4e-4 : 1e-5;
-}
+constexpr double kSingleBound = 1e-5;
 
 TEST_P(InfiniteScales, DoubleAgreesWithRecursionsInSixtyDigits) {
   compare<double>(GetParam(), double_bound(GetParam()));
 }
 TEST_P(InfiniteScales, SingleAgreesWithinItsPrecision) {
-  compare<float>(GetParam(), single_bound(GetParam()));
+  compare<float>(GetParam(), kSingleBound);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, InfiniteScales, testing::ValuesIn(cases()),

@@ -23,12 +23,15 @@ constexpr std::size_t kLookedAt = 256;
 /// always, and f32 keeps 1e-5 of such an angle.
 constexpr float kReach = 0.01F;
 
+/// Between images whose norms are that far apart, every angle may matter.
+constexpr double kFarApart = 4;
+
 /// Of sums of squares over a window, and of roots of variances: a few roundings of half a unit.
 constexpr double kRounding = std::numeric_limits<float>::epsilon();
 
 /// What an entry may be off by as it is estimated in f32. Roundings that add up are overestimated, those
 /// of later layers are not in it.
-constexpr double kAllowed = 1.5e-6;
+constexpr double kAllowed = 3e-6;
 
 struct Chain {
   std::vector<std::size_t> steps;  ///< in their order
@@ -151,6 +154,8 @@ ParallelImages::ParallelImages(const Program& program, const Scales& scales, con
       opposites_(opposites) {
   const Step& kink = program.steps[linear_chain(program)->kink];
   pixels_ = kept(program, program.pixels[kink.in]);
+  // |x| makes opposites equal, but for the rounding of their delta.
+  if (kink.phi.slope < 0) opposites_ = false;
   const bool sign = kink.phi.kind == Nonlinearity::Kind::Sign;
   turn_ = sign ? 2 / std::numbers::pi : kink.phi.turn() / kink.phi.scale();
   left_ = side(program, scales, left, workers);
@@ -217,7 +222,8 @@ bool ParallelImages::lost(std::size_t i, std::size_t j) const {
   pixels.right = right().arrays.data() + j * kArrays * stride;
   pixels.left_stride = pixels.right_stride = stride;
   pixels.equal = equal_;
-  pixels.reach = kReach;
+  // An angle x is off by up to the ratio of the roots times rounding / x.
+  pixels.reach = ratio + 1 / ratio > kFarApart ? 2 : kReach;
   pixels.rounding = static_cast<float>(kRounding);
   pixels.opposite = opposites_ ? 0 : 1;
   const std::size_t rows = (pixels_ + step_ - 1) / step_;

@@ -26,6 +26,9 @@ constexpr float kReach = 0.01F;
 /// Between images whose norms are that far apart, every angle may matter.
 constexpr double kFarApart = 4;
 
+/// In the scale of the largest.
+constexpr double kLeastVariance = 1e-20;
+
 /// Of sums of squares over a window, and of roots of variances: a few roundings of half a unit.
 constexpr double kRounding = std::numeric_limits<float>::epsilon();
 
@@ -187,7 +190,7 @@ ParallelImages::Side ParallelImages::side(const Program& program, const Scales& 
       values.swap(next);
     }
     float* const arrays = result.arrays.data() + i * kArrays * stride;
-    double sum = 0;
+    double sum = of.side->null(i) ? 0 : std::numeric_limits<double>::min();
     for (std::size_t n = 0; n < pixels_; ++n) {
       const double variance = variance_of(*of.side, !equal_, slot, n * apart, i);
       if (!(variance > 0)) continue;
@@ -209,6 +212,8 @@ bool ParallelImages::lost(std::size_t i, std::size_t j) const {
   const double left = left_.mean_variance[i];
   const double right_variance = right().mean_variance[j];
   if (!(left > 0) || !(right_variance > 0)) return false;
+  // Beside so much larger ones f32 has no numbers left for what these differ in.
+  if (std::min(left, right_variance) < kLeastVariance) return true;
   const double roots = std::sqrt(left) * std::sqrt(right_variance);
   // What a covariance is off by, which is held as the mean variance less delta.
   const double ratio = std::sqrt(left / right_variance);

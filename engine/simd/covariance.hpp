@@ -225,6 +225,29 @@ struct NearCosines {
   double* tangent = nullptr;     ///< or null
 };
 
+/// Projections of a pixel's pre-activation that tell whether two of them are parallel or opposite.
+inline constexpr std::size_t kParallelDirections = 3;
+
+/// How much of the angles between pixels of two images delta does not hold, of those that are nearly parallel
+/// or opposite. Arrays are [1 + kParallelDirections][stride]: roots of variances, and of random linear
+/// functions of variance one (the pre-activation of a feature, divided by the root) the values: of two pixels
+/// at an angle x they differ by about x, up to the sign. Right ones are readable up to `columns` rounded up
+/// to kColumnPadding<T>, and left ones where `equal`; roots are zero there.
+template <class T>
+struct ParallelPixels {
+  std::size_t rows = 0, row_step = 1;  ///< every row_step-th left pixel
+  std::size_t columns = 0;
+  const T* left = nullptr;
+  std::size_t left_stride = 0;
+  const T* right = nullptr;
+  std::size_t right_stride = 0;
+  bool equal = false;  ///< each pixel with the one in its place alone
+  T reach = 0;         ///< differences from there on are too large to matter
+  T rounding = 0;      ///< relative error of deltas and variances
+  T opposite = 0;      ///< 1 where 1 + cosine comes from 1 - cosine, else 0
+  double enough = 0;   ///< sums beyond need not go on
+};
+
 /// The kernels of one instruction set and precision. Callers validate. In place: delta and theta become those
 /// of the post-activations, covariance E[phi(u) phi(v)] and theta * E[phi'(u) phi'(v)].
 template <class T>
@@ -267,6 +290,10 @@ struct CovarianceTable {
   void (*cosine_run)(const CosineRun<T>&, T* outermost) noexcept;
   void (*near_versines)(const NearRows<T>&) noexcept;
   void (*near_cosines)(const NearCosines&) noexcept;
+  /// Sum over pairs of pixels of the product of their roots times the error of the angle: with g the
+  /// difference of the roots, m^2 their product and e = rounding (g (m + g) + opposite m^2), the angle x is
+  /// off by min(sqrt(2 e) / m, e / (m^2 x)).
+  double (*parallel_pixels)(const ParallelPixels<T>&) noexcept;
   void (*plane_layer)(const PlaneRun<T>&) noexcept;
   /// The state before the first layer: delta = sum_c (left[c] - right[c])^2, theta the same of the sums of
   /// both. Channels are laid out as the roots, `left_stride` and `right_stride` from one to the next.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "engine/simd/covariance_cosines.hpp"
+#include "engine/simd/covariance_parallel.hpp"
 #include "engine/simd/covariance_planes.hpp"
 #include "engine/simd/covariance_tables.hpp"
 #include "engine/simd/vector.hpp"
@@ -508,6 +509,7 @@ constexpr CovarianceTable<T> make_covariance_table(const char* isa) {
           cosine_run<T>,
           near_versines<T>,
           near_cosines,
+          parallel_pixels<T>,
           plane_layer<T>,
           plane_input<T>,
           plane_sums<T>,

@@ -5,7 +5,9 @@
 #include <cstddef>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -19,6 +21,7 @@
 #include "ntk/infinite/inner_precision.hpp"
 #include "ntk/infinite/inputs.hpp"
 #include "ntk/infinite/nearly_parallel.hpp"
+#include "ntk/infinite/parallel_images.hpp"
 #include "ntk/infinite/plane_stages.hpp"
 #include "ntk/infinite/planes.hpp"
 #include "ntk/infinite/prepare.hpp"
@@ -37,18 +40,30 @@ constexpr double kNear = 1.0 / 64;
 /// the angle would be off by more than 1e-5.
 constexpr double kNearlyParallel = 1.0 / 1024;
 
+/// Largest and smallest nonzero variance of the inputs, which decide how everything is held.
+struct VarianceRange {
+  double largest = 0, smallest = 0;
+};
+
+/// A left example and a right one; of a symmetric matrix not before it.
+struct Pair {
+  std::size_t row = 0, column = 0;
+};
+
 /// Everything that belongs to examples, prepared once, and the blocks between them.
 template <class T>
 class Builder {
  public:
-  Builder(const models::Model& model, const models::NetworkOptions& options, TensorView<const T> x,
-          const TensorView<const T>* versus, const InfiniteOptions& what, const Workers& workers,
-          double promised)
-      : program_(compile(model, options, what.ntk)),
+  /// `range`: of more inputs than these, so that they are held as those are.
+  Builder(Program program, TensorView<const T> x, const TensorView<const T>* versus,
+          const InfiniteOptions& what, const Workers& workers, double promised,
+          const std::optional<VarianceRange>& range = {})
+      : program_(std::move(program)),
         rows_(x.shape().rank() == 0 ? 0 : x.shape()[0]),
         same_(versus == nullptr),
         what_(what),
-        workers_(workers) {
+        workers_(workers),
+        promised_(promised) {
     check_shape("x", x);
     if (!same_) check_shape("versus", *versus);
     columns_ = same_ ? rows_ : versus->shape()[0];
@@ -57,14 +72,13 @@ class Builder {
 
     const std::vector<double> left = input_variances<T>(program_, x, "x");
     const std::vector<double> right = same_ ? left : input_variances<T>(program_, *versus, "versus");
-    double largest = 0;
-    double smallest = 0;
     for (const std::vector<double>* side : {&left, &right}) {
       for (const double q : *side) {
-        largest = std::max(largest, q);
-        if (q > 0 && (smallest == 0 || q < smallest)) smallest = q;
+        range_.largest = std::max(range_.largest, q);
+        if (q > 0 && (range_.smallest == 0 || q < range_.smallest)) range_.smallest = q;
       }
     }
+    if (range) range_ = *range;
     scratch_.resize(workers_.count());
     for (Scratch& scratch : scratch_) {
       const Tile tile = largest_tile();
@@ -73,7 +87,7 @@ class Builder {
     }
     cosines_ = CosineVectors<T>::make(program_, x, left, versus, right, kVectorTile, workers_.count());
     if (cosines_ != nullptr) return;
-    scales_ = choose_scales(program_, largest, smallest, kOmitted * promised, series_);
+    scales_ = choose_scales(program_, range_.largest, range_.smallest, kOmitted * promised, series_);
     const bool transposed = program_.reach != Reach::Vector;
     if (program_.reach == Reach::Vector) first_ = first_nonlinearity(program_);
     if (widens_vectors<T>(program_)) wide_ = std::make_unique<WideVectors>();
@@ -95,6 +109,7 @@ class Builder {
                                                          true, workers_);
       }
     }
+    if (std::is_same_v<T, float> && ParallelImages::serves(program_)) parallel_ = parallel_images();
     for (std::size_t w = 0; w < workers_.count(); ++w) {
       propagators_.push_back(std::make_unique<Propagator<T>>(program_, scales_, series_, what_.ntk));
       if (wide_) {
@@ -116,6 +131,7 @@ class Builder {
   void narrow_planes() requires std::is_same_v<T, double> {
     if (!plan_ || plan_->window_h == 0) return;
     narrow_ = std::make_unique<NarrowPlanes>();
+    parallel_ = parallel_images();
     const auto narrowed = [&](const Inputs<T>& inputs, std::size_t examples) {
       Tensor<float> channels(Shape{examples * program_.channels * inputs.stride()});
       std::transform(inputs.columns(), inputs.columns() + channels.size(), channels.data(),
@@ -166,11 +182,20 @@ class Builder {
       const auto rest = std::ranges::unique(list, {}, key);
       list.erase(rest.begin(), rest.end());
     }
+    std::vector<std::vector<Pair>> lost(workers_.count());
     workers_.run(
         list.size(),
         [&](std::size_t index, std::size_t worker) {
           const Tile& tile = list[index];
-          const auto wanted = [&](std::size_t i, std::size_t j) { return rows.holds(i) && columns.holds(j); };
+          const auto wanted = [&](std::size_t i, std::size_t j) {
+            return (rows.holds(i) && columns.holds(j)) || (same_ && rows.holds(j) && columns.holds(i));
+          };
+          const auto held = [&](std::size_t i, std::size_t j) {
+            if (!std::is_same_v<T, float> || parallel_ == nullptr || !parallel_->lost(i, j)) return true;
+            lost[worker].push_back({i, j});
+            set_entry(scratch_[worker], tile, i, j, 0, 0);
+            return false;
+          };
           switch (program_.reach) {
             case Reach::Vector:
               if (cosines_ == nullptr) {
@@ -180,17 +205,70 @@ class Builder {
               }
               break;
             case Reach::Diagonal:
-              diagonals(tile, worker);
+              diagonals(tile, worker, [](std::size_t, std::size_t) { return true; });
+              for (std::size_t i = tile.row; i < tile.row + tile.rows; ++i) {
+                const std::size_t end = tile.column + tile.columns;
+                for (std::size_t j = tile.column; j < (same_ ? std::min(end, i + 1) : end); ++j) {
+                  if (wanted(i, j)) held(i, j);
+                }
+              }
               break;
             case Reach::Full:
-              pairs(tile, worker,
-                    [&](std::size_t i, std::size_t j) { return wanted(i, j) || (same_ && wanted(j, i)); });
+              pairs(tile, worker, [&](std::size_t i, std::size_t j) { return wanted(i, j) && held(i, j); });
               break;
           }
           if (what_.nngp) deliver(scratch_[worker].nngp, tile, same_, rows, columns, out.nngp, out.stride);
           if (what_.ntk) deliver(scratch_[worker].ntk, tile, same_, rows, columns, out.ntk, out.stride);
         },
         progress, what_.stop);
+    if constexpr (std::is_same_v<T, float>) {
+      std::vector<Pair> all;
+      for (const std::vector<Pair>& own : lost) all.insert(all.end(), own.begin(), own.end());
+      follow_lost(std::move(all), rows, columns, out);
+    }
+  }
+
+  /// Calls sink(pair, nngp, ntk), from several threads, for pairs of images; what was not asked for is 0.
+  template <class Sink>
+  void entries(std::vector<Pair> list, const Sink& sink) {
+    const Tile unit = largest_tile();
+    const auto tile_of = [&](const Pair& pair) {
+      return std::pair(pair.row / unit.rows, pair.column / unit.columns);
+    };
+    std::ranges::sort(list, {}, tile_of);
+    std::vector<std::size_t> begins;
+    for (std::size_t k = 0; k < list.size(); ++k) {
+      if (k == 0 || tile_of(list[k]) != tile_of(list[k - 1])) begins.push_back(k);
+    }
+    workers_.run(
+        begins.size(),
+        [&](std::size_t index, std::size_t worker) {
+          const std::size_t begin = begins[index];
+          const std::size_t end = index + 1 < begins.size() ? begins[index + 1] : list.size();
+          Tile tile = unit;
+          tile.row = list[begin].row / unit.rows * unit.rows;
+          tile.column = list[begin].column / unit.columns * unit.columns;
+          tile.rows = std::min(unit.rows, rows_ - tile.row);
+          tile.columns = std::min(unit.columns, columns_ - tile.column);
+          std::vector<unsigned char> marks(unit.rows * unit.columns);
+          const auto place_of = [&](std::size_t i, std::size_t j) {
+            return (i - tile.row) * unit.columns + j - tile.column;
+          };
+          for (std::size_t k = begin; k < end; ++k) marks[place_of(list[k].row, list[k].column)] = 1;
+          const auto wanted = [&](std::size_t i, std::size_t j) { return marks[place_of(i, j)] != 0; };
+          if (program_.reach == Reach::Diagonal) {
+            diagonals(tile, worker, wanted);
+          } else {
+            pairs(tile, worker, wanted);
+          }
+          const Scratch& scratch = scratch_[worker];
+          for (std::size_t k = begin; k < end; ++k) {
+            const std::size_t at = place_of(list[k].row, list[k].column);
+            sink(list[k], what_.nngp ? scratch.nngp.data()[at] : T(0),
+                 what_.ntk ? scratch.ntk.data()[at] : T(0));
+          }
+        },
+        {}, what_.stop);
   }
 
  private:
@@ -211,6 +289,89 @@ class Builder {
   };
 
   Tile largest_tile() const { return infinite::largest_tile(program_.reach); }
+
+  std::unique_ptr<ParallelImages> parallel_images() const {
+    if (!ParallelImages::serves(program_)) return nullptr;
+    const ParallelImages::Examples<T> left{left_inputs_->rows(), left_sides_.get()};
+    const ParallelImages::Examples<T> right{right_inputs().rows(), &right_sides()};
+    return std::make_unique<ParallelImages>(program_, scales_, left, same_ ? nullptr : &right,
+                                            plan_.has_value(), workers_);
+  }
+
+  void set_entry(Scratch& scratch, const Tile& tile, std::size_t i, std::size_t j, T nngp, T ntk) const {
+    const std::size_t at = (i - tile.row) * largest_tile().columns + j - tile.column;
+    if (what_.nngp) scratch.nngp.data()[at] = nngp;
+    if (what_.ntk) scratch.ntk.data()[at] = ntk;
+  }
+
+  /// Entries that f32 does not hold, from f64, for a few examples at a time: what belongs to them would take
+  /// twice the memory of all others.
+  template <class Out>
+  void follow_lost(std::vector<Pair> list, IndexRange rows, IndexRange columns,
+                   const InfiniteBlock<Out>& out) const {
+    const auto key = [](const Pair& pair) {
+      return std::tuple(pair.row / kLostExamples, pair.column / kLostExamples, pair.row, pair.column);
+    };
+    std::ranges::sort(list, {}, key);
+    for (std::size_t begin = 0; begin < list.size();) {
+      std::vector<Pair> batch;
+      std::vector<std::size_t> lefts;
+      std::vector<std::size_t> rights;
+      const Pair first = list[begin];
+      for (; begin < list.size() && list[begin].row / kLostExamples == first.row / kLostExamples &&
+             list[begin].column / kLostExamples == first.column / kLostExamples;
+           ++begin) {
+        batch.push_back(list[begin]);
+        lefts.push_back(list[begin].row);
+        (same_ ? lefts : rights).push_back(list[begin].column);
+      }
+      for (std::vector<std::size_t>* side : {&lefts, &rights}) {
+        std::ranges::sort(*side);
+        const auto rest = std::ranges::unique(*side);
+        side->erase(rest.begin(), rest.end());
+      }
+      const auto index_of = [](const std::vector<std::size_t>& side, std::size_t example) {
+        return static_cast<std::size_t>(std::ranges::lower_bound(side, example) - side.begin());
+      };
+      for (Pair& pair : batch) {
+        pair = {index_of(lefts, pair.row), index_of(same_ ? lefts : rights, pair.column)};
+      }
+      const Tensor<double> x = widened(*left_inputs_, lefts);
+      const Tensor<double> versus = same_ ? Tensor<double>() : widened(*right_inputs_, rights);
+      const TensorView<const double> view = versus.view();
+      Builder<double> wide(program_, x.view(), same_ ? nullptr : &view, what_, workers_, promised_, range_);
+      wide.entries(std::move(batch), [&](const auto& pair, double nngp, double ntk) {
+        const std::size_t i = lefts[pair.row];
+        const std::size_t j = (same_ ? lefts : rights)[pair.column];
+        const auto put = [&](Out* to, double value) {
+          require_finite<Out>(i, j, value);
+          if (rows.holds(i) && columns.holds(j)) {
+            to[(i - rows.begin) * out.stride + j - columns.begin] = static_cast<Out>(value);
+          }
+          if (same_ && rows.holds(j) && columns.holds(i)) {
+            to[(j - rows.begin) * out.stride + i - columns.begin] = static_cast<Out>(value);
+          }
+        };
+        if (what_.nngp) put(out.nngp, nngp);
+        if (what_.ntk) put(out.ntk, ntk);
+      });
+    }
+  }
+
+  /// Some of the examples as they were given.
+  Tensor<double> widened(const Inputs<T>& inputs, const std::vector<std::size_t>& which) const {
+    std::vector<std::size_t> extents{which.size()};
+    for (const std::size_t extent : program_.input.extents()) extents.push_back(extent);
+    Tensor<double> result{Shape(std::span<const std::size_t>(extents))};
+    const std::size_t size = program_.input.size();
+    const double unit = std::ldexp(1.0, scales_.variance[0] / 2);
+    double* to = result.data();
+    for (const std::size_t example : which) {
+      const T* const from = inputs.rows() + example * size;
+      to = std::transform(from, from + size, to, [&](T value) { return unit * static_cast<double>(value); });
+    }
+    return result;
+  }
 
   void check_shape(const char* name, TensorView<const T> inputs) const {
     const Shape& shape = inputs.shape();
@@ -371,11 +532,13 @@ class Builder {
     }
   }
 
-  void diagonals(const Tile& tile, std::size_t worker) {
+  /// All entries of the tile, or at least those that are wanted(i, j).
+  template <class Wanted>
+  void diagonals(const Tile& tile, std::size_t worker, const Wanted& wanted) {
     const std::size_t pixels = program_.pixels[0];
     const std::size_t channels = program_.channels;
     if (plan_) {
-      diagonal_planes(tile, worker);
+      diagonal_planes(tile, worker, wanted);
       return;
     }
     const Inputs<T>& right = right_inputs();
@@ -391,7 +554,8 @@ class Builder {
     run_and_store(tile, tile, worker);
   }
 
-  void diagonal_planes(const Tile& tile, std::size_t worker) {
+  template <class Wanted>
+  void diagonal_planes(const Tile& tile, std::size_t worker, const Wanted& wanted) {
     const PlaneImages<T>& rights = same_ ? *left_images_ : *right_images_;
     PlaneWorker<T>& planes = *scratch_[worker].planes;
     Propagator<T>& propagator = *propagators_[worker];
@@ -401,16 +565,25 @@ class Builder {
     const double theta_shift = std::ldexp(1.0, scales_.theta[head.in] - scales_.theta[head.out]);
     const std::size_t lanes = planes.lanes();
     const T* lefts[kDiagonalRows];
-    for (std::size_t r = 0; r < tile.rows; ++r) lefts[r] = left_images_->left(tile.row + r);
+    std::size_t rows[kDiagonalRows];
     std::vector<PlaneMeans> means(tile.rows * lanes);
     std::fill_n(state.delta(), state.size(), T(0));
     for (std::size_t c = 0; c < tile.columns; c += lanes) {
       if (same_ && tile.column + c >= tile.row + tile.rows) break;
-      planes.diagonals(lefts, tile.rows, rights.group((tile.column + c) / lanes), means.data());
+      const std::size_t here = std::min(lanes, tile.columns - c);
+      std::size_t count = 0;
       for (std::size_t r = 0; r < tile.rows; ++r) {
-        for (std::size_t lane = 0; lane < std::min(lanes, tile.columns - c); ++lane) {
-          const PlaneMeans& mean = means[r * lanes + lane];
-          const std::size_t at = r * state.stride() + c + lane;
+        bool any = false;
+        for (std::size_t lane = 0; lane < here; ++lane) any |= wanted(tile.row + r, tile.column + c + lane);
+        if (!any) continue;
+        rows[count] = r;
+        lefts[count++] = left_images_->left(tile.row + r);
+      }
+      planes.diagonals(lefts, count, rights.group((tile.column + c) / lanes), means.data());
+      for (std::size_t k = 0; k < count; ++k) {
+        for (std::size_t lane = 0; lane < here; ++lane) {
+          const PlaneMeans& mean = means[k * lanes + lane];
+          const std::size_t at = rows[k] * state.stride() + c + lane;
           state.delta()[at] = static_cast<T>(delta_shift * mean.delta);
           if (what_.ntk) state.theta()[at] = static_cast<T>(theta_shift * mean.theta);
         }
@@ -486,7 +659,10 @@ class Builder {
         pooled_stages(left, right, worker);
         return;
       }
-      if (narrow_ != nullptr && narrow_windows(left.index, right.index, worker)) return;
+      if (narrow_ != nullptr && held(left.index, right.index) &&
+          narrow_windows(left.index, right.index, worker)) {
+        return;
+      }
     }
     const ConvGeometry& g = program_.steps[plan_->head].geometry;
     PairState<T>& state = propagators_[worker]->start(1, g.out_pixels(), g.out_pixels());
@@ -510,11 +686,11 @@ class Builder {
       stages.start(where, propagator.start(1, windows, windows));
       return planes([&](std::size_t down, const double* sums) { return stages.add(down, sums, versine); });
     };
-    const bool narrow =
-        narrow_ != nullptr && run(kNearlyParallel, [&](const PlaneWorker<double>::Fold& fold) {
-          return narrow_->workers[worker]->run_windows(narrow_image(left.index, false),
-                                                       narrow_image(right.index, true), fold);
-        });
+    const bool narrow = narrow_ != nullptr && held(left.index, right.index) &&
+                        run(kNearlyParallel, [&](const PlaneWorker<double>::Fold& fold) {
+                          return narrow_->workers[worker]->run_windows(narrow_image(left.index, false),
+                                                                       narrow_image(right.index, true), fold);
+                        });
     if (!narrow) {
       run(0, [&](const PlaneWorker<double>::Fold& fold) {
         return scratch_[worker].planes->run_windows(left, right, fold);
@@ -531,6 +707,11 @@ class Builder {
       if (what_.ntk) state.theta()[i] *= last.theta_out;
     }
     propagator.run(where, last.head, program_.steps.size());
+  }
+
+  /// Whether planes in f32 hold the angles before the pooling.
+  bool held(std::size_t row, std::size_t column) const {
+    return parallel_ == nullptr || !parallel_->lost(row, column);
   }
 
   PlaneWorker<float>::Image narrow_image(std::size_t example, bool is_right) const {
@@ -633,6 +814,8 @@ class Builder {
   bool same_;
   const InfiniteOptions what_;
   const Workers& workers_;
+  double promised_;
+  VarianceRange range_;
   Scales scales_;
   SeriesList series_;
   std::unique_ptr<CosineVectors<T>> cosines_;  ///< instead of all that follows, where it serves
@@ -646,6 +829,7 @@ class Builder {
   std::vector<Scratch> scratch_;                                ///< per worker
   std::unique_ptr<WideVectors> wide_;                           ///< see widens_vectors
   std::unique_ptr<NarrowPlanes> narrow_;                        ///< see narrow_planes
+  std::unique_ptr<ParallelImages> parallel_;  ///< where there is f32 whose entries it can tell
 };
 
 }  // namespace gradgram::ntk::infinite

@@ -36,7 +36,7 @@ struct InfiniteKernel<T>::Implementation {
   Implementation(const models::Model& model, const models::NetworkOptions& options, TensorView<const T> x,
                  const TensorView<const T>* versus, const InfiniteOptions& what, const Workers& workers,
                  bool held) {
-    const infinite::Program program = infinite::compile(model, options, what.ntk);
+    infinite::Program program = infinite::compile(model, options, what.ntk);
     const bool whole = infinite::holds_examples(program, x) &&
                        (versus == nullptr || infinite::holds_examples(program, *versus));
     if (whole) {
@@ -53,14 +53,14 @@ struct InfiniteKernel<T>::Implementation {
         Tensor<double> wide_versus;
         if (versus != nullptr) wide_versus = infinite::converted<double, float>(*versus);
         const TensorView<const double> view = std::as_const(wide_versus).view();
-        wide = std::make_unique<infinite::Builder<double>>(model, options, wide_x.view(),
+        wide = std::make_unique<infinite::Builder<double>>(std::move(program), wide_x.view(),
                                                            versus == nullptr ? nullptr : &view, what, workers,
                                                            infinite_entry_error<T>());
         wide->narrow_planes();
         return;
       }
     }
-    narrow = std::make_unique<infinite::Builder<T>>(model, options, x, versus, what, workers,
+    narrow = std::make_unique<infinite::Builder<T>>(std::move(program), x, versus, what, workers,
                                                     infinite_entry_error<T>());
   }
   template <class Call>

@@ -1,5 +1,8 @@
 #include "ntk/infinite/inputs.hpp"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -7,6 +10,31 @@
 #include "ntk/infinite/sides.hpp"
 
 namespace gradgram::ntk::infinite {
+namespace {
+
+/// Squares below are cut off, or become zeros, which a zero input alone should give.
+constexpr double kLeastSquare = 1e-290;
+
+template <class T>
+void require_digits(const Program& program, TensorView<const T> x, const std::vector<double>& variances,
+                    const char* name) {
+  const std::size_t pixels = program.pixels[0];
+  const std::size_t size = pixels * program.channels;
+  for (std::size_t i = 0; i < variances.size() / pixels; ++i) {
+    const double* const own = variances.data() + i * pixels;
+    const double most = *std::max_element(own, own + pixels);
+    if (most >= kLeastSquare) continue;
+    const T* const values = x.data() + i * size;
+    if (std::all_of(values, values + size, [](T value) { return value == T(0); })) continue;
+    throw NumericError(
+        fmt::format("infinite_kernel: {}: example {} holds numbers so small that their mean square is {:g}, "
+                    "where {:g} is "
+                    "the least that keeps its digits; multiply the inputs by a power of two",
+                    name, i, most, kLeastSquare));
+  }
+}
+
+}  // namespace
 
 template <class T>
 bool holds_examples(const Program& program, TensorView<const T> x) {
@@ -30,6 +58,7 @@ std::vector<double> input_variances(const Program& program, TensorView<const T> 
     }
     result[p] = sum / static_cast<double>(channels);
   }
+  require_digits(program, x, result, name);
   return result;
 }
 

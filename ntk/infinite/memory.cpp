@@ -1,12 +1,14 @@
 #include "ntk/infinite/memory.hpp"
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "engine/error.hpp"
 #include "ntk/infinite/cosines.hpp"
 #include "ntk/infinite/inner_precision.hpp"
 #include "ntk/infinite/nearly_parallel.hpp"
+#include "ntk/infinite/parallel_images.hpp"
 #include "ntk/infinite/plane_stages.hpp"
 #include "ntk/infinite/planes.hpp"
 #include "ntk/infinite/sides.hpp"
@@ -71,8 +73,18 @@ std::size_t narrow_bytes(const Program& program, std::size_t examples, std::size
   const std::vector<int> zeros(program.pixels.size());
   const PlanePlan plan = plan_planes(program, Scales{zeros, zeros});
   const std::size_t inputs = checked_multiply(examples, program.input.size() * sizeof(float), kBytes);
-  const std::size_t held = checked_add(Sides<float>::bytes(program, examples), inputs, kBytes);
+  const std::size_t held = checked_add(checked_add(Sides<float>::bytes(program, examples), inputs, kBytes),
+                                       ParallelImages::bytes(program, examples), kBytes);
   return checked_add(held, checked_multiply(PlaneWorker<float>::bytes(plan), workers, kBytes), kBytes);
+}
+
+/// What entries in f64 add to a Builder in f32.
+std::size_t lost_bytes(const Program& program, std::size_t examples, std::size_t workers) {
+  if (!ParallelImages::serves(program)) return 0;
+  const std::size_t some = std::min(examples, 2 * kLostExamples);
+  const std::size_t copies = checked_multiply(some, program.input.size() * sizeof(double), kBytes);
+  return checked_add(checked_add(ParallelImages::bytes(program, examples), copies, kBytes),
+                     builder_bytes<double>(program, some, workers), kBytes);
 }
 
 }  // namespace
@@ -87,8 +99,10 @@ std::size_t required_bytes(const Program& program, std::size_t rows, std::size_t
     bytes = checked_multiply(entries, sizeof(T) * (what.nngp && what.ntk ? 2 : 1), kBytes);
   }
   // With smooth forms the inputs decide: the more is counted.
-  if (!may_run_wide<T>(program))
+  if (!may_run_wide<T>(program)) {
+    if (std::is_same_v<T, float>) bytes = checked_add(bytes, lost_bytes(program, examples, workers), kBytes);
     return checked_add(bytes, builder_bytes<T>(program, examples, workers), kBytes);
+  }
   const std::size_t copies = checked_multiply(examples, program.input.size() * sizeof(double), kBytes);
   bytes = checked_add(checked_add(bytes, copies, kBytes), narrow_bytes(program, examples, workers), kBytes);
   return checked_add(bytes, builder_bytes<double>(program, examples, workers), kBytes);

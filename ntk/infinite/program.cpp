@@ -111,8 +111,14 @@ class Compiler {
     const ConvGeometry geometry =
         layer.kind == LayerKind::Conv ? models::layer_geometry(layer, place.shape) : ConvGeometry{};
     Step& step = emit(StepKind::Affine, place, out, name_of(layer, path));
-    const double weight = layer.weight_scale.value_or(std::sqrt(options_.weight_variance));
-    const double bias = layer.bias_scale.value_or(std::sqrt(options_.bias_variance));
+    // Those of a layer's own are of one range with all others.
+    models::NetworkOptions own = options_;
+    const double weight = layer.weight_scale.value_or(0);
+    const double bias = layer.bias_scale.value_or(0);
+    if (weight != 0) own.weight_variance = weight * weight;
+    if (bias != 0) own.bias_variance = bias * bias;
+    models::check_variances(own, fmt::format("infinite_kernel: {}: sigma_w^2", step.name),
+                            fmt::format("infinite_kernel: {}: sigma_b^2", step.name));
     step.weight_variance = layer.weight_scale ? weight * weight : options_.weight_variance;
     step.bias_variance = !layer.bias ? 0 : layer.bias_scale ? bias * bias : options_.bias_variance;
     step.convolution = layer.kind == LayerKind::Conv;
@@ -277,6 +283,7 @@ bool reads_covariance(Nonlinearity::Kind kind) {
 Program compile(const models::Model& model, const models::NetworkOptions& options, bool tangent) {
   models::check_variances(options, "infinite_kernel: weight_variance", "infinite_kernel: bias_variance");
   Program program;
+  program.tangent = tangent;
   program.input = model.input();
   const bool image = program.input.rank() == 3;
   program.channels = image ? program.input[2] : program.input[0];

@@ -53,6 +53,7 @@ struct Program {
   Reach reach = Reach::Vector;
   Shape input;
   std::size_t channels = 0;  ///< of the input
+  bool tangent = false;      ///< whether tangent kernels are asked for
   bool homogeneous = true;   ///< every nonlinearity keeps scales: variances may be held in any power of two
   /// Whether a nonlinearity after a pooling layer needs variances that only the pairs of an image with itself
   /// give. Otherwise variances behind the first pooling layer are unknown and held as zero, where

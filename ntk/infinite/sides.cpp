@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <optional>
 #include <string>
 
 #include "engine/error.hpp"
+#include "ntk/infinite/nearly_parallel.hpp"
 
 namespace gradgram::ntk::infinite {
 namespace {
@@ -33,6 +36,32 @@ void require_moderate(const Step& step, double largest) {
       "infinite_kernel: {} sees variances up to {:g}, where {:g} is the most that it can take; scale the "
       "inputs or lower the weight variance",
       step.name, largest, kMost));
+}
+
+/// Where angles are known to the roundings of earlier steps alone, delta is known to eps of the variance. An
+/// error of eps times the variance is then one of the derivatives of steps (and of all of sin and cos)
+/// between nearly parallel inputs: at this bound 1e-5, somewhat above it all of them.
+void require_known_angles(const Program& program, const Step& step, double largest) {
+  constexpr double kMost = 1e-5 / std::numeric_limits<double>::epsilon();
+  switch (step.phi.kind) {
+    case Nonlinearity::Kind::Sin:
+    case Nonlinearity::Kind::Cos:
+      break;
+    case Nonlinearity::Kind::Erf:
+      if (!program.tangent) return;
+      break;
+    case Nonlinearity::Kind::Series:
+      if (!program.tangent || step.phi.function == simd::Activation::Softplus) return;
+      break;
+    default:
+      return;
+  }
+  if (largest <= kMost) return;
+  throw NumericError(fmt::format(
+      "infinite_kernel: {} sees variances up to {:g}{}, where {:.2g} is the most at which nearly parallel "
+      "inputs keep 1e-5 of their kernel; scale the inputs or lower the weight variance",
+      step.name, largest, program.reach == Reach::Vector ? " behind another nonlinearity" : " between pixels",
+      kMost));
 }
 
 std::unique_ptr<SmoothForm> smooth_form(const Step& step, double largest, double tolerance) {
@@ -79,6 +108,9 @@ Scales choose_scales(const Program& program, double largest, double smallest, do
     if (followed.fraction == 0 || std::abs(followed.exponent) <= 30) return 0;
     return followed.exponent - (followed.exponent % 2);
   };
+  // Angles of vectors are followed exactly to their first nonlinearity.
+  const auto first = first_nonlinearity(program);
+  const std::size_t known = program.reach == Reach::Vector && first ? first->step : program.steps.size();
   // Of all examples and pixels: E[cos(u)^2] falls with the variance and is 1 at zero, the others rise.
   std::vector<Followed> bound(slots);
   bound[0] = {largest, 0};
@@ -105,6 +137,7 @@ Scales choose_scales(const Program& program, double largest, double smallest, do
           break;
         case StepKind::Nonlinear: {
           require_moderate(step, most.value());
+          if (s != known) require_known_angles(program, step, most.value());
           if (step.phi.kind == Nonlinearity::Kind::Series && series[s] == nullptr) {
             series[s] = smooth_form(step, most.value(), tolerance);
           }
@@ -114,6 +147,12 @@ Scales choose_scales(const Program& program, double largest, double smallest, do
             t.times(step.phi.scale());
           } else {
             const Moments moments = self_moments(step.phi, q.value(), series[s].get());
+            if (start == largest && q.fraction > 0 && moments.value < std::numeric_limits<double>::min()) {
+              throw NumericError(fmt::format(
+                  "infinite_kernel: the largest variance after {} is {:g}, that before it {:g}; scale "
+                  "the inputs or raise the weight variance",
+                  step.name, moments.value, q.value()));
+            }
             q = {moments.value, 0};
             q.normalize();
             const bool falls = step.phi.kind == Nonlinearity::Kind::Cos;
@@ -238,7 +277,7 @@ void advance(const Program& program, const Scales& scales, const SeriesList& ser
   }
   for (const double q : out) {
     if (!std::isfinite(q)) {
-      throw NumericError("infinite_kernel: the variance after " + step.name + " is " + std::to_string(q));
+      throw NumericError(fmt::format("infinite_kernel: the variance after {} is {:g}", step.name, q));
     }
   }
 }

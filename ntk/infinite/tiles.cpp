@@ -34,6 +34,13 @@ IndexRange overlap(IndexRange range, std::size_t begin, std::size_t count) {
   return {std::max(range.begin, begin), std::max(begin, std::min(range.end, begin + count))};
 }
 
+template <class Out, class T>
+void require_finite(std::size_t i, std::size_t j, T value) {
+  if (is_finite<Out>(value)) return;
+  throw NumericError("infinite_kernel: entry (" + std::to_string(i) + ", " + std::to_string(j) + ") is " +
+                     std::to_string(value) + ", not a finite number of this precision");
+}
+
 template <class T, class Out>
 void deliver(const Tensor<T>& from, const Tile& tile, bool symmetric, IndexRange rows, IndexRange columns,
              Out* out, std::size_t stride) {
@@ -53,9 +60,7 @@ void deliver(const Tensor<T>& from, const Tile& tile, bool symmetric, IndexRange
     for (std::size_t j = tile.column; j < end; ++j) {
       const bool asked =
           (rows.holds(i) && columns.holds(j)) || (symmetric && rows.holds(j) && columns.holds(i));
-      if (!asked || is_finite<Out>(entry(i, j))) continue;
-      throw NumericError("infinite_kernel: entry (" + std::to_string(i) + ", " + std::to_string(j) + ") is " +
-                         std::to_string(entry(i, j)) + ", not a finite number of this precision");
+      if (asked) require_finite<Out>(i, j, entry(i, j));
     }
   }
   const IndexRange r = overlap(rows, tile.row, tile.rows);
@@ -80,6 +85,7 @@ void deliver(const Tensor<T>& from, const Tile& tile, bool symmetric, IndexRange
   }
 }
 
+template void require_finite<float>(std::size_t, std::size_t, double);
 template void deliver(const Tensor<float>&, const Tile&, bool, IndexRange, IndexRange, float*, std::size_t);
 template void deliver(const Tensor<double>&, const Tile&, bool, IndexRange, IndexRange, float*, std::size_t);
 template void deliver(const Tensor<double>&, const Tile&, bool, IndexRange, IndexRange, double*, std::size_t);

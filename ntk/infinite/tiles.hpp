@@ -17,6 +17,8 @@ constexpr std::size_t kVectorRows = 8;
 constexpr std::size_t kDiagonalRows = 8;
 constexpr std::size_t kDiagonalColumns = 32;
 constexpr std::size_t kFullColumns = 4;
+/// Examples of either side whose entries are computed again together: see ParallelImages.
+constexpr std::size_t kLostExamples = 256;
 
 /// A corner and the sides from there.
 struct Tile {
@@ -29,6 +31,10 @@ Tile largest_tile(Reach reach);
 /// The part of a range that is in [begin, begin + count). Where there is none, its end is not behind its
 /// begin.
 IndexRange overlap(IndexRange range, std::size_t begin, std::size_t count);
+
+/// Throws NumericError naming the entry when the value is not finite as an Out.
+template <class Out, class T>
+void require_finite(std::size_t i, std::size_t j, T value);
 
 /// Copies what was asked for, [rows) x [columns), from a tile [rows of the largest][columns of the largest],
 /// and of a symmetric matrix, whose tiles hold the lower triangle, its mirror image. Throws NumericError for

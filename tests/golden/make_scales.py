@@ -37,14 +37,26 @@ def images(channels):
     return np.array([a, 3 * a, -a, -0.3 * a, a + 1e-6 * noise, 0.7 * ones, -0.2 * ones, b]).astype(np.float32)
 
 
+def areas(channels):
+    """Images 3 x 3 of numbers from 0 to 255: black, white, areas of one number, and one of all."""
+    rng = np.random.default_rng(5)
+    levels = [[[0] * 3] * 3, [[255] * 3] * 3, [[0, 0, 0], [1, 1, 1], [1, 1, 1]], [[100] * 3, [100] * 3, [30] * 3],
+              [[0, 0, 255]] * 3, [[1] * 3] * 3]
+    rows = [np.repeat(np.array(level)[:, :, None], channels, 2) for level in levels]
+    return np.array(rows + [rng.integers(0, 256, (3, 3, channels))]).astype(np.float32)
+
+
 INPUTS = {f"size{s:g}": vectors(s, 1e4) for s in (1e-3, 1e-1, 1, 10, 1e3, 1e5)}
 INPUTS.update({f"variance{v:g}": vectors(np.sqrt(v), 30)[[0, 1, 2, 4, 5, 7, 9]] for v in (0.1, 10, 300)})
 
 
-INPUTS.update({"behind": INPUTS["size1"][:10], "images": images(2), "gray": images(1)})
+INPUTS.update({"behind": INPUTS["size1"][:10], "images": images(2), "gray": images(1),
+               "areas": areas(3), "lit": areas(3)[1:]})
 
 
 def angle(q, r, c):
+    if q == 0 or r == 0:
+        return mp.mpf(0)
     return mp.acos(max(mp.mpf(-1), min(mp.mpf(1), c / mp.sqrt(q * r))))
 
 
@@ -214,6 +226,9 @@ def main():
                  "conv(8,1) relu conv(8,3,pad=valid) relu flatten dense(1)",
                  "conv(8,3) gelu conv(8,3) relu gap dense(1)", "conv(8,3) erf conv(8,3) abs flatten dense(1)"):
         cases += [(source, text, w, b) for source in ("images", "gray") for w, b in (("2", "0"), ("2", "0.1"))]
+    for text in ("conv(8,3) relu conv(8,3) relu gap dense(1)", "conv(8,3) relu conv(8,3) relu flatten dense(1)",
+                 "conv(8,3,pad=valid) leakyrelu(0.2) conv(8,1) relu gap dense(1)", "conv(8,3,pad=valid) abs gap dense(1)"):
+        cases += [("lit", text, "2", "0"), ("areas", text, "2", "0.1")]
     for source, layers, w, b in cases:
         name = f"case{len(lines)}"
         nngp, ntk = (image_kernels if isinstance(layers, str) else kernels)(layers, w, b, INPUTS[source])

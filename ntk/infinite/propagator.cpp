@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numbers>
 #include <utility>
 
 #include "engine/cpu.hpp"
@@ -70,6 +71,7 @@ template <class T>
 PairState<T>& Propagator<T>::start(std::size_t groups, std::size_t rows, std::size_t columns) {
   aside_ = 0;
   sine_squares_.clear();
+  carried_ = false;
   states_[0].resize(groups, rows, columns, tangent_);
   if (tangent_) std::fill_n(states_[0].theta(), states_[0].size(), T(0));
   return states_[0];
@@ -167,6 +169,73 @@ void Propagator<T>::affine(const Step& step, const BlockPlace<T>& place) {
     kernels_.affine(block(step, 0, place, group), static_cast<T>(weight), static_cast<T>(theta_weight),
                     static_cast<T>(covariance_weight));
   }
+  if (carried_) carry_through_affine(step, place);
+}
+
+/// An affine map takes q q' sin^2 to w^2 q q' sin^2 + 2 w b delta: see sine_square().
+template <class T>
+void Propagator<T>::carry_through_affine(const Step& step, const BlockPlace<T>& place) {
+  const double weight =
+      step.weight_variance * power_of_two(scales_.variance[step.in] - scales_.variance[step.out]);
+  const double bias = step.bias_variance * power_of_two(-scales_.variance[step.out]);
+  PairState<T>& state = states_[0];
+  for (std::size_t r = 0; r < state.rows(); ++r) {
+    const T* const left = place.left->variance(step.in, 0, place.row);
+    const T* const left_after = place.left->variance(step.out, 0, place.row);
+    const T* const right = place.right->variance(step.in, 0, place.column);
+    const T* const right_after = place.right->variance(step.out, 0, place.column);
+    for (std::size_t c = 0; c < state.columns(); ++c) {
+      T& square = sine_squares_[r * state.stride() + c];
+      const auto q = static_cast<double>(left_after[r]);
+      const auto other = static_cast<double>(right_after[c]);
+      if (q == 0 || other == 0) {
+        square = 0;
+        continue;
+      }
+      const double kept =
+          weight * static_cast<double>(left[r]) / q * (weight * static_cast<double>(right[c]) / other);
+      const double added =
+          2 * (bias / q) * (static_cast<double>(state.delta()[r * state.stride() + c]) / other);
+      square = static_cast<T>(std::min(1.0, kept * static_cast<double>(square) + added));
+    }
+  }
+}
+
+/// 1 - cosine becomes itself less ratio (sin a - a cos a), which is smaller by a factor of the angle: nothing
+/// cancels. |x| does the same to opposites; other steps do not leave them opposite.
+template <class T>
+void Propagator<T>::carry_through(std::size_t index, const simd::CovarianceBlock<T>& block) {
+  const Step& step = program_.steps[index];
+  std::size_t next = index + 1;
+  while (next < program_.steps.size() && program_.steps[next].kind == StepKind::Affine) ++next;
+  const bool reads = next < program_.steps.size() && (program_.steps[next].kind == StepKind::Nonlinear ||
+                                                      program_.steps[next].kind == StepKind::Normalize);
+  if (!reads) return;
+  const double ratio = step.phi.turn() / step.phi.scale();
+  for (std::size_t r = 0; r < block.rows; ++r) {
+    for (std::size_t c = 0; c < states_[0].columns(); ++c) {
+      T& square = sine_squares_[r * block.stride + c];
+      const auto mean =
+          (static_cast<double>(block.left_variance[r]) + static_cast<double>(block.right_variance[c])) / 2;
+      const bool obtuse =
+          mean < static_cast<double>(block.delta[r * block.stride + c]) && step.phi.slope > -1;
+      const double sine = std::sqrt(static_cast<double>(square));
+      const double cosine = std::sqrt(1 - static_cast<double>(square));
+      const double angle = std::asin(sine);
+      double versine = static_cast<double>(square) / (1 + cosine);
+      if (obtuse) {
+        versine = 1 + cosine - ratio * (sine + (std::numbers::pi - angle) * cosine);
+      } else if (angle > 1e-2) {
+        versine -= ratio * (sine - angle * cosine);
+      } else {
+        const double a2 = angle * angle;
+        versine -= ratio * angle * a2 * (1.0 / 3 - a2 * (1.0 / 30 - a2 / 840));
+      }
+      square = static_cast<T>(std::clamp(versine * (2 - versine), 0.0, 1.0));
+    }
+  }
+  sine_step_ = next;
+  carried_ = true;
 }
 
 /// The mean over taps of the matrices of pixels. Beyond the border both pixels are zero together: so is
@@ -278,7 +347,16 @@ void Propagator<T>::nonlinear(std::size_t index, const BlockPlace<T>& place) {
   PairState<T>& state = states_[0];
   for (std::size_t group = 0; group < state.groups(); ++group) {
     simd::CovarianceBlock<T> entries = block(step, index, place, group);
-    if (!sine_squares_.empty() && index == sine_step_) entries.sine_squares = sine_squares_.data();
+    const bool known = !sine_squares_.empty() && index == sine_step_;
+    std::vector<T> used;
+    if (known) {
+      carried_ = false;
+      used = sine_squares_;
+      entries.sine_squares = used.data();
+      if (step.kind == StepKind::Nonlinear && step.phi.kind == Nonlinearity::Kind::ArcCosine) {
+        carry_through(index, entries);
+      }
+    }
     if (step.kind == StepKind::Normalize) {
       kernels_.normalize(entries);
       continue;

@@ -79,6 +79,11 @@ class Propagator {
   void dropout(const Step& step, const BlockPlace<T>& place);
   void add(const Step& step);
   void rescale(const Step& step);
+  /// sin^2 behind an arc-cosine step, from that before it, for the step that reads angles next if nothing but
+  /// dense layers is between.
+  void carry_through(std::size_t index, const simd::CovarianceBlock<T>& block);
+  /// The same through a dense layer, whose deltas are those after it.
+  void carry_through_affine(const Step& step, const BlockPlace<T>& place);
   bool same_example(const BlockPlace<T>& place, std::size_t row, std::size_t column) const;
   simd::CovarianceBlock<T> block(const Step& step, std::size_t index, const BlockPlace<T>& place,
                                  std::size_t group);
@@ -97,6 +102,7 @@ class Propagator {
   std::vector<T> left_value_, left_slope_, right_value_, right_slope_;
   std::vector<T> sine_squares_;  ///< empty where they follow from delta
   std::size_t sine_step_ = 0;
+  bool carried_ = false;  ///< from an earlier step: dense layers on the way change them
 };
 
 }  // namespace gradgram::ntk::infinite

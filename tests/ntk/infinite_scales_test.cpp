@@ -9,8 +9,10 @@
 #include <utility>
 #include <vector>
 
+#include "engine/covariance.hpp"
 #include "engine/error.hpp"
 #include "engine/npy.hpp"
+#include "engine/random.hpp"
 #include "models/model.hpp"
 #include "ntk/infinite/infinite.hpp"
 #include "tests/ntk/infinite_cases.hpp"
@@ -194,6 +196,82 @@ TEST(InfiniteScalesLimits, DoubleKeepsTheAnglesThatRoundingLeaves) {
   }
   EXPECT_LE(worst, 1e-11);
   EXPECT_GT(corrupted, 1e-10) << "negative control";
+}
+
+/// What simd::ParallelPixels promises, as it is written there, in f64.
+double plain_parallel_pixels(const simd::ParallelPixels<float>& pixels) {
+  const auto pair = [&](std::size_t i, std::size_t j) {
+    const double a = static_cast<double>(pixels.left[i]);
+    const double b = static_cast<double>(pixels.right[j]);
+    double apart = 0;
+    double sign = 0;
+    for (std::size_t k = 1; k <= simd::kParallelDirections; ++k) {
+      const double u = static_cast<double>(pixels.left[k * pixels.left_stride + i]);
+      const double v = static_cast<double>(pixels.right[k * pixels.right_stride + j]);
+      apart = std::max(apart, std::abs(std::abs(u) - std::abs(v)));
+      sign += u * v;
+    }
+    if (apart >= static_cast<double>(pixels.reach)) return 0.0;
+    const double gap = std::abs(a - b);
+    const double opposite = sign < 0 ? static_cast<double>(pixels.opposite) * a * b : 0;
+    const double e = static_cast<double>(pixels.rounding) * (gap * (std::sqrt(a * b) + gap) + opposite);
+    const double least = std::sqrt(a * b * 2 * e);
+    return apart == 0 ? least : std::min(least, e / apart);
+  };
+  double sum = 0;
+  for (std::size_t i = 0; i < pixels.rows; i += pixels.row_step) {
+    for (std::size_t j = 0; j < pixels.columns; ++j) {
+      if (!pixels.equal || i == j) sum += pair(i, j);
+    }
+  }
+  return sum;
+}
+
+TEST(InfiniteParallelPixels, AreSummedAsPlainly) {
+  constexpr std::size_t kStride = 80;
+  constexpr std::size_t kArrays = 1 + simd::kParallelDirections;
+  Random random(31);
+  for (const std::size_t pixels : {1U, 5U, 15U, 16U, 17U, 33U, 67U}) {
+    // A few directions, each with multiples, opposites and perturbations.
+    std::vector<float> sides[2];
+    for (std::vector<float>& side : sides) {
+      side.assign(kArrays * kStride, 0);
+      for (std::size_t i = 0; i < pixels; ++i) {
+        side[i] = static_cast<float>(1 + (i + (&side == sides ? 0 : 2)) % 7) / 3;
+        for (std::size_t k = 1; k < kArrays; ++k) {
+          const double noise = (i % 4 == 0 ? 0 : i % 4 == 1 ? 1e-4 : 0.02) * random.normal();
+          const double value = std::sin(static_cast<double>(i % 3 + 5 * k)) + noise;
+          side[k * kStride + i] = static_cast<float>(i % 5 == 0 ? -value : value);
+        }
+      }
+    }
+    for (const bool equal : {false, true}) {
+      for (const float opposite : {0.0F, 1.0F}) {
+        for (const float reach : {0.01F, 2.0F}) {
+          simd::ParallelPixels<float> run;
+          run.rows = run.columns = pixels;
+          run.row_step = equal ? 1 : 3;
+          run.left = sides[0].data();
+          run.right = sides[1].data();
+          run.left_stride = run.right_stride = kStride;
+          run.equal = equal;
+          run.reach = reach;
+          run.rounding = 1e-7F;
+          run.opposite = opposite;
+          run.enough = 1e30;
+          const double plain = plain_parallel_pixels(run);
+          const double found = covariance_kernels<float>().parallel_pixels(run);
+          // Differences of features near one are known to half a unit of theirs, and least differ by 1e-6.
+          EXPECT_NEAR(found, plain, 1e-3 * plain)
+              << pixels << ' ' << equal << ' ' << opposite << ' ' << reach;
+          EXPECT_TRUE(plain > 0 || pixels < 5);
+          run.rounding = 1.02e-7F;
+          EXPECT_TRUE(plain == 0 || std::abs(plain_parallel_pixels(run) - found) > 1e-3 * plain)
+              << "negative control";
+        }
+      }
+    }
+  }
 }
 
 template <class Error>

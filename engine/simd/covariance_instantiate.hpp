@@ -509,9 +509,7 @@ constexpr CovarianceTable<T> make_covariance_table(const char* isa) {
           near_versines<T>,
           near_cosines,
           plane_layer<T>,
-          plane_input<T>,
           plane_sums<T>,
-          plane_windows<T>,
           plane_fold<T>,
           plane_pooled<T>};
 }

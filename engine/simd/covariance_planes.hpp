@@ -128,6 +128,18 @@ GRADGRAM_INLINE Batch<T> multiply_where(const Mask<T>& which, const Batch<T>& a,
 #endif
 }
 
+/// A load that is not repeated at every use: registers across two cache lines take two accesses each.
+template <class T>
+GRADGRAM_INLINE Batch<T> load_once(const T* source) {
+  typename Batch<T>::register_type value = load(source);
+#if defined(__AVX512F__)
+  asm("" : "+v"(value));
+#else
+  asm("" : "+x"(value));
+#endif
+  return value;
+}
+
 /// To and from room for one register.
 template <class T>
 GRADGRAM_INLINE void store_mask(T* target, const Mask<T>& mask) {
@@ -581,7 +593,7 @@ GRADGRAM_INLINE void plane_three_line(const PlaneRun<T>& run, const PlaneConstan
         each([&](std::size_t k) __attribute__((always_inline)) {
           T* const to = half + k * kHalves;
           const Batch<T> a = broadcast(left[cell + k]);
-          const Batch<T> b = load(right + k * right_cell);
+          const Batch<T> b = load_once(right + k * right_cell);
           const Batch<T> gap = multiply_add(b, broadcast(T(-0.5)), a);
           const Batch<T> product = broadcast(inverse[cell + k]) * load(right_inverse + k * right_cell);
           const Batch<T> both = a * b;  // where the cosine is 1
@@ -741,7 +753,7 @@ GRADGRAM_INLINE void input_line(const PlaneRun<T>& run, const PlaneInput<T>& inp
     Batch<T> difference, sum;
     const auto add = [&](std::size_t c) __attribute__((always_inline)) {
       const Batch<T> a = broadcast(left[c * left_stride + cell]);
-      const Batch<T> b = load(right + c * right_stride);
+      const Batch<T> b = load_once(right + c * right_stride);
       const Batch<T> less = a - b;
       const Batch<T> more = a + b;
       difference = c == 0 ? Batch<T>(less * less) : multiply_add(less, less, difference);

@@ -94,7 +94,7 @@ struct PlaneRun {
   /// nothing.
   T* state = nullptr;
   std::size_t pitch = 0;  ///< from line to line, with room for one more cell
-  /// Scratch: [radius_lines + 1][cells + 4 radius_cells + 2][2 registers] and radius_cells more.
+  /// Scratch: plane_scratch.
   T* sums = nullptr;
   /// Of each cell, and three more: their entry is cells + 4 radius_cells, and their partner exists.
   const PlaneCell* places = nullptr;
@@ -120,6 +120,25 @@ struct PlaneRun {
   T bias = 0;                                  ///< of the first layer: the variance it adds, times U
   T ratio = 0;                                 ///< turn / scale of arc_cosine
   bool obtuse = false;                         ///< whether cosines below zero may occur
+};
+
+/// Elements of PlaneRun::sums.
+inline std::size_t plane_scratch(std::size_t cells, std::size_t radius_lines, std::size_t radius_cells,
+                                 std::size_t lanes) {
+  const std::size_t sums = (radius_lines + 1) * (cells + 4 * radius_cells + 2) * 2 + 2 * radius_cells;
+  const std::size_t halfway = 8 + 5 * (cells + 1);
+  return (sums > halfway ? sums : halfway) * lanes;
+}
+
+/// The state before the first layer: delta = sum_c (left[c] - right[c])^2, theta the same of the sums of
+/// both. Channels are laid out as the roots, `left_stride` and `right_stride` from one to the next.
+template <class T>
+struct PlaneInput {
+  const T* left = nullptr;
+  std::size_t left_stride = 0;
+  const T* right = nullptr;
+  std::size_t right_stride = 0;
+  std::size_t channels = 1;
 };
 
 /// Where a plane is summed over windows of cells: its first `split` cells of a window meet a right window,
@@ -294,14 +313,12 @@ struct CovarianceTable {
   /// difference of the roots, m^2 their product and e = rounding (g (m + g) + opposite m^2), the angle x is
   /// off by min(sqrt(2 e) / m, e / (m^2 x)).
   double (*parallel_pixels)(const ParallelPixels<T>&) noexcept;
-  void (*plane_layer)(const PlaneRun<T>&) noexcept;
-  /// The state before the first layer: delta = sum_c (left[c] - right[c])^2, theta the same of the sums of
-  /// both. Channels are laid out as the roots, `left_stride` and `right_stride` from one to the next.
-  void (*plane_input)(const PlaneRun<T>&, const T* left, std::size_t left_stride, const T* right,
-                      std::size_t right_stride, std::size_t channels) noexcept;
+  /// In place. `input`: what the state is before, or null where it is there. `windows`: where the state
+  /// behind is added as well, or null.
+  void (*plane_layer)(const PlaneRun<T>&, const PlaneInput<T>* input,
+                      const PlaneWindows<T>* windows) noexcept;
   /// Adds to deltas[j] and thetas[j] the sums over all cells of lane j.
   void (*plane_sums)(const PlaneRun<T>&, double* deltas, double* thetas) noexcept;
-  void (*plane_windows)(const PlaneRun<T>&, const PlaneWindows<T>&) noexcept;
   void (*plane_fold)(const PlaneFold<T>&) noexcept;
   /// Whether 1 - cosine of any pair is below `versine`.
   bool (*plane_pooled)(const PlaneRun<T>&, const PlanePooled<T>&) noexcept;

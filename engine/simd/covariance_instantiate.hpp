@@ -511,9 +511,7 @@ constexpr CovarianceTable<T> make_covariance_table(const char* isa) {
           near_cosines,
           parallel_pixels<T>,
           plane_layer<T>,
-          plane_input<T>,
           plane_sums<T>,
-          plane_windows<T>,
           plane_fold<T>,
           plane_pooled<T>};
 }

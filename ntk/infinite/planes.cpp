@@ -242,6 +242,10 @@ std::size_t window_elements(const PlanePlan& plan, std::size_t lanes) {
   return plan.width * (plan.height / plan.window_h) * 2 * group_lanes(plan.width, lanes);
 }
 
+std::size_t scratch_of(const PlanePlan& plan, std::size_t lanes) {
+  return simd::plane_scratch(plan.height, plan.radius_w, plan.radius_h, lanes);
+}
+
 /// From the sums of a pair of windows to the next: read by registers of f64.
 std::size_t pitch_of_folds(const PlanePlan& plan) {
   return group_lanes(plan.width / plan.window_w, covariance_kernels<double>().lanes);
@@ -259,7 +263,7 @@ std::size_t PlaneWorker<T>::bytes(const PlanePlan& plan) {
   const std::size_t lanes = covariance_kernels<T>().lanes;
   const PlaneArrays<T> arrays(plan, lanes);
   std::size_t elements = arrays.state_size() * plane_batch(plan, arrays);
-  elements += (plan.radius_w + 1) * (arrays.cells + 4 * plan.radius_h + 2) * 2 * lanes;
+  elements += scratch_of(plan, lanes);
   if (!plan.diagonal) {
     elements += arrays.left_size() + arrays.right_layer(arrays.layers);
     elements += (arrays.lines + lanes) * arrays.lines * 2 * plan.radius_w;
@@ -274,8 +278,7 @@ PlaneWorker<T>::PlaneWorker(const PlanePlan& plan)
   const std::size_t lanes = kernels_.lanes;
   const std::size_t lines = arrays_.lines;
   state_ = Tensor<T>(Shape{plane_batch(plan, arrays_), arrays_.state_size()});
-  sums_ = Tensor<T>(
-      Shape{((plan.radius_w + 1) * (arrays_.cells + 4 * plan.radius_h + 2) + plan.radius_h + 1) * 2 * lanes});
+  sums_ = Tensor<T>(Shape{scratch_of(plan, lanes)});
   places_.resize(arrays_.cells + 3);
   if (plan.diagonal) return;
   left_ = Tensor<T>(Shape{arrays_.left_size()});
@@ -472,17 +475,17 @@ void PlaneWorker<T>::set_places(const simd::PlaneRun<T>& run) {
 }
 
 template <class T>
-void PlaneWorker<T>::run_planes(simd::PlaneRun<T>& run, bool from_images) {
+void PlaneWorker<T>::run_planes(simd::PlaneRun<T>& run, bool from_images,
+                                const simd::PlaneWindows<T>* windows) {
   const std::size_t pixels = arrays_.pixels;
   const std::size_t array = arrays_.cells * arrays_.line;
   const std::size_t group = run.line_offset / arrays_.lanes;
   const T* const right = right_.data() + arrays_.radius;
-  for (std::size_t l = 0; l < plan_.layers.size(); ++l) {
+  const simd::PlaneInput<T> input{left_.data(), pixels, right, array, plan_.channels};
+  const std::size_t layers = plan_.layers.size();
+  for (std::size_t l = 0; l < layers; ++l) {
     set_layer(run, l);
     set_places(run);
-    if (l == 0 && from_images) {
-      kernels_.plane_input(run, left_.data(), pixels, right, array, plan_.channels);
-    }
     run.outside = outside_.data() +
                   (group * arrays_.lines * run.masks + (plan_.radius_w - run.radius_lines)) * arrays_.lanes;
     run.left_root = left_.data() + arrays_.left_layer(l);
@@ -493,7 +496,7 @@ void PlaneWorker<T>::run_planes(simd::PlaneRun<T>& run, bool from_images) {
     run.right_inverse = run.right_root + array;
     run.right_square = run.right_root + 2 * array;
     run.right_window = run.right_root + 3 * array;
-    kernels_.plane_layer(run);
+    kernels_.plane_layer(run, l == 0 && from_images ? &input : nullptr, l + 1 == layers ? windows : nullptr);
   }
 }
 
@@ -515,7 +518,7 @@ void PlaneWorker<T>::run(const Image& left, const Image* rights, std::size_t cou
       for (std::size_t across = 0; across < lines; across += lanes) {
         std::fill(sums.begin(), sums.end(), 0.0);
         simd::PlaneRun<T> run = run_of(across, down);
-        run_planes(run, true);
+        run_planes(run, true, nullptr);
         kernels_.plane_sums(run, sums.data(), sums.data() + lanes);
         for (std::size_t lane = 0; lane < lanes && across + lane < lines; ++lane) {
           means[j].delta += weight * sums[lane];
@@ -543,10 +546,10 @@ bool PlaneWorker<T>::run_windows(const Image& left, const Image& right, const Fo
   for (std::size_t down = 0; down < arrays_.cells; ++down) {
     for (std::size_t across = 0; across < arrays_.lines; across += arrays_.lanes) {
       simd::PlaneRun<T> run = run_of(across, down);
-      run_planes(run, true);
-      add_to_windows(run);
+      const simd::PlaneWindows<T> windows = windows_of(run);
+      run_planes(run, true, &windows);
     }
-    if (!finish_windows(down, fold)) return false;
+    if (!end_planes(down, fold)) return false;
   }
   return true;
 }
@@ -570,10 +573,10 @@ bool PlaneWorker<T>::run_pooled(std::size_t down, const double* sums, double sca
     pooled.sums = sums + across;
     pooled.live = live_.data() + across;
     if (kernels_.plane_pooled(run, pooled)) near = true;
-    run_planes(run, false);
-    add_to_windows(run);
+    const simd::PlaneWindows<T> windows = windows_of(run);
+    run_planes(run, false, &windows);
   }
-  return finish_windows(down, fold);
+  return end_planes(down, fold);
 }
 
 template <class T>
@@ -584,7 +587,7 @@ T* PlaneWorker<T>::window_sums(std::size_t down) {
 }
 
 template <class T>
-void PlaneWorker<T>::add_to_windows(const simd::PlaneRun<T>& run) {
+simd::PlaneWindows<T> PlaneWorker<T>::windows_of(const simd::PlaneRun<T>& run) {
   const std::size_t down = run.cell_offset / plan_.window_h;
   const std::size_t next = (down + 1) % window_planes_.size();
   simd::PlaneWindows<T> windows;
@@ -595,11 +598,11 @@ void PlaneWorker<T>::add_to_windows(const simd::PlaneRun<T>& run) {
   windows.here_begins = window_planes_[down] == 0;
   windows.beyond_begins = next != down && window_planes_[next] == 0;
   windows.pitch = group_lanes(arrays_.lines, arrays_.lanes);
-  kernels_.plane_windows(run, windows);
+  return windows;
 }
 
 template <class T>
-bool PlaneWorker<T>::finish_windows(std::size_t down, const Fold& fold) {
+bool PlaneWorker<T>::end_planes(std::size_t down, const Fold& fold) {
   const std::size_t windows = window_planes_.size();
   const std::size_t planes = windows == 1 ? plan_.window_h : 2 * plan_.window_h - 1;
   const std::size_t here = down / plan_.window_h;
@@ -652,10 +655,8 @@ void PlaneWorker<T>::diagonals(const T* const* lefts, std::size_t count, const T
         run.left_root = lefts[i] + arrays_.equal_layer(l);
         run.left_inverse = run.left_root + pixels;
         run.left_square = run.left_window = run.left_root;
-        if (l == 0) {
-          kernels_.plane_input(run, lefts[i], pixels, group, pixels * lanes, plan_.channels);
-        }
-        kernels_.plane_layer(run);
+        const simd::PlaneInput<T> input{lefts[i], pixels, group, pixels * lanes, plan_.channels};
+        kernels_.plane_layer(run, l == 0 ? &input : nullptr, nullptr);
         if (l + 1 < plan_.layers.size()) continue;
         std::fill(sums.begin(), sums.end(), 0.0);
         kernels_.plane_sums(run, sums.data(), sums.data() + lanes);

@@ -153,13 +153,13 @@ class PlaneWorker {
   void lay_out_right(const Image& image);
   /// For the planes of right cells `down` and right lines `across` + lane.
   simd::PlaneRun<T> run_of(std::size_t across, std::size_t down);
-  /// All layers of them; leaves their state.
-  void run_planes(simd::PlaneRun<T>& run, bool from_images);
+  /// All layers of them; leaves their state, and adds it to `windows` unless that is null.
+  void run_planes(simd::PlaneRun<T>& run, bool from_images, const simd::PlaneWindows<T>* windows);
   void set_places(const simd::PlaneRun<T>& run);
-  /// Adds the state of a run to the windows' sums.
-  void add_to_windows(const simd::PlaneRun<T>& run);
+  /// The windows' sums that the planes of a run belong to.
+  simd::PlaneWindows<T> windows_of(const simd::PlaneRun<T>& run);
   /// To be called when all lines' offsets of `down` have been added.
-  bool finish_windows(std::size_t down, const Fold& fold);
+  bool end_planes(std::size_t down, const Fold& fold);
   T* window_sums(std::size_t down);
 
   const PlanePlan& plan_;

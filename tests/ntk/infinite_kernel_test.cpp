@@ -760,6 +760,10 @@ TEST(InfinitePlanes, AverageWindowsBetweenLayers) {
       {relu2, "avgpool(2) ", "flatten dense(1)", 8, 6, 2},
       {relu2, "avgpool(2) ", "flatten dense(8) relu dense(1)", 8, 6, 2},
       {relu2, "avgpool(2) ", "conv(8,3) relu avgpool(2) flatten dense(8) relu dense(1)", 8, 12, 2},
+      // Lines that fill one register of f64, of f32, and two of each.
+      {relu2, "avgpool(2) ", "conv(8,3) relu gap dense(1)", 6, 8, 2},
+      {relu2, "avgpool(2) ", "conv(8,3) relu avgpool(2) flatten dense(1)", 4, 16, 3},
+      {relu2, "avgpool(2) ", "conv(8,3) relu avgpool(2) flatten dense(1)", 4, 32, 1},
       // Three poolings; windows that are not square, one window across, one down; more lines than lanes.
       {relu2, "avgpool(2) ", relu2 + "avgpool(3) conv(8,3) relu avgpool(2) flatten dense(1)", 12, 24, 1},
       {relu2, "avgpool(3x2) ", "conv(8,3) relu avgpool(1x2) conv(8,1x3) relu gap dense(1)", 9, 20, 3},

@@ -42,10 +42,12 @@ struct InfiniteKernels {
 /// layer and pair of pixels (images with average pooling). Precision: f64 1e-10, f32 1e-5 relative to
 /// sqrt(k_ii k_jj) (docs/infinite.md names the exceptions); f32 models that pool between nonlinearities, have
 /// one of erf, gelu, sin and cos, a normalization, any smooth one before one with a kink, a monomial of
-/// degree 2 or more, or tanh, sigmoid or softplus of large variances run in f64 inside. Throws ArgumentError
+/// degree 2 or more, or tanh, sigmoid or softplus of large variances run in f64 inside, and so do pairs of
+/// images of which many pixels are parallel or opposite. Throws ArgumentError
 /// naming the layer that has no such limit and why, ShapeError, BudgetError, NumericError when an input,
-/// variance or entry is not finite, or when monomials drive the variances of two examples so far apart that
-/// their entry has not that precision, Cancelled.
+/// variance or entry is not finite, when an input is too small to be squared, when a steep function behind
+/// another one, or between pixels, sees variances that leave nothing of its derivative, or when monomials
+/// drive the variances of two examples so far apart that their entry has not that precision, Cancelled.
 template <class T>
 InfiniteKernels<T> infinite_kernel(const models::Model& model, const models::NetworkOptions& options,
                                    TensorView<const T> x, const InfiniteOptions& what,

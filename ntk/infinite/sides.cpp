@@ -38,11 +38,22 @@ void require_moderate(const Step& step, double largest) {
       step.name, largest, kMost));
 }
 
+/// Whether exp(-delta) is the kernel, and not a function of the angle.
+bool reads_delta(const Step& step) {
+  return step.phi.kind == Nonlinearity::Kind::Sin || step.phi.kind == Nonlinearity::Kind::Cos;
+}
+
+bool is_rectifier(const Step& step) {
+  return step.kind == StepKind::Nonlinear && step.phi.kind == Nonlinearity::Kind::ArcCosine;
+}
+
 /// Where angles are known to the roundings of earlier steps alone, delta is known to eps of the variance. An
 /// error of eps times the variance is then one of the derivatives of steps (and of all of sin and cos)
 /// between nearly parallel inputs: at this bound 1e-5, somewhat above it all of them.
-void require_known_angles(const Program& program, const Step& step, double largest) {
-  constexpr double kMost = 1e-5 / std::numeric_limits<double>::epsilon();
+constexpr double kMostBehind = 1e-5 / std::numeric_limits<double>::epsilon();
+/// Where nearly parallel pairs are followed apart, the others' relative error is 16 eps sqrt(variance).
+constexpr double kMostCarried = 1e18;
+void require_known_angles(const Program& program, const Step& step, double largest, double most) {
   switch (step.phi.kind) {
     case Nonlinearity::Kind::Sin:
     case Nonlinearity::Kind::Cos:
@@ -56,12 +67,12 @@ void require_known_angles(const Program& program, const Step& step, double large
     default:
       return;
   }
-  if (largest <= kMost) return;
+  if (largest <= most) return;
   throw NumericError(fmt::format(
       "infinite_kernel: {} sees variances up to {:g}{}, where {:.2g} is the most at which nearly parallel "
       "inputs keep 1e-5 of their kernel; scale the inputs or lower the weight variance",
       step.name, largest, program.reach == Reach::Vector ? " behind another nonlinearity" : " between pixels",
-      kMost));
+      most));
 }
 
 std::unique_ptr<SmoothForm> smooth_form(const Step& step, double largest, double tolerance) {
@@ -111,6 +122,13 @@ Scales choose_scales(const Program& program, double largest, double smallest, do
   // Angles of vectors are followed exactly to their first nonlinearity.
   const auto first = first_nonlinearity(program);
   const std::size_t known = program.reach == Reach::Vector && first ? first->step : program.steps.size();
+  // And, of pairs that are followed apart, through rectifiers, which leave others 16 eps / angle of 1 -
+  // cosine.
+  std::size_t carried = known;
+  while (carried < program.steps.size() &&
+         (program.steps[carried].kind == StepKind::Affine || is_rectifier(program.steps[carried]))) {
+    ++carried;
+  }
   // Of all examples and pixels: E[cos(u)^2] falls with the variance and is 1 at zero, the others rise.
   std::vector<Followed> bound(slots);
   bound[0] = {largest, 0};
@@ -137,7 +155,10 @@ Scales choose_scales(const Program& program, double largest, double smallest, do
           break;
         case StepKind::Nonlinear: {
           require_moderate(step, most.value());
-          if (s != known) require_known_angles(program, step, most.value());
+          if (s != known) {
+            require_known_angles(program, step, most.value(),
+                                 s == carried && !reads_delta(step) ? kMostCarried : kMostBehind);
+          }
           if (step.phi.kind == Nonlinearity::Kind::Series && series[s] == nullptr) {
             series[s] = smooth_form(step, most.value(), tolerance);
           }

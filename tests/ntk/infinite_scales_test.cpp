@@ -198,6 +198,59 @@ TEST(InfiniteScalesLimits, DoubleKeepsTheAnglesThatRoundingLeaves) {
   EXPECT_GT(corrupted, 1e-10) << "negative control";
 }
 
+/// The same behind a rectifier: 1 - cosine of what it leaves is that of its inputs less a term of higher
+/// order.
+TEST(InfiniteScalesLimits, DoubleKeepsAnglesBehindARectifier) {
+  constexpr long double kPi = std::numbers::pi_v<long double>;
+  constexpr std::size_t kExamples = 40;
+  for (const double size : {1e3, 1e6, 1e8}) {
+    Tensor<double> x(Shape{kExamples, 2});
+    for (std::size_t i = 0; i < kExamples; ++i) {
+      const double angle = 0.7 + (i % 5 == 0 ? 0 : std::pow(10.0, -static_cast<double>(i) / 3));
+      const double norm = size * (1 + static_cast<double>(i % 7) / 3);
+      x(i, 0) = norm * std::cos(angle);
+      x(i, 1) = norm * std::sin(angle);
+    }
+    for (const bool mirrored : {false, true}) {
+      const auto found = infinite_kernel<double>(
+          models::parse(
+              mirrored ? "dense(8) abs dense(8) erf dense(1)" : "dense(8) relu dense(8) erf dense(1)", {2}),
+          {.weight_variance = 1, .bias_variance = 0}, std::as_const(x).view(), {}, Workers(1));
+      const long double scale = mirrored ? 1 : 0.5L;
+      const long double ratio = mirrored ? 2 / kPi : 1 / kPi;
+      const auto expected = [&](std::size_t i, std::size_t j, long double distortion) {
+        const auto at = [&](std::size_t n, std::size_t k) { return static_cast<long double>(x(n, k)); };
+        const long double q = (at(i, 0) * at(i, 0) + at(i, 1) * at(i, 1)) / 2;
+        const long double r = (at(j, 0) * at(j, 0) + at(j, 1) * at(j, 1)) / 2;
+        const long double c = (at(i, 0) * at(j, 0) + at(i, 1) * at(j, 1)) / 2;
+        const long double cross = (at(i, 0) * at(j, 1) - at(i, 1) * at(j, 0)) / 2;
+        const long double angle = std::atan2(std::abs(cross), c);
+        const long double half = std::sin(angle / 2);
+        const long double lune = angle < 1e-2L ? angle * angle * angle * (1 / 3.0L - angle * angle / 30)
+                                               : std::sin(angle) - angle * std::cos(angle);
+        const long double versine = (2 * half * half - ratio * lune) * distortion;
+        const long double roots = scale * std::sqrt(q * r);
+        const long double covariance = roots * (1 - versine);
+        const long double tangent = covariance + c * scale * (1 - ratio * angle);
+        const long double root =
+            std::sqrt(1 + 2 * scale * (q + r) + 4 * roots * roots * versine * (2 - versine));
+        return static_cast<double>(2 / kPi * (std::atan2(2 * covariance, root) + 2 * tangent / root));
+      };
+      double worst = 0;
+      double corrupted = 0;
+      for (std::size_t i = 0; i < kExamples; ++i) {
+        for (std::size_t j = 0; j <= i; ++j) {
+          const double own = std::sqrt(found.ntk(i, i) * found.ntk(j, j));
+          worst = std::max(worst, std::abs(found.ntk(i, j) - expected(i, j, 1)) / own);
+          corrupted = std::max(corrupted, std::abs(found.ntk(i, j) - expected(i, j, 1 + 1e-5L)) / own);
+        }
+      }
+      EXPECT_LE(worst, size > 1e7 ? 2e-9 : 1e-10);
+      EXPECT_GT(corrupted, 1e-7) << "negative control";
+    }
+  }
+}
+
 /// What simd::ParallelPixels promises, as it is written there, in f64.
 double plain_parallel_pixels(const simd::ParallelPixels<float>& pixels) {
   const auto pair = [&](std::size_t i, std::size_t j) {
@@ -291,10 +344,15 @@ TEST(InfiniteScalesLimits, RefusesSteepStepsBehindAnotherNonlinearity) {
   const Tensor<double> vectors(Shape{2, 3}, large);
   for (const std::string function : {"erf", "tanh", "sigmoid", "sin", "cos"}) {
     const std::string text =
-        refusal<NumericError>("dense(8) relu dense(8) " + function + " dense(1)", {}, vectors);
+        refusal<NumericError>("dense(8) gelu dense(8) " + function + " dense(1)", {}, vectors);
     EXPECT_NE(text.find("layer 3 '" + function + "' sees variances up to 3.7"), std::string::npos) << text;
     EXPECT_NE(text.find("behind another nonlinearity, where 4.5e+10 is the most"), std::string::npos) << text;
   }
+  const std::string waves = refusal<NumericError>("dense(8) relu dense(8) sin dense(1)", {}, vectors);
+  EXPECT_NE(waves.find("where 4.5e+10 is the most"), std::string::npos) << waves;
+  const std::string steep =
+      refusal<NumericError>("dense(8) relu dense(8) erf dense(1)", {.weight_variance = 1e4}, vectors);
+  EXPECT_NE(steep.find("where 1e+18 is the most"), std::string::npos) << steep;
   const Tensor<double> image(Shape{1, 1, 2, 3}, large);
   const std::string text = refusal<NumericError>("conv(8,1) erf gap dense(1)", {}, image);
   EXPECT_NE(text.find("layer 1 'erf' sees variances up to"), std::string::npos) << text;
@@ -303,8 +361,9 @@ TEST(InfiniteScalesLimits, RefusesSteepStepsBehindAnotherNonlinearity) {
   InfiniteOptions covariances;
   covariances.nngp = true;
   covariances.ntk = false;
-  EXPECT_EQ(refusal<NumericError>("dense(8) relu dense(8) erf dense(1)", {}, vectors, covariances), "");
-  EXPECT_EQ(refusal<NumericError>("dense(8) relu dense(8) gelu dense(1)", {}, vectors), "");
+  EXPECT_EQ(refusal<NumericError>("dense(8) gelu dense(8) erf dense(1)", {}, vectors, covariances), "");
+  EXPECT_EQ(refusal<NumericError>("dense(8) gelu dense(8) gelu dense(1)", {}, vectors), "");
+  EXPECT_EQ(refusal<NumericError>("dense(8) relu dense(8) erf dense(1)", {}, vectors), "");
   EXPECT_EQ(refusal<NumericError>("dense(8) dense(8) erf dense(1)", {}, vectors), "");
 }
 

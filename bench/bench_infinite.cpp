@@ -37,7 +37,8 @@ namespace {
 
 /// Additions, multiplications and multiply-adds per register of pairs and layer: two window sums (3 x 3
 /// in 3.5 each, neighbours sharing a half), the polynomial, the root, which takes the pipelines as long as
-/// three, and 13 more.
+/// three, and 13 more. Not counted: the differences and sums of the images, what obtuse angles of a first
+/// layer take more, sums over the plane or over windows, and what a layer in f64 takes more than one in f32.
 template <class T>
 constexpr double needed_of_planes() {
   const double polynomial = sizeof(T) == 4 ? 7 : 17;

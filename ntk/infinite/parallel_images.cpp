@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <numbers>
+#include <numeric>
 #include <optional>
 
 #include "engine/covariance.hpp"
@@ -24,7 +25,7 @@ constexpr std::size_t kLookedAt = 256;
 constexpr float kReach = 0.01F;
 
 /// Between images whose norms are that far apart, every angle may matter.
-constexpr double kFarApart = 4;
+constexpr double kFarApart = 2.5;
 
 /// In the scale of the largest.
 constexpr double kLeastVariance = 1e-20;
@@ -69,8 +70,10 @@ std::optional<Chain> linear_chain(const Program& program) {
 
 /// Pixels kept of a slot that has so many.
 std::size_t step_of(std::size_t pixels) {
-  const std::size_t step = (pixels + kLookedAt - 1) / kLookedAt;
-  return step + (step % 2 == 0 ? 1 : 0);  // odd, so that not all stand in the same columns of an image
+  std::size_t step = std::max<std::size_t>(1, (pixels + kLookedAt - 1) / kLookedAt);
+  // No divisor in common with the width of an image, or all would stand in a part of its columns.
+  while (std::gcd(step, pixels) > 1) ++step;
+  return step;
 }
 std::size_t kept(const Program& program, std::size_t pixels) {
   if (program.reach == Reach::Full) return pixels;

@@ -215,21 +215,27 @@ void Propagator<T>::carry_through(std::size_t index, const simd::CovarianceBlock
   for (std::size_t r = 0; r < block.rows; ++r) {
     for (std::size_t c = 0; c < states_[0].columns(); ++c) {
       T& square = sine_squares_[r * block.stride + c];
-      const auto mean =
-          (static_cast<double>(block.left_variance[r]) + static_cast<double>(block.right_variance[c])) / 2;
-      const bool obtuse =
-          mean < static_cast<double>(block.delta[r * block.stride + c]) && step.phi.slope > -1;
+      const auto q = static_cast<double>(block.left_variance[r]);
+      const auto other = static_cast<double>(block.right_variance[c]);
+      const double covariance = (q + other) / 2 - static_cast<double>(block.delta[r * block.stride + c]);
       const double sine = std::sqrt(static_cast<double>(square));
-      const double cosine = std::sqrt(1 - static_cast<double>(square));
-      const double angle = std::asin(sine);
-      double versine = static_cast<double>(square) / (1 + cosine);
-      if (obtuse) {
-        versine = 1 + cosine - ratio * (sine + (std::numbers::pi - angle) * cosine);
-      } else if (angle > 1e-2) {
-        versine -= ratio * (sine - angle * cosine);
+      double versine = 0;
+      if (square > T(0.5)) {
+        // So close to one the square does not hold the cosine, which delta does.
+        const double cosine = std::clamp(covariance / (std::sqrt(q) * std::sqrt(other)), -1.0, 1.0);
+        versine = 1 - cosine - ratio * (sine - std::acos(cosine) * cosine);
       } else {
-        const double a2 = angle * angle;
-        versine -= ratio * angle * a2 * (1.0 / 3 - a2 * (1.0 / 30 - a2 / 840));
+        const double cosine = std::sqrt(1 - static_cast<double>(square));
+        const double angle = std::asin(sine);
+        versine = static_cast<double>(square) / (1 + cosine);
+        if (covariance < 0 && step.phi.slope != -1) {
+          versine = 1 + cosine - ratio * (sine + (std::numbers::pi - angle) * cosine);
+        } else if (angle > 1e-2) {
+          versine -= ratio * (sine - angle * cosine);
+        } else {
+          const double a2 = angle * angle;
+          versine -= ratio * angle * a2 * (1.0 / 3 - a2 * (1.0 / 30 - a2 / 840));
+        }
       }
       square = static_cast<T>(std::clamp(versine * (2 - versine), 0.0, 1.0));
     }

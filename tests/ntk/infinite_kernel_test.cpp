@@ -368,6 +368,23 @@ std::pair<double, double> power_kernels(int degree, int depth, const std::vector
 }
 
 /// In f32 covariances are too little known far from norms of one: erf and its like run in f64 inside.
+// Only |x| makes opposites equal; a steeper slope below zero leaves them at an angle of their own. Values of
+// the recursion in 50 digits.
+TEST(InfiniteKernel, SteepNegativeSlopesTellOppositesFromDuplicates) {
+  const Tensor<double> x(Shape{3, 3}, std::vector<double>{1, 2, 3, -2, -4, -6, -2, -4, -5});
+  const auto found = both<double>("dense(3) leakyrelu(-2) dense(3) erf dense(1)", variances(2, 0), x);
+  EXPECT_NEAR(found.ntk(1, 0), 4.50318537, 1e-8);
+  EXPECT_NEAR(found.ntk(2, 0), 4.35375677, 1e-8);
+  EXPECT_NEAR(found.nngp(1, 0), 1.16945548, 1e-8);
+  // Far from parallel once more behind a rectifier, sin^2 is one but for its rounding.
+  const auto twice = both<double>("dense(3) relu dense(3) relu dense(3) erf dense(1)", variances(2, 0), x);
+  // Opposites are at a right angle behind the first relu, at cosine 1 / pi behind the second.
+  const double q = 28.0 / 3, r = 4 * q;
+  const double covariance = std::sqrt(q * r) / std::numbers::pi;
+  EXPECT_NEAR(twice.nngp(1, 0),
+              4 / std::numbers::pi * std::asin(2 * covariance / std::sqrt((1 + 2 * q) * (1 + 2 * r))), 1e-12);
+}
+
 TEST(InfiniteKernel, SmoothNonlinearitiesKeepTheirPrecisionInSingleAtAnyScale) {
   const long double pi = std::acos(-1.0L);
   for (const double scale : {1e-3, 1e-2, 1.0, 1e2, 1e3}) {

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
-#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -43,11 +43,6 @@ constexpr double kNearlyParallel = 1.0 / 1024;
 /// Largest and smallest nonzero variance of the inputs, which decide how everything is held.
 struct VarianceRange {
   double largest = 0, smallest = 0;
-};
-
-/// A left example and a right one; of a symmetric matrix not before it.
-struct Pair {
-  std::size_t row = 0, column = 0;
 };
 
 /// Everything that belongs to examples, prepared once, and the blocks between them.
@@ -182,17 +177,17 @@ class Builder {
       const auto rest = std::ranges::unique(list, {}, key);
       list.erase(rest.begin(), rest.end());
     }
-    std::vector<std::vector<Pair>> lost(workers_.count());
+    const auto wanted = [&](std::size_t i, std::size_t j) {
+      return (rows.holds(i) && columns.holds(j)) || (same_ && rows.holds(j) && columns.holds(i));
+    };
+    std::vector<std::uint8_t> lost(std::is_same_v<T, float> ? list.size() : 0);
     workers_.run(
         list.size(),
         [&](std::size_t index, std::size_t worker) {
           const Tile& tile = list[index];
-          const auto wanted = [&](std::size_t i, std::size_t j) {
-            return (rows.holds(i) && columns.holds(j)) || (same_ && rows.holds(j) && columns.holds(i));
-          };
           const auto held = [&](std::size_t i, std::size_t j) {
             if (!std::is_same_v<T, float> || parallel_ == nullptr || !parallel_->lost(i, j)) return true;
-            lost[worker].push_back({i, j});
+            lost[index] = 1;
             set_entry(scratch_[worker], tile, i, j, 0, 0);
             return false;
           };
@@ -222,9 +217,12 @@ class Builder {
         },
         progress, what_.stop);
     if constexpr (std::is_same_v<T, float>) {
-      std::vector<Pair> all;
-      for (const std::vector<Pair>& own : lost) all.insert(all.end(), own.begin(), own.end());
-      follow_lost(std::move(all), rows, columns, out);
+      std::size_t kept = 0;
+      for (std::size_t index = 0; index < list.size(); ++index) {
+        if (lost[index] != 0) list[kept++] = list[index];
+      }
+      list.resize(kept);
+      follow_lost(std::move(list), wanted, rows, columns, out);
     }
   }
 
@@ -304,26 +302,34 @@ class Builder {
     if (what_.ntk) scratch.ntk.data()[at] = ntk;
   }
 
-  /// Entries that f32 does not hold, from f64, for a few examples at a time: what belongs to them would take
-  /// twice the memory of all others.
-  template <class Out>
-  void follow_lost(std::vector<Pair> list, IndexRange rows, IndexRange columns,
+  /// Entries of these tiles that f32 does not hold, from f64, for a few examples at a time: what belongs to
+  /// them would take twice the memory of all others. They are looked for once more: a list of all of them may
+  /// be larger than the matrix.
+  template <class Out, class Wanted>
+  void follow_lost(std::vector<Tile> tiles, const Wanted& wanted, IndexRange rows, IndexRange columns,
                    const InfiniteBlock<Out>& out) const {
-    const auto key = [](const Pair& pair) {
-      return std::tuple(pair.row / kLostExamples, pair.column / kLostExamples, pair.row, pair.column);
+    const auto key = [](const Tile& tile) {
+      return std::pair(tile.row / kLostExamples, tile.column / kLostExamples);
     };
-    std::ranges::sort(list, {}, key);
-    for (std::size_t begin = 0; begin < list.size();) {
+    std::ranges::sort(tiles, {}, key);
+    for (std::size_t begin = 0; begin < tiles.size();) {
       std::vector<Pair> batch;
       std::vector<std::size_t> lefts;
       std::vector<std::size_t> rights;
-      const Pair first = list[begin];
-      for (; begin < list.size() && list[begin].row / kLostExamples == first.row / kLostExamples &&
-             list[begin].column / kLostExamples == first.column / kLostExamples;
-           ++begin) {
-        batch.push_back(list[begin]);
-        lefts.push_back(list[begin].row);
-        (same_ ? lefts : rights).push_back(list[begin].column);
+      const auto first = key(tiles[begin]);
+      for (; begin < tiles.size() && key(tiles[begin]) == first; ++begin) {
+        const Tile& tile = tiles[begin];
+        for (std::size_t i = tile.row; i < tile.row + tile.rows; ++i) {
+          const std::size_t end = tile.column + tile.columns;
+          for (std::size_t j = tile.column; j < (same_ ? std::min(end, i + 1) : end); ++j) {
+            if (wanted(i, j) && parallel_->lost(i, j)) batch.push_back({i, j});
+          }
+        }
+      }
+      std::ranges::sort(batch, {}, [](const Pair& pair) { return std::pair(pair.row, pair.column); });
+      for (const Pair& pair : batch) {
+        lefts.push_back(pair.row);
+        (same_ ? lefts : rights).push_back(pair.column);
       }
       for (std::vector<std::size_t>* side : {&lefts, &rights}) {
         std::ranges::sort(*side);

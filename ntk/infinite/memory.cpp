@@ -83,8 +83,11 @@ std::size_t lost_bytes(const Program& program, std::size_t examples, std::size_t
   if (!ParallelImages::serves(program)) return 0;
   const std::size_t some = std::min(examples, 2 * kLostExamples);
   const std::size_t copies = checked_multiply(some, program.input.size() * sizeof(double), kBytes);
-  return checked_add(checked_add(ParallelImages::bytes(program, examples), copies, kBytes),
-                     builder_bytes<double>(program, some, workers), kBytes);
+  // Pairs of one batch and their examples, in vectors that grow to twice their length.
+  constexpr std::size_t kBatch = kLostExamples * kLostExamples * 2 * (sizeof(Pair) + 2 * sizeof(std::size_t));
+  const std::size_t found = checked_add(ParallelImages::bytes(program, examples), kBatch, kBytes);
+  return checked_add(checked_add(found, copies, kBytes), builder_bytes<double>(program, some, workers),
+                     kBytes);
 }
 
 }  // namespace

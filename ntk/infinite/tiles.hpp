@@ -25,6 +25,11 @@ struct Tile {
   std::size_t row = 0, rows = 0, column = 0, columns = 0;
 };
 
+/// A left example and a right one; of a symmetric matrix not before it.
+struct Pair {
+  std::size_t row = 0, column = 0;
+};
+
 /// The largest there is.
 Tile largest_tile(Reach reach);
 

@@ -59,7 +59,7 @@ bool follows_cosines(const Program& program) {
   if (program.reach != Reach::Vector) return false;
   return std::ranges::all_of(program.steps, [](const Step& step) {
     if (step.kind == StepKind::Affine) return step.bias_variance == 0;
-    return step.kind == StepKind::Nonlinear && step.phi.kind == Nonlinearity::Kind::ArcCosine;
+    return step.is_rectifier();
   });
 }
 

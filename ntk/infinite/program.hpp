@@ -38,6 +38,10 @@ struct Step {
   Nonlinearity phi;
   double keep = 1;   ///< Dropout
   std::string name;  ///< for messages: layer 3 'relu'
+
+  bool is_rectifier() const noexcept {
+    return kind == StepKind::Nonlinear && phi.kind == Nonlinearity::Kind::ArcCosine;
+  }
 };
 
 /// Which pairs of pixels are followed.

@@ -353,13 +353,13 @@ void Propagator<T>::nonlinear(std::size_t index, const BlockPlace<T>& place) {
   PairState<T>& state = states_[0];
   for (std::size_t group = 0; group < state.groups(); ++group) {
     simd::CovarianceBlock<T> entries = block(step, index, place, group);
-    const bool known = !sine_squares_.empty() && index == sine_step_;
-    std::vector<T> used;
-    if (known) {
+    std::vector<T> before;
+    if (!sine_squares_.empty() && index == sine_step_) {
       carried_ = false;
-      used = sine_squares_;
-      entries.sine_squares = used.data();
-      if (step.kind == StepKind::Nonlinear && step.phi.kind == Nonlinearity::Kind::ArcCosine) {
+      entries.sine_squares = sine_squares_.data();
+      if (step.is_rectifier()) {
+        before = sine_squares_;
+        entries.sine_squares = before.data();
         carry_through(index, entries);
       }
     }

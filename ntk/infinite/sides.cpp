@@ -43,10 +43,6 @@ bool reads_delta(const Step& step) {
   return step.phi.kind == Nonlinearity::Kind::Sin || step.phi.kind == Nonlinearity::Kind::Cos;
 }
 
-bool is_rectifier(const Step& step) {
-  return step.kind == StepKind::Nonlinear && step.phi.kind == Nonlinearity::Kind::ArcCosine;
-}
-
 /// Where angles are known to the roundings of earlier steps alone, delta is known to eps of the variance. An
 /// error of eps times the variance is then one of the derivatives of steps (and of all of sin and cos)
 /// between nearly parallel inputs: at this bound 1e-5, somewhat above it all of them.
@@ -126,7 +122,7 @@ Scales choose_scales(const Program& program, double largest, double smallest, do
   // cosine.
   std::size_t carried = known;
   while (carried < program.steps.size() &&
-         (program.steps[carried].kind == StepKind::Affine || is_rectifier(program.steps[carried]))) {
+         (program.steps[carried].kind == StepKind::Affine || program.steps[carried].is_rectifier())) {
     ++carried;
   }
   // Of all examples and pixels: E[cos(u)^2] falls with the variance and is 1 at zero, the others rise.

@@ -85,7 +85,7 @@ Tensor<T> examples(const Case& what, std::uint64_t seed) {
 }
 
 double lanes(std::size_t bytes) {
-  const double width = active_isa() == Isa::Avx512 ? 64 : active_isa() == Isa::Avx2 ? 32 : 16;
+  const double width = active_isa() >= Isa::Avx512 ? 64 : active_isa() == Isa::Avx2 ? 32 : 16;
   return width / static_cast<double>(bytes);
 }
 

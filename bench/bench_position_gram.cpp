@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <ctime>
+#include <vector>
 
 #include "bench/inputs.hpp"
 #include "bench/limit.hpp"
@@ -31,6 +32,7 @@ double product_rate() {
   const Tensor<float> rows = normal(Shape{kSide, kDepth});
   Tensor<float> packed(Shape{kSide, kDepth});
   Tensor<double> sum(Shape{kSide, kSide});
+  std::vector<std::byte> scratch(kernels<float>().gram_scratch_bytes(kSide));
   kernels<float>().gram_pack(rows.data(), kDepth, kSide, kDepth, packed.data());
   const std::clock_t begin = std::clock();
   for (int i = 0; i < kRepeats; ++i) {
@@ -42,7 +44,8 @@ double product_rate() {
                                    .sum = sum.data(),
                                    .sum_stride = kSide,
                                    .lower = false,
-                                   .accumulate = i > 0});
+                                   .accumulate = i > 0,
+                                   .scratch = scratch.data()});
   }
   benchmark::DoNotOptimize(sum.data());
   const double seconds = static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;

@@ -1,8 +1,6 @@
 #include "engine/bf16.hpp"
 
 #include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "engine/cpu.hpp"
 
@@ -14,19 +12,15 @@ bool has_avx512_bf16() {
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 5 & 1U) != 0;
 }
 
-/// AMX's tile registers are given to a process that asks for them (Linux 5.16).
 bool has_amx_bf16() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
-  if ((edx >> 22 & 1U) == 0 || (edx >> 24 & 1U) == 0) return false;
-  constexpr long kRequestPermission = 0x1023;
-  constexpr long kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx >> 22 & 1U) != 0 &&
+         has_tile_registers();
 }
 
 /// Packing needs AVX-512 for both.
 const simd::Bf16Kernels* find(bool amx) {
-  if (active_isa() != Isa::Avx512 || !has_avx512_bf16()) return nullptr;
+  if (active_isa() < Isa::Avx512 || !has_avx512_bf16()) return nullptr;
   if (!amx) return &simd::avx512_bf16_kernels;
   return has_amx_bf16() ? &simd::amx_bf16_kernels : nullptr;
 }

@@ -14,6 +14,7 @@ namespace {
 /// configuration family and have no names in the library's interface.
 const char* kernel_set_id(Isa isa) {
   switch (isa) {
+    case Isa::Amx:
     case Isa::Avx512:
       return "0";  // skx
     case Isa::Avx2:

@@ -16,6 +16,7 @@ template <class T>
 const simd::CovarianceTable<T>& table(Isa isa) {
   constexpr bool kSingle = std::is_same_v<T, float>;
   switch (isa) {
+    case Isa::Amx:
     case Isa::Avx512:
       if constexpr (kSingle)
         return simd::avx512::float_covariances;

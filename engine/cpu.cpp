@@ -2,6 +2,7 @@
 
 #include <cpuid.h>
 #include <sched.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,7 +18,12 @@
 namespace gradgram {
 namespace {
 
-constexpr std::array kAllIsas = {Isa::Sse2, Isa::Avx2, Isa::Avx512};
+constexpr std::array kAllIsas = {Isa::Sse2, Isa::Avx2, Isa::Avx512, Isa::Amx};
+
+unsigned extended_features_edx() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 ? edx : 0;
+}
 
 // __builtin_cpu_supports asks the processor and, for the wide registers, the operating system (XCR0).
 bool runs_here(Isa isa) {
@@ -31,6 +37,8 @@ bool runs_here(Isa isa) {
       return runs_here(Isa::Avx2) && __builtin_cpu_supports("avx512f") != 0 &&
              __builtin_cpu_supports("avx512cd") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
              __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vl") != 0;
+    case Isa::Amx:
+      return runs_here(Isa::Avx512) && (extended_features_edx() >> 25 & 1U) != 0 && has_tile_registers();
   }
   return false;
 }
@@ -103,7 +111,18 @@ template <class T>
 const simd::KernelTable<T>& table(Isa isa);
 template <>
 const simd::KernelTable<float>& table<float>(Isa isa) {
+  static const simd::KernelTable<float> amx = [] {
+    simd::KernelTable<float> kernels = simd::avx512::float_kernels;
+    kernels.isa = "amx";
+    kernels.gram_product = simd::amx::gram_product;
+    kernels.gram_scratch_bytes = simd::amx::gram_scratch_bytes;
+    kernels.gram_tile_rows = simd::amx::gram_tile_rows;
+    kernels.gram_side_products = simd::amx::gram_side_products;
+    return kernels;
+  }();
   switch (isa) {
+    case Isa::Amx:
+      return amx;
     case Isa::Avx512:
       return simd::avx512::float_kernels;
     case Isa::Avx2:
@@ -115,7 +134,14 @@ const simd::KernelTable<float>& table<float>(Isa isa) {
 }
 template <>
 const simd::KernelTable<double>& table<double>(Isa isa) {
+  static const simd::KernelTable<double> amx = [] {
+    simd::KernelTable<double> kernels = simd::avx512::double_kernels;
+    kernels.isa = "amx";
+    return kernels;
+  }();
   switch (isa) {
+    case Isa::Amx:
+      return amx;
     case Isa::Avx512:
       return simd::avx512::double_kernels;
     case Isa::Avx2:
@@ -128,6 +154,16 @@ const simd::KernelTable<double>& table<double>(Isa isa) {
 
 }  // namespace
 
+bool has_tile_registers() noexcept {
+  static const bool has = [] {
+    constexpr long kRequestPermission = 0x1023;
+    constexpr long kTileData = 18;
+    return (extended_features_edx() >> 24 & 1U) != 0 &&
+           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return has;
+}
+
 std::string_view isa_name(Isa isa) noexcept {
   switch (isa) {
     case Isa::Sse2:
@@ -136,6 +172,8 @@ std::string_view isa_name(Isa isa) noexcept {
       return "avx2";
     case Isa::Avx512:
       return "avx512";
+    case Isa::Amx:
+      return "amx";
   }
   return "unknown";
 }

@@ -22,6 +22,7 @@ template <class T>
 struct Packed {
   T* rows;
   T* columns;
+  std::byte* scratch;  ///< KernelTable::gram_scratch_bytes()
 };
 
 /// Rows from the beginning of the group that holds the first: whatever is packed begins there.
@@ -96,7 +97,8 @@ class Contraction {
                           .lower = lower_,
                           .accumulate = accumulate,
                           .next_rows = next(a, panel + 1, rows_),
-                          .next_columns = lower_ ? nullptr : next(b, panel + 1, columns_)});
+                          .next_columns = lower_ ? nullptr : next(b, panel + 1, columns_),
+                          .scratch = packed.scratch});
       accumulate = true;
     }
   }
@@ -220,8 +222,14 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
     return scratch.tensor<T>({gram_padded(examples * group, sizeof(T)), depth}).data();
   };
   const bool one_side = range.diagonal && group == 1 && bf16 == nullptr;
+  const auto product_scratch = [&]() -> std::byte* {
+    if (bf16 != nullptr) return nullptr;
+    const std::size_t bytes =
+        kernels<T>().gram_scratch_bytes(extent<T>(plan, range.row * group, range.rows * group).count);
+    return bytes == 0 ? nullptr : static_cast<std::byte*>(scratch.allocate(bytes));
+  };
   const Packed<T> packed{plan.packed ? nullptr : pack(range.rows),
-                         plan.packed || one_side ? nullptr : pack(range.columns)};
+                         plan.packed || one_side ? nullptr : pack(range.columns), product_scratch()};
 
   if (round.number == 0) outputs.zero(total);
   const auto finish_part = [&](std::size_t parameter) {

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <utility>
 
+#include "engine/cpu.hpp"
 #include "engine/error.hpp"
 #include "engine/evaluation.hpp"
 #include "engine/ops.hpp"
@@ -24,16 +25,11 @@ constexpr double kLayoutPart = 1.0 / 16;
 constexpr std::size_t kMaxTapeBlock = 384;
 /// The part of the budget that the tapes of all workers may take before blocks are shrunk for want of memory.
 constexpr std::size_t kTapePart = 16;
-/// Rows on a side of a tile at the most: the packed panels of both sides, those of the next product, which
-/// are fetched meanwhile, and the sums stay in the second-level cache.
-constexpr std::size_t kTileRows = 192;
 /// Tiles at the least, so that the last one to finish does not leave other workers idle for long. Not a
 /// number per worker: tiles in a file must be the same for any.
 constexpr std::size_t kLeastTiles = 16;
 /// Tiles per worker from which on it does not matter how they are dealt out.
 constexpr std::size_t kManyTiles = 16;
-/// Products of two rows in whose time a tile fetches one row of either side.
-constexpr double kSideProducts = 24;
 /// FLOP of products that a kernel into a file may go through in rounds, about a minute of one thread: so much
 /// more than the tiles in flight may be lost when it is stopped.
 constexpr double kRoundsIntoFile = 1e13;
@@ -304,9 +300,11 @@ std::size_t Plan::tile_bytes() const {
   }
   const std::size_t panel = request.bf16 ? simd::kBf16Depth * sizeof(std::uint16_t) : simd::kGramDepth<char>;
   const std::size_t panels = packed ? 0 : multiply(side, 2 * panel);
+  const std::size_t products =
+      element_bytes == sizeof(float) && !request.bf16 ? kernels<float>().gram_scratch_bytes(side) : 0;
   return multiply(checked_add(multiply(multiply(side, side), sums), inputs, "kernel: bytes"),
                   sizeof(double)) +
-         panels + 8 * kAlignment + position;
+         panels + products + 8 * kAlignment + position;
 }
 
 std::size_t Plan::scratch_bytes() const {
@@ -490,10 +488,15 @@ BudgetError too_small(const char* call, const Plan& plan) {
                      std::to_string(plan.fixed_bytes));
 }
 
-/// Examples on a side of a tile: equal parts, no larger than kTileRows, small enough to keep workers busy.
+/// Rows on a side of a tile at the most.
+std::size_t tile_rows(std::size_t element_bytes) {
+  return element_bytes == sizeof(float) ? kernels<float>().gram_tile_rows : kernels<double>().gram_tile_rows;
+}
+
+/// Examples on a side of a tile: equal parts, no larger than tile_rows(), small enough to keep workers busy.
 std::size_t tile_side(const PlanRequest& request, std::size_t rows_per_example, std::size_t element_bytes) {
   const std::size_t longest = std::max(request.rows, request.columns);
-  const std::size_t most = std::max<std::size_t>(1, kTileRows / rows_per_example);
+  const std::size_t most = std::max<std::size_t>(1, tile_rows(element_bytes) / rows_per_example);
   const std::size_t least = std::max<std::size_t>(1, most / 4);
   const auto tiles = [&](std::size_t side) {
     const std::size_t down = (request.rows + side - 1) / side;
@@ -514,7 +517,8 @@ std::size_t tile_side(const PlanRequest& request, std::size_t rows_per_example, 
 
 /// When the last worker finishes the tiles of this side, those that take longest dealt out first, in products
 /// of two rows.
-double tiles_end(const PlanRequest& request, std::size_t rows_per_example, std::size_t side) {
+double tiles_end(const PlanRequest& request, std::size_t rows_per_example, std::size_t side,
+                 double side_products) {
   std::vector<double> tiles;
   const auto rows = [&](std::size_t begin, std::size_t end) {
     return static_cast<double>(std::min(side, end - begin) * rows_per_example);
@@ -523,9 +527,9 @@ double tiles_end(const PlanRequest& request, std::size_t rows_per_example, std::
     const double down = rows(row, request.rows);
     for (std::size_t column = 0; column < (request.symmetric ? row : request.columns); column += side) {
       const double across = rows(column, request.columns);
-      tiles.push_back(down * across + kSideProducts * (down + across));
+      tiles.push_back(down * across + side_products * (down + across));
     }
-    if (request.symmetric) tiles.push_back(down * (down + 1) / 2 + kSideProducts * down);
+    if (request.symmetric) tiles.push_back(down * (down + 1) / 2 + side_products * down);
   }
   std::sort(tiles.begin(), tiles.end(), std::greater<>());
   std::vector<double> ends(request.workers, 0.0);
@@ -571,12 +575,15 @@ void deal_tiles(Plan& plan) {
   const PlanRequest& request = plan.request;
   const std::size_t group = plan.rows_per_example();
   const std::size_t whole = std::lcm(gram_padded(1, plan.element_bytes), group) / group;
-  const std::size_t parts = (std::max(request.rows, request.columns) + plan.tile - 1) / plan.tile;
+  const std::size_t largest = std::max<std::size_t>(1, tile_rows(plan.element_bytes) / group);
+  const std::size_t parts = (std::max(request.rows, request.columns) + largest - 1) / largest;
   const bool held = plan.blocks() == 1 && plan.streamed == (request.symmetric ? 0 : request.columns);
   if (request.result_in_file || !held || parts * parts >= kManyTiles * request.workers) return;
-  double best = tiles_end(request, group, plan.tile);
-  for (std::size_t side = whole; side * group <= kTileRows; side += whole) {
-    const double end = tiles_end(request, group, side);
+  const double side_products = plan.element_bytes == sizeof(float) ? kernels<float>().gram_side_products
+                                                                   : kernels<double>().gram_side_products;
+  double best = tiles_end(request, group, plan.tile, side_products);
+  for (std::size_t side = whole; side * group <= tile_rows(plan.element_bytes); side += whole) {
+    const double end = tiles_end(request, group, side, side_products);
     if (end >= best) continue;
     const std::size_t tile = std::exchange(plan.tile, side);
     if (plan.total_bytes() <= request.memory) {

@@ -275,6 +275,15 @@ void gram_product(const GramProduct<T>& job) noexcept {
   }
 }
 
+/// Rows on a side of a tile at the most: the packed panels of both sides, those of the next product, which
+/// are fetched meanwhile, and the sums stay in the second-level cache.
+inline constexpr std::size_t kGramTileRows = 192;
+inline constexpr double kGramSideProducts = 24;
+
+inline std::size_t no_gram_scratch(std::size_t) noexcept {
+  return 0;
+}
+
 /// Packs the columns of the next product piece by piece, a tile's share at a time: squares of kLanes, in the
 /// order in which they follow each other in memory.
 template <class T>

@@ -158,7 +158,8 @@ struct WinogradProducts {
 };
 
 /// sum[i * sum_stride + j] (+)= sum_{k < depth} rows[i, k] * columns[j, k], products and their sum in T in
-/// order of k, then added in f64. Both sides are packed by gram_pack. The same bits whatever stands beside an
+/// order of k, then added in f64; AMX's (Isa::Amx) are exact sums of products of rounded rows
+/// (engine/simd/gram_amx.cpp). Both sides are packed by gram_pack. The same bits whatever stands beside an
 /// entry, and whichever of its two factors is the row.
 template <class T>
 struct GramProduct {
@@ -175,6 +176,7 @@ struct GramProduct {
   /// be null.
   const T* next_rows = nullptr;
   const T* next_columns = nullptr;
+  std::byte* scratch = nullptr;  ///< KernelTable::gram_scratch_bytes(), may be null when that is 0
 };
 /// Registers in a group of packed rows.
 inline constexpr std::size_t kGramGroupVectors = 3;
@@ -335,6 +337,12 @@ struct KernelTable {
   void (*gram_pack_rows)(const GramPacking<T>&) noexcept;
   void (*fence_packing)() noexcept;
   void (*gram_product)(const GramProduct<T>&) noexcept;
+  /// Bytes of GramProduct::scratch for products with at most so many rows.
+  std::size_t (*gram_scratch_bytes)(std::size_t rows) noexcept;
+  /// Rows on a side of a large product at the most.
+  std::size_t gram_tile_rows;
+  /// Multiply-adds of a product in whose time it fetches an element of either side and makes it ready.
+  double gram_side_products;
   void (*panel_product)(const PanelProduct<T>&) noexcept;
   /// Packs `count` rows of `depth` elements from anywhere as gram_pack does; a null row is zero.
   void (*position_pack)(const T* const* sources, std::size_t count, std::size_t depth, T* packed) noexcept;

@@ -18,5 +18,12 @@ namespace avx512 {
 extern const KernelTable<float> float_kernels;
 extern const KernelTable<double> double_kernels;
 }  // namespace avx512
+/// What stands in the place of avx512's.
+namespace amx {
+void gram_product(const GramProduct<float>&) noexcept;
+std::size_t gram_scratch_bytes(std::size_t rows) noexcept;
+extern const std::size_t gram_tile_rows;
+extern const double gram_side_products;
+}  // namespace amx
 
 }  // namespace gradgram::simd

@@ -1,10 +1,12 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/cpu.hpp"
@@ -63,6 +65,8 @@ class Gram : public ::testing::Test {
     std::fill_n(sum.data() + room, 8, 77.0);
     const auto rows = a.packed(table);
     const auto columns = b.packed(table);
+    const std::size_t scratch_bytes = table.gram_scratch_bytes(a.rows);
+    std::vector<std::byte> scratch(scratch_bytes + 64, std::byte{77});
     table.gram_product({.rows = rows.data(),
                         .columns = columns.data(),
                         .depth = a.depth,
@@ -71,7 +75,9 @@ class Gram : public ::testing::Test {
                         .sum = sum.data(),
                         .sum_stride = stride,
                         .lower = lower,
-                        .accumulate = accumulate});
+                        .accumulate = accumulate,
+                        .scratch = scratch.data()});
+    for (std::size_t i = scratch_bytes; i < scratch.size(); ++i) EXPECT_EQ(scratch[i], std::byte{77});
     for (std::size_t i = room; i < room + 8; ++i) EXPECT_EQ(sum[i], 77.0);
     std::vector<double> result(a.rows * b.rows);
     for (std::size_t i = 0; i < a.rows; ++i) {
@@ -81,8 +87,9 @@ class Gram : public ::testing::Test {
   }
 
   static std::vector<Sizes> sizes() {
-    return {{1, 1, 1},    {2, 3, 5},     {7, 49, 16},   {48, 48, 48},  {49, 95, 33},
-            {97, 23, 64}, {25, 130, 17}, {13, 11, 384}, {101, 103, 31}};
+    return {{1, 1, 1},      {2, 3, 5},      {7, 49, 16},   {48, 48, 48},   {49, 95, 33},
+            {97, 23, 64},   {25, 130, 17},  {13, 11, 384}, {101, 103, 31}, {33, 50, 100},
+            {17, 201, 320}, {130, 66, 384}, {1, 1, 65}};
   }
 };
 using Precisions = ::testing::Types<float, double>;
@@ -183,6 +190,128 @@ TYPED_TEST(Gram, SumsWithinTheErrorOfItsRoundings) {
         }
         const auto bound = static_cast<double>(size) * epsilon * static_cast<double>(a.depth);
         EXPECT_LE(std::abs(sum[i * b.rows + j] - static_cast<double>(expected)), bound);
+      }
+    }
+  }
+}
+
+TYPED_TEST(Gram, RowsOfAnyScaleAreExactOnSmallIntegers) {
+  using T = TypeParam;
+  // From subnormal numbers to what a product of two can still hold.
+  const int least = std::numeric_limits<T>::min_exponent - std::numeric_limits<T>::digits + 3;
+  for (const Isa isa : available_isas()) {
+    SCOPED_TRACE(std::string(isa_name(isa)));
+    for (const std::size_t depth : {31, 64, 100, 384}) {
+      if (depth > simd::kGramDepth<T>) continue;
+      const std::size_t n = 37;
+      Matrix<T> a(n, depth, true, 1);
+      Matrix<T> b(n, depth, true, 2);
+      const Matrix<T> small_a = a, small_b = b;
+      const int most = std::numeric_limits<T>::max_exponent - 4;
+      const auto scale = [&](std::size_t i) {
+        return least + static_cast<int>(i) * (most - least) / static_cast<int>(n);
+      };
+      const auto other_scale = [&](std::size_t i) { return std::min(-scale(i), most); };
+      for (std::size_t i = 0; i < n; ++i) {
+        for (std::size_t k = 0; k < depth; ++k) {
+          a.values[i * a.stride + k] = std::ldexp(a.at(i, k), scale(i));
+          b.values[i * b.stride + k] = std::ldexp(b.at(i, k), other_scale(i));
+        }
+      }
+      const auto sum = this->product(kernels<T>(isa), a, b, false, false, 0);
+      std::size_t wrong = 0, wrong_control = 0;
+      for (std::size_t i = 0; i < n; ++i) {
+        double expected = 0;
+        for (std::size_t k = 0; k < depth; ++k) {
+          expected += static_cast<double>(small_a.at(i, k)) * static_cast<double>(small_b.at(i, k));
+        }
+        const int exponent = scale(i) + other_scale(i);
+        wrong += sum[i * n + i] == std::ldexp(expected, exponent) ? 0 : 1;
+        wrong_control += sum[i * n + i] == std::ldexp(expected + 1e-3, exponent) ? 0 : 1;
+      }
+      EXPECT_EQ(wrong, 0u) << depth;
+      EXPECT_EQ(wrong_control, n);
+    }
+  }
+}
+
+TYPED_TEST(Gram, RowsWithFewGreatNumbersKeepTheirSmallOnes) {
+  using T = TypeParam;
+  const double epsilon = static_cast<double>(std::numeric_limits<T>::epsilon());
+  for (const Isa isa : available_isas()) {
+    SCOPED_TRACE(std::string(isa_name(isa)));
+    const std::size_t n = 60, depth = simd::kGramDepth<T>;
+    Matrix<T> a(n, depth, false, 11);
+    std::mt19937_64 random(12);
+    std::normal_distribution<double> normal;
+    for (T& value : a.values)
+      value = static_cast<T>(static_cast<double>(value) * std::exp(2 * normal(random)));
+    // The greatest one right below a power of two, at one, and negative.
+    a.values[3] = static_cast<T>(4096) - static_cast<T>(4096) * std::numeric_limits<T>::epsilon() / 2;
+    a.values[a.stride + 3] = static_cast<T>(4096);
+    a.values[2 * a.stride + 3] = -a.values[3];
+    const auto sum = this->product(kernels<T>(isa), a, a, false, false, 0);
+    // Rows to 16 bits of their greatest number.
+    Matrix<T> coarse = a;
+    std::vector<double> length(n);
+    for (std::size_t i = 0; i < n; ++i) {
+      double most = 0;
+      for (std::size_t k = 0; k < depth; ++k) {
+        most = std::max(most, std::abs(static_cast<double>(a.at(i, k))));
+        length[i] += static_cast<double>(a.at(i, k)) * static_cast<double>(a.at(i, k));
+      }
+      length[i] = std::sqrt(length[i]);
+      const double unit = std::ldexp(most, sizeof(T) == sizeof(float) ? -15 : -40);
+      for (std::size_t k = 0; k < depth; ++k) {
+        T& value = coarse.values[i * a.stride + k];
+        value = static_cast<T>(std::round(static_cast<double>(value) / unit) * unit);
+      }
+    }
+    const auto off = this->product(kernels<T>(isa), coarse, coarse, false, false, 0);
+    double worst = 0, worst_control = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      for (std::size_t j = 0; j < n; ++j) {
+        long double expected = 0;
+        for (std::size_t k = 0; k < depth; ++k) {
+          expected += static_cast<long double>(a.at(i, k)) * static_cast<long double>(a.at(j, k));
+        }
+        const double size = length[i] * length[j];
+        worst = std::max(worst, std::abs(sum[i * n + j] - static_cast<double>(expected)) / size);
+        worst_control =
+            std::max(worst_control, std::abs(off[i * n + j] - static_cast<double>(expected)) / size);
+      }
+    }
+    const double bound = (isa == Isa::Amx && sizeof(T) == sizeof(float) ? 4 : 30) * epsilon;
+    EXPECT_LE(worst, bound);
+    EXPECT_GT(worst_control, bound);
+  }
+}
+
+TYPED_TEST(Gram, RowsThatAreNotFiniteSpoilTheirOwnEntriesAlone) {
+  using T = TypeParam;
+  for (const Isa isa : available_isas()) {
+    for (const std::size_t depth : {31, 100}) {
+      SCOPED_TRACE(std::string(isa_name(isa)) + " " + std::to_string(depth));
+      const std::size_t n = 70;
+      const Matrix<T> a(n, depth, false, 13);
+      Matrix<T> spoilt = a;
+      const std::vector<std::pair<std::size_t, T>> bad = {{5, std::numeric_limits<T>::infinity()},
+                                                          {17, -std::numeric_limits<T>::infinity()},
+                                                          {40, std::numeric_limits<T>::quiet_NaN()}};
+      for (const auto& [row, value] : bad) spoilt.values[row * a.stride + row % depth] = value;
+      const auto good = this->product(kernels<T>(isa), a, a, false, false, 0);
+      const auto sum = this->product(kernels<T>(isa), spoilt, spoilt, false, false, 0);
+      const auto is_bad = [&](std::size_t i) {
+        return std::any_of(bad.begin(), bad.end(), [&](const auto& b) { return b.first == i; });
+      };
+      for (std::size_t i = 0; i < n; ++i) {
+        for (std::size_t j = 0; j < n; ++j) {
+          if (is_bad(i) || is_bad(j)) {
+            ASSERT_FALSE(std::isfinite(sum[i * n + j])) << i << " " << j;
+          } else {
+            ASSERT_EQ(sum[i * n + j], good[i * n + j]) << i << " " << j;
+          }
+        }
       }
     }
   }

@@ -119,7 +119,9 @@ struct PlaneRun {
   T factor = 1;                                ///< multiplies what came in
   T bias = 0;                                  ///< of the first layer: the variance it adds, times U
   T ratio = 0;                                 ///< turn / scale of arc_cosine
-  bool obtuse = false;                         ///< whether cosines below zero may occur
+  /// Whether cosines below zero may occur; or, by rounding, 1 - cosine above 2, which then is cut off:
+  /// nothing else does, other than in the first layer.
+  bool obtuse = false;
 };
 
 /// Elements of PlaneRun::sums.

@@ -293,7 +293,7 @@ GRADGRAM_INLINE void plane_line(const PlaneRun<T>& run, const PlaneConstants<T>&
     if constexpr (Obtuse && First) {
       const Batch<T> other =
           sum_cells(at[k] + kLanes<T>, radius_cells) + (broadcast(constants.twice_bias) - gap[k] * gap[k]);
-      const Batch<T> opposite = xsimd::max(Batch<T>(other * product[k]), least);
+      const Batch<T> opposite = xsimd::min(xsimd::max(Batch<T>(other * product[k]), least), broadcast(T(1)));
       argument[k] = xsimd::select(u > broadcast(T(1)), opposite, u);
     } else if constexpr (Obtuse) {
       argument[k] = xsimd::max(xsimd::min(u, Batch<T>(T(2) - u)), least);
@@ -607,7 +607,7 @@ GRADGRAM_INLINE void plane_three_line(const PlaneRun<T>& run, const PlaneConstan
             const Batch<T> square = gap * gap;
             const Batch<T> opposite = theta[k] + broadcast(constants.twice_bias);
             const Batch<T> rest = xsimd::min(delta[k], opposite) - square;
-            store(to, xsimd::max(Batch<T>(rest * product), least));
+            store(to, xsimd::min(xsimd::max(Batch<T>(rest * product), least), broadcast(T(1))));
             store(to + kLanes<T>, square);
             store_mask(to + kBehind, opposite < delta[k]);
           } else {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "engine/error.hpp"
 
@@ -47,8 +48,8 @@ bool pools_windows(const Program& program, std::size_t s) {
          g.out_w * g.kernel_w == g.in_w;
 }
 
-PlanePlan plan_from(const Program& program, const Scales& scales, std::size_t begin,
-                    const PlanePlan* before) {
+PlanePlan plan_from(const Program& program, const Scales& scales, std::size_t begin, const PlanePlan* before,
+                    bool far_apart) {
   PlanePlan plan;
   const ConvGeometry& first = program.steps[begin].geometry;
   plan.height = first.in_h;
@@ -71,7 +72,7 @@ PlanePlan plan_from(const Program& program, const Scales& scales, std::size_t be
     layer.radius_h = g.kernel_h / 2;
     layer.radius_w = g.kernel_w / 2;
     layer.ratio = phi.turn() / phi.scale();
-    layer.obtuse = obtuse || layer.ratio < kLeastRatio;
+    layer.obtuse = obtuse || far_apart || layer.ratio < kLeastRatio;
     layer.versine = layer.obtuse ? 1 : layer.ratio * layer.ratio;
     const int exponent = scales.variance[affine.out];
     if (s == 0) {
@@ -123,17 +124,18 @@ bool has_planes(const Program& program) {
   return (g.out_pixels() == 1 && g.kernel_h == g.in_h && g.kernel_w == g.in_w) || pools_windows(program, s);
 }
 
-PlanePlan plan_planes(const Program& program, const Scales& scales) {
-  return plan_from(program, scales, 0, nullptr);
+PlanePlan plan_planes(const Program& program, const Scales& scales, bool far_apart) {
+  return plan_from(program, scales, 0, nullptr, far_apart);
 }
 
 bool pools_planes(const Program& program) {
   if (!has_planes(program) || program.reach != Reach::Full) return false;
   const std::vector<int> zeros(program.pixels.size());
-  return plan_planes(program, Scales{zeros, zeros}).window_h > 0;
+  return plan_planes(program, Scales{zeros, zeros}, false).window_h > 0;
 }
 
-std::vector<PlanePlan> plan_pooled(const Program& program, const Scales& scales, const PlanePlan& first) {
+std::vector<PlanePlan> plan_pooled(const Program& program, const Scales& scales, const PlanePlan& first,
+                                   bool far_apart) {
   std::vector<PlanePlan> plans;
   const auto goes_on = [&](const PlanePlan& plan) {
     std::size_t s = plan.head + 1;
@@ -142,9 +144,35 @@ std::vector<PlanePlan> plan_pooled(const Program& program, const Scales& scales,
     return s < program.steps.size();
   };
   for (const PlanePlan* last = &first; goes_on(*last); last = &plans.back()) {
-    plans.push_back(plan_from(program, scales, last->head + 1, last));
+    plans.push_back(plan_from(program, scales, last->head + 1, last, far_apart));
   }
   return plans;
+}
+
+template <class T>
+double ratio_of_roots(const Program& program, const Sides<T>& left, const Sides<T>& right) {
+  double ratio = 1;
+  for (std::size_t s = 0; s < program.steps.size(); ++s) {
+    if (!program.steps[s].is_rectifier()) continue;
+    const std::size_t pixels = program.pixels[program.steps[s].in];
+    T least = std::numeric_limits<T>::infinity();
+    T most = 0;
+    for (const Sides<T>* side : {&left, &right}) {
+      const bool full = program.reach == Reach::Full;
+      const std::size_t lines = full ? side->examples() : pixels;
+      const std::size_t length = full ? pixels : side->examples();
+      for (std::size_t i = 0; i < lines; ++i) {
+        const T* const roots = full ? side->factor(s, 0, i) : side->factor(s, i, 0);
+        for (std::size_t k = 0; k < length; ++k) {
+          if (!(roots[k] > 0)) continue;
+          least = std::min(least, roots[k]);
+          most = std::max(most, roots[k]);
+        }
+      }
+    }
+    if (most > 0) ratio = std::max(ratio, static_cast<double>(most) / static_cast<double>(least));
+  }
+  return ratio;
 }
 
 template <class T>
@@ -669,6 +697,8 @@ void PlaneWorker<T>::diagonals(const T* const* lefts, std::size_t count, const T
   }
 }
 
+template double ratio_of_roots(const Program&, const Sides<float>&, const Sides<float>&);
+template double ratio_of_roots(const Program&, const Sides<double>&, const Sides<double>&);
 template struct PlaneArrays<float>;
 template struct PlaneArrays<double>;
 template class PlaneImages<float>;

@@ -184,10 +184,11 @@ struct Parser {
     }
     group.option("--threads", options.threads, "N", "Threads; the results have the same bits for any number",
                  "every processor this process may use");
-    group.option("--memory", options.memory, "SIZE",
-                 "Budget in bytes or with a unit (4GiB, 512MB) that data, weights, result and working "
-                 "memory keep to; the program itself and its libraries take up to 256 MiB beside it",
-                 "half of the machine's memory");
+    group.option(
+        "--memory", options.memory, "SIZE",
+        "Budget in bytes or with a unit (4GiB, 512MB, \"1.5 GB\") that data, weights, result and working "
+        "memory keep to; the program itself and its libraries take up to 256 MiB beside it",
+        "half of the machine's memory");
     group.flag("--json", options.json, "Print the result as one JSON document");
     group.flag("--quiet", options.quiet, "No progress on standard error");
   }

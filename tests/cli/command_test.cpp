@@ -758,6 +758,18 @@ TEST_F(Command, KernelAtInfiniteWidth) {
   EXPECT_EQ(json["parameterization"], "ntk");
   EXPECT_EQ(json["relative_entry_error"], 1e-10);
   EXPECT_EQ(with({"--get", "both"}).code, kWrongUsage);
+  // Networks in its place are offered where there is no limit, not where numbers are out of range.
+  const auto refusal = [&](const std::string& model) {
+    const Outcome refused =
+        run({"kernel", "--infinite", "--model", model, "--data", x, "--out", at("refused.npy")});
+    EXPECT_EQ(refused.code, kWrongUsage) << model;
+    EXPECT_FALSE(fs::exists(at("refused.npy")));
+    return refused.err;
+  };
+  EXPECT_NE(refusal("dense(4) softmax dense(1)").find("--monte-carlo S"), std::string::npos);
+  EXPECT_EQ(refusal("dense(4,sigma_w=1e30) relu dense(1)"),
+            "gradgram kernel: --infinite: layer 0 'dense(4,sigma_w=1e+30)': sigma_w: found 1e+30, expected "
+            "1e-15 to 1e+15\n");
   EXPECT_EQ(with({"--diagonal"}).code, kWrongUsage);
   EXPECT_EQ(with({"--reduce", "full"}).code, kWrongUsage);
 }

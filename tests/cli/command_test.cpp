@@ -304,6 +304,40 @@ TEST_F(Command, UnknownOptionsAreToldBeforeMissingOnes) {
             "learnability (see gradgram --help)\n");
 }
 
+TEST_F(Command, OptionsBeforeTheVerbAreSentBehindIt) {
+  const auto expect = [](const std::vector<std::string>& words, const std::string& told) {
+    const Outcome outcome = run(words);
+    EXPECT_EQ(outcome.code, kWrongUsage) << told;
+    EXPECT_EQ(outcome.err, "gradgram" + told + "--help)\n");
+  };
+  const std::string models =
+      "`gradgram init`, `gradgram kernel`, `gradgram predict`, `gradgram spectrum`, `gradgram learnability`";
+  for (const char* word : {"--model", "--model=x"}) {
+    expect({word, "x"},
+           ": --model must stand behind the verb: it is an option of " + models + " (see gradgram ");
+  }
+  for (const std::string word : {"--modle", "--mod", "--modell"}) {
+    expect({word, "x"}, ": " + word + " is no option; did you mean --model of " + models +
+                            "? It must stand behind the verb (see gradgram ");
+  }
+  expect({"--infinite"},
+         ": --infinite must stand behind the verb: it is an option of `gradgram kernel`, `gradgram predict` "
+         "(see gradgram ");
+  expect({"--json", "doctor"},
+         " doctor: --json must stand behind the verb: it is an option of `gradgram doctor` (see gradgram "
+         "doctor ");
+  expect({"--out", "k.npy", "kernel"},
+         " kernel: --out must stand behind the verb: it is an option of `gradgram kernel` (see gradgram "
+         "kernel ");
+  expect({"--thread", "2", "kernel", "--model", "dense(1)"},
+         " kernel: --thread is no option; did you mean --threads of `gradgram kernel`? It must stand behind "
+         "the verb (see gradgram kernel ");
+  expect({"--versio"}, ": --versio is no option; did you mean --version? (see gradgram ");
+  expect({"--frobnicate"}, ": --frobnicate is no option, and the verb comes first (see gradgram ");
+  expect({"-m", "x", "kernel"}, " kernel: -m is no option, and the verb comes first (see gradgram kernel ");
+  expect({"kernle", "kernel"}, " kernel: 'kernle' is no verb; did you mean kernel? (see gradgram kernel ");
+}
+
 TEST_F(Command, OptionsOfOtherVerbsAreKnown) {
   const auto expect = [](const std::string& verb, const std::string& word, const std::string& told) {
     const Outcome outcome = run({verb, word, "1"});
@@ -312,6 +346,9 @@ TEST_F(Command, OptionsOfOtherVerbsAreKnown) {
                                " (see gradgram " + verb + " --help)\n");
   };
   expect("kernel", "--measure", " but of `gradgram doctor`");
+  expect("doctor", "--out",
+         " but of `gradgram init`, `gradgram kernel`, `gradgram predict`, `gradgram spectrum`, "
+         "`gradgram learnability`");
   expect("spectrum", "--infinite", " but of `gradgram kernel`, `gradgram predict`");
   for (const char* word : {"--meqasure", "--maesure", "--mesure", "--meazure", "--Measure", "--meas"}) {
     expect("kernel", word, "; did you mean --measure of `gradgram doctor`?");

@@ -738,10 +738,24 @@ class Study {
     }
   }
 
-  /// What training drove beyond the numbers, which were finite before it: its step size did.
+  /// What training drove beyond the numbers, which were finite before it: its step size did, or that beside a
+  /// penalty.
   std::string diverged(std::string_view what) const {
     const TrainingOptions& training = options_.training;
     const auto stable = stable_rate(training, n_, outputs_, result_.spectrum.values.front());
+    const bool penalized = training.l1 != 0 || training.l2 != 0;
+    if (penalized && (!stable || training.learning_rate <= *stable)) {
+      return fmt::format(
+          "learnability: the penalties are too large for the learning rate {:g}: l1 {:g}, l2 {:g}: {}",
+          training.learning_rate, training.l1, training.l2, what.substr(what.find(": ") + 2));
+    }
+    if (stable && training.learning_rate <= *stable) {
+      return fmt::format(
+          "learnability: training left the numbers at {:g}, though descent of the linearized network is "
+          "stable up "
+          "to {:.3g}: {}",
+          training.learning_rate, *stable, what.substr(what.find(": ") + 2));
+    }
     return fmt::format(
         "learnability: the learning rate is too large: {:g}{}: {}", training.learning_rate,
         stable ? fmt::format(", where descent of the linearized network is stable up to {:.3g}", *stable)

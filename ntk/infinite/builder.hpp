@@ -225,6 +225,7 @@ class Builder {
               pairs(tile, worker, [&](std::size_t i, std::size_t j) { return wanted(i, j) && held(i, j); });
               break;
           }
+          require_digits_of_diagonal<Out>(scratch_[worker], tile, wanted);
           if (what_.nngp) deliver(scratch_[worker].nngp, tile, same_, rows, columns, out.nngp, out.stride);
           if (what_.ntk) deliver(scratch_[worker].ntk, tile, same_, rows, columns, out.ntk, out.stride);
         },
@@ -316,6 +317,25 @@ class Builder {
     if (what_.ntk) scratch.ntk.data()[at] = ntk;
   }
 
+  /// Whether example i has a kernel with itself that is not zero and nothing but its scale can make small.
+  bool keeps_scale(std::size_t i) const {
+    return cosines_ == nullptr && program_.homogeneous && !left_sides_->null(i);
+  }
+
+  template <class Out, class Wanted>
+  void require_digits_of_diagonal(const Scratch& scratch, const Tile& tile, const Wanted& wanted) const {
+    if (!same_) return;
+    const std::size_t begin = std::max(tile.row, tile.column);
+    const std::size_t end = std::min(tile.row + tile.rows, tile.column + tile.columns);
+    for (std::size_t i = begin; i < end; ++i) {
+      if (!wanted(i, i) || !keeps_scale(i)) continue;
+      if (std::is_same_v<T, float> && parallel_ != nullptr && parallel_->lost(i, i)) continue;
+      const std::size_t at = (i - tile.row) * largest_tile().columns + i - tile.column;
+      if (what_.nngp) require_digits<Out>(i, scratch.nngp.data()[at]);
+      if (what_.ntk) require_digits<Out>(i, scratch.ntk.data()[at]);
+    }
+  }
+
   /// Entries of these tiles that f32 does not hold, from f64, for a few examples at a time: what belongs to
   /// them would take twice the memory of all others. They are looked for once more: a list of all of them may
   /// be larger than the matrix.
@@ -365,6 +385,7 @@ class Builder {
         const std::size_t j = (same_ ? lefts : rights)[pair.column];
         const auto put = [&](Out* to, double value) {
           require_finite<Out>(i, j, value);
+          if (same_ && i == j && keeps_scale(i)) require_digits<Out>(i, value);
           if (rows.holds(i) && columns.holds(j)) {
             to[(i - rows.begin) * out.stride + j - columns.begin] = static_cast<Out>(value);
           }

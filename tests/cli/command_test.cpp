@@ -523,6 +523,9 @@ TEST_F(Command, FaultsAreNamed) {
   Tensor<double> large(Shape{5, 4});
   large.span()[13] = 1e200;
   write_npy<double>(at("large.npy"), large.view());
+  Tensor<double> tiny(Shape{5, 4});
+  tiny.span()[13] = 1e-300;
+  write_npy<double>(at("tiny.npy"), tiny.view());
   Tensor<double> spoilt(Shape{5});
   spoilt(2) = std::nan("");
   write_npy<double>(at("nan.npy"), spoilt.view());
@@ -532,6 +535,7 @@ TEST_F(Command, FaultsAreNamed) {
   write_npy<double>(at("indefinite.npy"), k.view());
   for (std::size_t i = 0; i < 5; ++i) k(i, i) = 1;
   write_npy<double>(at("k.npy"), k.view());
+  write_npy<double>(at("none.npy"), Tensor<double>(Shape{0, 5}).view());
   k(1, 3) = 0.5;
   write_npy<double>(at("skew.npy"), k.view());
   write_npy<double>(at("cross.npy"),
@@ -563,11 +567,14 @@ TEST_F(Command, FaultsAreNamed) {
       {{"kernel", "--model", "dense(1)", "--data", x, "--out", at(".npy")}, {"a name that ends in .npy"}},
       {{"kernel", "--model", "dense(1)", "--data", at("large.npy"), "--out", at("o.npy"), "--quiet"},
        {"example 3", "large.npy", "1e+200", "f32"}},
+      {{"kernel", "--model", "dense(1)", "--data", at("tiny.npy"), "--out", at("o.npy"), "--quiet"},
+       {"--dtype f32: ", "example 3", "tiny.npy", "1e-300", "too small", "f64 holds it"}},
       {{"init", "--model", "dense(1)", "--input", "3", "--out", at("w.txt")}, {"ends in .npz"}},
       {{"spectrum", at("k.npy"), "--labels", at("nan.npy")}, {"--labels", "nan.npy holds nan"}},
       {{"spectrum", at("k.npy"), "--top", "6"}, {"--top: 6 must be at most", "5"}},
       {{"spectrum", at("skew.npy")}, {"skew.npy: the kernel must be symmetric", "(1, 3) = 0.5"}},
       {predict("skew.npy", "c.npy"), {"must be symmetric", "(1, 3) = 0.5"}},
+      {predict("k.npy", "none.npy"), {"--cross", "[0, 5]", "expected [m, 5] with m > 0"}},
       {predict("k.npy", "cross.npy"), {"--cross", "cross.npy holds nan in row 0, column 2"}},
       {predict("indefinite.npy", "c.npy"), {"not positive definite", "--ridge 5 would do"}},
       {with(predict("k.npy", "c.npy"), {"--steps", "3.5"}), {"--steps", "'3.5' is not a whole number"}},
@@ -1107,6 +1114,25 @@ TEST_F(Command, SpectrumOfAKnownMatrix) {
   const Outcome top = run({"spectrum", at("k.npy"), "--top", "1", "--json"});
   ASSERT_EQ(top.code, kDone) << top.err;
   EXPECT_EQ(nlohmann::json::parse(top.out)["eigenvalues"].size(), 1U);
+}
+
+TEST_F(Command, SpectraOfWhatIsNoKernelAreToldAsSuch) {
+  Tensor<double> k(Shape{3, 3});
+  const auto told = [&] {
+    write_npy<double>(at("k.npy"), k.view());
+    const Outcome outcome = run({"spectrum", at("k.npy")});
+    EXPECT_EQ(outcome.code, kDone) << outcome.err;
+    EXPECT_EQ(outcome.out.find("nan"), std::string::npos) << outcome.out;
+    return outcome.out;
+  };
+  EXPECT_NE(told().find("not resolved: 0 lies within the error bar 0"), std::string::npos);
+  for (const double size : {1.0, -1.0}) {
+    for (std::size_t i = 0; i < 3; ++i) k(i, i) = i == 2 ? -2 : size;
+    const std::string text = told();
+    EXPECT_NE(text.find("-2.00, negative beyond the error bar"), std::string::npos) << text;
+    EXPECT_EQ(text.find("lies within"), std::string::npos) << text;
+    EXPECT_EQ(text.find("at least -"), std::string::npos) << text;
+  }
 }
 
 TEST_F(Command, SpectrumTakesTheErrorFromTheFileBeside) {

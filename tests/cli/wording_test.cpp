@@ -523,6 +523,10 @@ TEST_F(Door, TheOtherVerbsErrorsNameOptionsAndFiles) {
          "dense(2)' "
          "--learning-rate 1e30",
          {"--learning-rate: it is too large: 1e+30, where descent"});
+  for (const char* penalty : {"--l2 1e300", "--l2 1e10", "--l1 1e30"}) {
+    expect(1, study + "moons:n=50 --epochs 9 " + penalty,
+           {"--l1, --l2: they are too large for the learning rate 0.003: l1 "});
+  }
   expect(2, study + "moons:n=50 --learning-rate 0", {"--learning-rate: 0"});
   expect(2, study + "moons:n=50 --loss cross-entropy --outputs 1", {"--loss: "});
   expect(2, study + "@classes.csv --outputs 1", {"--outputs: ", "3"});

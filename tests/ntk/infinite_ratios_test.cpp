@@ -192,6 +192,26 @@ std::string refusal(const std::string& text, const models::NetworkOptions& optio
   return "";
 }
 
+/// What f32 would round to zero, or to few digits, is not told as a kernel.
+TEST(InfiniteRatios, KernelsTooSmallForTheirPrecisionAreRefused) {
+  const Tensor<float> vectors(Shape{2, 3}, std::vector<float>{1, 2, 3, 0, 0, 0});
+  for (const double variance : {1e-30, 1e-20}) {
+    for (const char* text : {"dense(8) relu dense(1)", "dense(8) abs dense(8) leakyrelu(0.1) dense(1)"}) {
+      const std::string message = refusal(text, variances(variance, 0), vectors);
+      EXPECT_NE(message.find("entry (0, 0) is "), std::string::npos) << message;
+      EXPECT_NE(message.find("1.2e-38 is the least"), std::string::npos) << message;
+    }
+    for (const char* text : {"conv(8,3) relu gap dense(1)", "conv(8,3) relu conv(8,3) relu flatten dense(1)",
+                             "conv(8,3) relu avgpool(2) conv(8,3) relu gap dense(1)"}) {
+      EXPECT_NE(refusal(text, variances(variance, 0), images<float>(1)).find("1.2e-38 is the least"),
+                std::string::npos)
+          << text;
+      EXPECT_EQ(refusal(text, variances(variance, 0), images<double>(1)), "") << text;
+    }
+  }
+  EXPECT_EQ(refusal("dense(8) relu dense(1)", variances(1e-10, 0), vectors), "");
+}
+
 /// With biases a large image and a small one cannot be brought to one norm.
 TEST(InfiniteRatios, BiasesAreHeldBesideLargeImagesOrRefused) {
   for (const bool pooling : {true, false}) {

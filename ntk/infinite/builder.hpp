@@ -44,7 +44,7 @@ constexpr double kNearlyParallel = 1.0 / 1024;
 struct VarianceRange {
   Norms norms;
   double largest = 0, smallest = 0;  ///< variances of the inputs, without the norms; not zero
-  double roots = 1;                  ///< see ratio_of_roots
+  std::vector<double> ratios;        ///< see ratios_of_roots
 };
 
 /// Everything that belongs to examples, prepared once, and the blocks between them.
@@ -103,10 +103,9 @@ class Builder {
       check_ratios(program_, scales_, *left_sides_, right_sides_.get(), promised);
     }
     if (has_planes(program_)) {
-      if (!range) range_.roots = ratio_of_roots<T>(program_, *left_sides_, right_sides());
-      const bool far_apart = roots_far_apart<T>(range_.roots);
-      plan_ = plan_planes(program_, scales_, far_apart);
-      stages_ = plan_pooled(program_, scales_, *plan_, far_apart);
+      if (!range) range_.ratios = ratios_of_roots<T>(program_, *left_sides_, right_sides());
+      plan_ = plan_planes(program_, scales_, range_.ratios, kMostRatio<T>);
+      stages_ = plan_pooled(program_, scales_, *plan_, range_.ratios, kMostRatio<T>);
     }
     if (plan_ && plan_->diagonal) {
       left_images_ =
@@ -138,7 +137,7 @@ class Builder {
   void narrow_planes() requires std::is_same_v<T, double> {
     if (!plan_ || plan_->window_h == 0) return;
     narrow_ = std::make_unique<NarrowPlanes>();
-    narrow_->plan = plan_planes(program_, scales_, roots_far_apart<float>(range_.roots));
+    narrow_->plan = plan_planes(program_, scales_, range_.ratios, kMostRatio<float>);
     parallel_ = parallel_images();
     const auto narrowed = [&](const Inputs<T>& inputs, std::size_t examples) {
       Tensor<float> channels(Shape{examples * program_.channels * inputs.stride()});

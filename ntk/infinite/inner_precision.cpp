@@ -81,7 +81,8 @@ void check_ratios(const Program& program, const Scales& scales, const Sides<T>& 
     if (error <= promised) return;
     const double unit = std::ldexp(1.0, scales.variance[slot]) / static_cast<double>(program.pixels[slot]);
     throw NumericError(fmt::format(
-        "infinite_kernel: the variances {} of example {} of x ({:.3g}) and of example {} of {} ({:.3g}) are a "
+        "infinite_kernel: the variances {} of example {} of x ({:.3g}) and of example {} of {} ({:.3g}) are "
+        "a "
         "factor {:.2g} apart: their entry would be off by {:.1e} sqrt(k_ii k_jj), where {:g} is promised; "
         "bring the examples to one norm{}",
         where, left_largest ? left.most_at : left.least_at, unit * (left_largest ? left.most : left.least),

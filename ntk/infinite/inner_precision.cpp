@@ -88,7 +88,7 @@ void check_ratios(const Program& program, const Scales& scales, const Sides<T>& 
         where, left_largest ? left.most_at : left.least_at, unit * (left_largest ? left.most : left.least),
         left_largest ? right.least_at : right.most_at, right_sides == nullptr ? "x" : "versus",
         unit * (left_largest ? right.least : right.most), root * root, error, promised,
-        promised < infinite_entry_error<float>() ? ", or ask for f32, which promises less" : ""));
+        error <= infinite_entry_error<float>() ? ", or ask for f32, which promises less" : ""));
   };
   // Sums over windows and averages of pixels of which some are smaller: up to 6 were measured.
   double growth = program.reach == Reach::Vector ? 1 : 8;

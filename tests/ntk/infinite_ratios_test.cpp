@@ -230,6 +230,8 @@ TEST(InfiniteRatios, BiasesAreHeldBesideLargeImagesOrRefused) {
       EXPECT_NE(message.find(" apart"), std::string::npos) << message;
       EXPECT_NE(message.find("1e-10 is promised"), std::string::npos) << message;
       EXPECT_NE(message.find("bring the examples to one norm"), std::string::npos) << message;
+      // Where f32 is refused as well it is no advice.
+      EXPECT_EQ(message.find("ask for f32") != std::string::npos, ratio < 0x1p30) << message;
     }
     for (const double ratio : {0x1p42, 0x1p50, 0x1p60}) {
       const std::string message = refusal(text, variances(2, 0.1), images<float>(ratio));

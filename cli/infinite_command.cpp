@@ -6,7 +6,6 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <ostream>
-#include <string_view>
 #include <type_traits>
 #include <vector>
 
@@ -46,10 +45,8 @@ template <class Compute>
 auto or_estimate(const models::Model& model, const Compute& compute) {
   try {
     return compute();
-  } catch (const ArgumentError& error) {
-    if (!std::string_view(error.what()).starts_with("infinite_kernel: ") || !has_networks(model.layers())) {
-      throw;
-    }
+  } catch (const ntk::NoInfiniteLimit& error) {
+    if (!has_networks(model.layers())) throw;
     throw ArgumentError(
         fmt::format("{}; --monte-carlo S --parameterization ntk in its place estimates the kernel "
                     "from S networks of the widths in the text",

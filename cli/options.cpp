@@ -184,10 +184,11 @@ struct Parser {
     }
     group.option("--threads", options.threads, "N", "Threads; the results have the same bits for any number",
                  "every processor this process may use");
-    group.option("--memory", options.memory, "SIZE",
-                 "Budget in bytes or with a unit (4GiB, 512MB) that data, weights, result and working "
-                 "memory keep to; the program itself and its libraries take up to 256 MiB beside it",
-                 "half of the machine's memory");
+    group.option(
+        "--memory", options.memory, "SIZE",
+        "Budget in bytes or with a unit (4GiB, 512MB, \"1.5 GB\") that data, weights, result and working "
+        "memory keep to; the program itself and its libraries take up to 256 MiB beside it",
+        "half of the machine's memory");
     group.flag("--json", options.json, "Print the result as one JSON document");
     group.flag("--quiet", options.quiet, "No progress on standard error");
   }
@@ -646,7 +647,7 @@ Guess nearest_option(const CLI::App& verb, const std::string& word) {
       const std::string whole = "--" + name;
       // The beginning of a name is as good as a slip.
       const std::size_t edits =
-          letters > 1 && whole.starts_with(word) ? 1 : models::edit_distance(word, whole);
+          letters > 1 && whole != word && whole.starts_with(word) ? 1 : models::edit_distance(word, whole);
       if (edits < nearest.edits) nearest = {whole, edits};
     }
   }
@@ -705,17 +706,38 @@ std::string unread_text(const CLI::App& app, const std::string& verb, const std:
                                : fmt::format("{}; did you mean {} of {}?", unknown, other.option, others);
 }
 
+/// What is wrong with the words before the verb, of which there are none or `name`; empty when nothing is.
+std::string before_verb_text(const CLI::App& app, const std::string& name,
+                             std::span<const std::string> words) {
+  if (!words.empty() && !words.front().starts_with("-")) return no_verb_text(words.front());
+  const auto option = std::ranges::find_if(words, [&](const std::string& word) {
+    return word.starts_with("-") && word != "--" &&
+           app.get_option_no_throw(word.substr(0, word.find('='))) == nullptr;
+  });
+  if (option == words.end()) return "";
+  const std::string given = option->substr(0, option->find('='));
+  const Guess own = nearest_option(app, given);
+  const auto [nearest, verbs] = name.empty() ? nearest_elsewhere(app, "", given)
+                                             : std::pair(nearest_option(*app.get_subcommand(name), given),
+                                                         std::vector<std::string>{name});
+  if (!own.option.empty() && (nearest.option.empty() || own.edits < nearest.edits)) {
+    return fmt::format("{} is no option; did you mean {}?", given, own.option);
+  }
+  if (nearest.option.empty()) return fmt::format("{} is no option, and the verb comes first", given);
+  const std::string others = fmt::format("`gradgram {}`", fmt::join(verbs, "`, `gradgram "));
+  return nearest.option == given
+             ? fmt::format("{} must stand behind the verb: it is an option of {}", given, others)
+             : fmt::format("{} is no option; did you mean {} of {}? It must stand behind the verb", given,
+                           nearest.option, others);
+}
+
 }  // namespace
 
 Options parse_options(std::span<const std::string> arguments, std::string& name) {
-  for (const std::string& word : arguments) {
-    const auto* const found =
-        std::find_if(kVerbs.begin(), kVerbs.end(), [&](const auto& v) { return v.first == word; });
-    if (found != kVerbs.end()) {
-      name = word;
-      break;
-    }
-  }
+  const auto verb_at = std::ranges::find_if(arguments, [](const std::string& word) {
+    return std::ranges::any_of(kVerbs, [&](const auto& verb) { return verb.first == word; });
+  });
+  if (verb_at != arguments.end()) name = *verb_at;
   Parser parser;
   parser.options.words.assign(arguments.begin(), arguments.end());
   // CLI11 takes the words last to first.
@@ -732,8 +754,10 @@ Options parse_options(std::span<const std::string> arguments, std::string& name)
     if (const std::vector<std::string> unread = unread_words(arguments); !unread.empty()) {
       text = unread_text(parser.app, name, unread);
     }
-    if (name.empty() && !arguments.empty() && !arguments.front().starts_with("-"))
-      text = no_verb_text(arguments.front());
+    if (const std::string before = before_verb_text(parser.app, name, std::span(arguments.begin(), verb_at));
+        !before.empty()) {
+      text = before;
+    }
     std::replace(text.begin(), text.end(), '\n', ' ');
     const std::string repeated = "At Most 1 required but received ";
     if (const std::size_t at = text.find(repeated); at != std::string::npos) {

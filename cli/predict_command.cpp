@@ -738,9 +738,10 @@ void run_files(const Context& context, const KernelFacts& facts, const ntk::Mapp
   });
   const Shape& cross = cross_file.shape();
   const bool with_blocks = cross.rank() == 4 && cross[2] == 1 && cross[3] == 1;
-  if ((cross.rank() != 2 && !with_blocks) || cross[1] != n) {
-    throw ShapeError(fmt::format("--cross: {} has shape {}, expected [m, {}], as --kernel is of {} examples",
-                                 options.cross, cross.to_string(), n, n));
+  if ((cross.rank() != 2 && !with_blocks) || cross[0] == 0 || cross[1] != n) {
+    throw ShapeError(
+        fmt::format("--cross: {} has shape {}, expected [m, {}] with m > 0, as --kernel is of {} examples",
+                    options.cross, cross.to_string(), n, n));
   }
   if constexpr (std::is_same_v<T, float>) {
     problem.cross = cross_file.f32().reshaped(Shape{cross[0], n});

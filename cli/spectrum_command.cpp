@@ -197,24 +197,30 @@ void run_spectrum(const Context& context) {
   }
   fmt::print(context.out, "Spectrum of {} ({} x {})\n", options.kernel_file, grouped(n), grouped(n));
   std::vector<std::vector<std::string>> rows;
+  const auto of_trace = [&](double value) {
+    if (!(spectrum.trace > 0)) return std::string();
+    return fmt::format(" ({} of the trace)", percent(value / spectrum.trace));
+  };
   if (!facts.estimate.empty()) rows.push_back({"kernel", facts.estimate});
   rows.insert(rows.end(),
               {{"trace", significant(spectrum.trace, 5)},
-               {"lambda_max", fmt::format("{} ({} of the trace)", significant(spectrum.values.front(), 5),
-                                          percent(spectrum.values.front() / spectrum.trace))}});
+               {"lambda_max", significant(spectrum.values.front(), 5) + of_trace(spectrum.values.front())}});
   if (whole) {
     rows.push_back(
         {"lambda_min",
          spectrum.smallest_is_resolved()
              ? fmt::format("{} ± {}", significant(spectrum.values.back()), significant(spectrum.error_bar, 2))
+         : spectrum.values.back() < -spectrum.error_bar
+             ? fmt::format("{}, negative beyond the error bar {}: no kernel, which is positive semidefinite",
+                           significant(spectrum.values.back()), significant(spectrum.error_bar, 2))
              : fmt::format("not resolved: {} lies within the error bar {}",
                            significant(spectrum.values.back()), significant(spectrum.error_bar, 2))});
     const double condition = spectrum.condition();
-    rows.push_back(
-        {"condition",
-         std::isfinite(condition)
-             ? significant(condition)
-             : fmt::format("at least {}", significant(spectrum.values.front() / spectrum.error_bar, 2))});
+    const double least_condition = spectrum.values.front() / spectrum.error_bar;
+    rows.push_back({"condition", std::isfinite(condition) ? significant(condition)
+                                 : least_condition > 0
+                                     ? fmt::format("at least {}", significant(least_condition, 2))
+                                     : "none"});
   } else {
     rows.push_back(
         {"found", fmt::format("the {} largest of {}", grouped(spectrum.values.size()), grouped(n))});
@@ -241,7 +247,7 @@ void run_spectrum(const Context& context) {
   if (!energy.empty()) values.front().push_back("label energy");
   for (std::size_t i = 0; i < std::min<std::size_t>(10, spectrum.values.size()); ++i) {
     values.push_back({std::to_string(i + 1), significant(spectrum.values[i], 5),
-                      percent(spectrum.values[i] / spectrum.trace)});
+                      spectrum.trace > 0 ? percent(spectrum.values[i] / spectrum.trace) : "-"});
     if (!energy.empty()) values.back().push_back(percent(energy[i]));
   }
   context.out << '\n' << table(values, std::vector<bool>(values.front().size(), true));

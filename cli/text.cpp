@@ -107,7 +107,7 @@ std::size_t parse_bytes(std::string_view text) {
     ++digits;
   }
   std::string_view unit = text.substr(digits);
-  while (unit.starts_with(' ')) unit.remove_prefix(1);
+  if (unit.size() > 1 && unit.front() == ' ') unit.remove_prefix(1);
   struct Unit {
     std::string_view name;
     double factor;
@@ -132,7 +132,7 @@ std::size_t parse_bytes(std::string_view text) {
   }
   throw ArgumentError(fmt::format(
       "--memory: '{}' is not an amount of memory; expected a number of bytes or one with a unit, such as "
-      "4GiB or 512MB",
+      "4GiB, 512MB or '1.5 GB'",
       text));
 }
 

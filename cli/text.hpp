@@ -27,7 +27,8 @@ std::string percent(double share);
 /// `28 x 28 x 1`.
 std::string extents(const Shape& shape, std::string_view separator = " x ");
 
-/// `4GiB`, `512MB`, `1.5 GB`, `1000000` -> bytes. Throws ArgumentError.
+/// `4GiB`, `512MB`, `1.5 GB`, `1000000` -> bytes: a number and a unit with at most one blank between them.
+/// Throws ArgumentError.
 std::size_t parse_bytes(std::string_view text);
 /// `0,5` -> {0, 5}; `what` names the option in errors. Throws ArgumentError.
 std::vector<std::size_t> parse_numbers(std::string_view text, std::string_view what);

@@ -55,7 +55,8 @@ struct Dataset {
   std::size_t classes() const noexcept { return class_names.size(); }
   /// Shape of one example.
   Shape example_shape() const { return inputs.shape().inner(); }
-  /// The inputs in another precision, rounded to nearest.
+  /// The inputs in another precision, rounded to nearest. Throws NumericError for a number beyond its range,
+  /// and for an example whose numbers are all too small to keep their digits, but not all zero.
   template <class T>
   Tensor<T> inputs_as() const;
 };

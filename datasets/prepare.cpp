@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
+#include <type_traits>
 
 #include "datasets/formats.hpp"
 #include "engine/error.hpp"
@@ -259,14 +261,28 @@ template <class T>
 Tensor<T> Dataset::inputs_as() const {
   if (inputs.data() == nullptr) return {};
   Tensor<T> result(inputs.shape());
+  const std::size_t size = example_shape().size();
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     result.data()[i] = static_cast<T>(inputs.data()[i]);
     // Finite doubles beyond float's range would silently become infinite.
     if (!std::isfinite(result.data()[i])) {
       throw NumericError(fmt::format(
-          "inputs_as: example {} of {} holds {:g}, which is beyond the range of f32; f64 holds it",
-          i / example_shape().size(), source, inputs.data()[i]));
+          "inputs_as: example {} of {} holds {:g}, which is beyond the range of f32; f64 holds it", i / size,
+          source, inputs.data()[i]));
     }
+  }
+  if constexpr (std::is_same_v<T, double>) return result;
+  // And those of an example that are all too small would become zeros, or lose their digits.
+  const auto larger = [](auto a, auto b) { return std::abs(a) < std::abs(b); };
+  for (std::size_t begin = 0; begin < inputs.size(); begin += size) {
+    const double* const own = inputs.data() + begin;
+    const double most = std::abs(*std::max_element(own, own + size, larger));
+    if (most == 0 || most >= static_cast<double>(std::numeric_limits<T>::min())) continue;
+    throw NumericError(
+        fmt::format("inputs_as: example {} of {} holds at most {:g}, which is too small to keep its digits "
+                    "in f32; f64 holds "
+                    "it",
+                    begin / size, source, most));
   }
   return result;
 }

@@ -241,12 +241,10 @@ Parameterization parse_parameterization(std::string_view name) {
 
 void check_variances(const NetworkOptions& options, std::string_view weight, std::string_view bias) {
   // Beyond these the draws would leave the range of f32. The comparisons are false for NaN.
-  constexpr double kLeast = 1e-30;
-  constexpr double kMost = 1e30;
   const auto require = [&](std::string_view name, double value, bool zero) {
-    if ((zero && value == 0) || (value >= kLeast && value <= kMost)) return;
-    throw ArgumentError(
-        fmt::format("{}: found {}, expected {}{} to {}", name, value, zero ? "0 or " : "", kLeast, kMost));
+    if ((zero && value == 0) || (value >= kLeastVariance && value <= kMostVariance)) return;
+    throw ArgumentError(fmt::format("{}: found {}, expected {}{} to {}", name, value, zero ? "0 or " : "",
+                                    kLeastVariance, kMostVariance));
   };
   require(weight, options.weight_variance, false);
   require(bias, options.bias_variance, true);

@@ -28,6 +28,10 @@ struct NetworkOptions {
   std::uint64_t seed = 0;
 };
 
+/// The range of variances that are not 0.
+inline constexpr double kLeastVariance = 1e-30;
+inline constexpr double kMostVariance = 1e30;
+
 /// Throws ArgumentError, calling them by these names, for variances outside their range: products over the
 /// layers would leave the numbers.
 void check_variances(const NetworkOptions& options, std::string_view weight = "network: weight_variance",

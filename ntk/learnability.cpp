@@ -6,7 +6,9 @@
 #include <cmath>
 #include <numbers>
 #include <numeric>
+#include <optional>
 #include <set>
+#include <string_view>
 #include <utility>
 
 #include "engine/error.hpp"
@@ -191,6 +193,19 @@ double stable_step(const TrainingOptions& training) {
   if (training.optimizer == Optimizer::Momentum) return 2 * (1 + m) / (1 - m);
   if (training.optimizer == Optimizer::Nesterov) return 2 * (1 + m) / (1 + 2 * m) / (1 - m);
   return 2;
+}
+
+/// The largest learning rate of a stable descent on the linearized network; none is known of Adam.
+std::optional<double> stable_rate(const TrainingOptions& training, std::size_t n, std::size_t outputs,
+                                  double lambda_max) {
+  if (training.optimizer == Optimizer::Adam) return std::nullopt;
+  TrainingOptions one = training;
+  one.learning_rate = 1;
+  one.schedule = LearningRateSchedule::Constant;
+  one.epochs = 1;
+  const double step = linearized_times(one, n, outputs, lambda_max).back() /
+                      static_cast<double>(steps_per_epoch(training, n));
+  return stable_step(training) / (step * lambda_max);
 }
 
 /// [K (K + ridge I)^{-1}]_ii.
@@ -704,18 +719,48 @@ class Study {
     Trainer<T> trainer(network_, inputs_, learn_from, options_.training, workers_);
     announce("training", 0, epochs_);
     for (std::size_t epoch = 1; epoch <= epochs_; ++epoch) {
-      trainer.epoch(options_.stop);
-      const Tensor<T> outputs = evaluate<T>(network_, inputs_, workers_);
-      history_.record(epoch, outputs.data());
-      record_gap(epoch, outputs.data());
-      const bool scored = score_epochs.contains(epoch);
-      if (scored || epoch == epochs_) {
-        const Tensor<double> now = diagonal<T>(network_, inputs_, kernel_options(rooms_.diagonal), workers_);
-        if (scored) add_diagonal(Values(now.span().begin(), now.span().end()), epoch);
-        if (epoch == epochs_) record_drift(now);
+      try {
+        trainer.epoch(options_.stop);
+        const Tensor<T> outputs = evaluate<T>(network_, inputs_, workers_);
+        history_.record(epoch, outputs.data());
+        record_gap(epoch, outputs.data());
+        const bool scored = score_epochs.contains(epoch);
+        if (scored || epoch == epochs_) {
+          const Tensor<double> now =
+              diagonal<T>(network_, inputs_, kernel_options(rooms_.diagonal), workers_);
+          if (scored) add_diagonal(Values(now.span().begin(), now.span().end()), epoch);
+          if (epoch == epochs_) record_drift(now);
+        }
+      } catch (const NumericError& error) {
+        throw NumericError(diverged(error.what()));
       }
       announce("training", epoch, epochs_);
     }
+  }
+
+  /// What training drove beyond the numbers, which were finite before it: its step size did, or that beside a
+  /// penalty.
+  std::string diverged(std::string_view what) const {
+    const TrainingOptions& training = options_.training;
+    const auto stable = stable_rate(training, n_, outputs_, result_.spectrum.values.front());
+    const bool penalized = training.l1 != 0 || training.l2 != 0;
+    if (penalized && (!stable || training.learning_rate <= *stable)) {
+      return fmt::format(
+          "learnability: the penalties are too large for the learning rate {:g}: l1 {:g}, l2 {:g}: {}",
+          training.learning_rate, training.l1, training.l2, what.substr(what.find(": ") + 2));
+    }
+    if (stable && training.learning_rate <= *stable) {
+      return fmt::format(
+          "learnability: training left the numbers at {:g}, though descent of the linearized network is "
+          "stable up "
+          "to {:.3g}: {}",
+          training.learning_rate, *stable, what.substr(what.find(": ") + 2));
+    }
+    return fmt::format(
+        "learnability: the learning rate is too large: {:g}{}: {}", training.learning_rate,
+        stable ? fmt::format(", where descent of the linearized network is stable up to {:.3g}", *stable)
+               : "",
+        what.substr(what.find(": ") + 2));
   }
 
   void record_drift(const Tensor<double>& now) {

@@ -141,7 +141,8 @@ std::size_t least_learnability_bytes(const models::Network<T>& network, const da
 /// class, y one-hot, right when the class's output is strictly the largest; mean squared error or
 /// cross-entropy (the latter needs one output a class). Same bits for any number of workers. Throws
 /// ShapeError and ArgumentError (fewer than 10 examples, no labels, one class only, outputs that do not fit
-/// the classes, a score epoch beyond the last), BudgetError, NumericError when training diverges, Cancelled.
+/// the classes, a score epoch beyond the last), BudgetError, NumericError when training diverges (with the
+/// largest rate that the linearized network is stable at, unless the optimizer is Adam), Cancelled.
 template <class T>
 Learnability learnability(models::Network<T>& network, const datasets::Dataset& data,
                           const LearnabilityOptions& options, const Workers& workers);

@@ -28,6 +28,8 @@ constexpr std::size_t kTapePart = 16;
 /// Tiles at the least, so that the last one to finish does not leave other workers idle for long. Not a
 /// number per worker: tiles in a file must be the same for any.
 constexpr std::size_t kLeastTiles = 16;
+/// Rows on a side of a tile that are not halved for their number's sake.
+constexpr std::size_t kLeastTileRows = 48;
 /// Tiles per worker from which on it does not matter how they are dealt out.
 constexpr std::size_t kManyTiles = 16;
 /// FLOP of products that a kernel into a file may go through in rounds, about a minute of one thread: so much
@@ -497,7 +499,7 @@ std::size_t tile_rows(std::size_t element_bytes) {
 std::size_t tile_side(const PlanRequest& request, std::size_t rows_per_example, std::size_t element_bytes) {
   const std::size_t longest = std::max(request.rows, request.columns);
   const std::size_t most = std::max<std::size_t>(1, tile_rows(element_bytes) / rows_per_example);
-  const std::size_t least = std::max<std::size_t>(1, most / 4);
+  const std::size_t least = std::max<std::size_t>(1, kLeastTileRows / rows_per_example);
   const auto tiles = [&](std::size_t side) {
     const std::size_t down = (request.rows + side - 1) / side;
     const std::size_t across = (request.columns + side - 1) / side;

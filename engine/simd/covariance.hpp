@@ -120,6 +120,9 @@ struct PlaneRun {
   T bias = 0;                                  ///< of the first layer: the variance it adds, times U
   T ratio = 0;                                 ///< turn / scale of arc_cosine
   bool obtuse = false;                         ///< whether cosines below zero may occur
+  /// Whether, where none does, rounding may take 1 - cosine far above one, where it is then cut off. Of
+  /// windows of 3 x 3 only: others are to be called obtuse.
+  bool far_apart = false;
 };
 
 /// Elements of PlaneRun::sums.

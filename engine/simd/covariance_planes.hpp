@@ -223,7 +223,8 @@ struct PlaneConstants {
   T weights[kTerms];
   T ratio, straight, twice_bias;
   T two_less_straight, straight_less_one;
-  T unscaled;  ///< 1 / ratio^2
+  T unscaled;     ///< 1 / ratio^2
+  T right_angle;  ///< 1 - its cosine, as held where all angles are acute
 };
 
 /// One line through the layer, its sums over lines given; makes those of a later one on the way, before the
@@ -293,7 +294,7 @@ GRADGRAM_INLINE void plane_line(const PlaneRun<T>& run, const PlaneConstants<T>&
     if constexpr (Obtuse && First) {
       const Batch<T> other =
           sum_cells(at[k] + kLanes<T>, radius_cells) + (broadcast(constants.twice_bias) - gap[k] * gap[k]);
-      const Batch<T> opposite = xsimd::max(Batch<T>(other * product[k]), least);
+      const Batch<T> opposite = xsimd::min(xsimd::max(Batch<T>(other * product[k]), least), broadcast(T(1)));
       argument[k] = xsimd::select(u > broadcast(T(1)), opposite, u);
     } else if constexpr (Obtuse) {
       argument[k] = xsimd::max(xsimd::min(u, Batch<T>(T(2) - u)), least);
@@ -423,6 +424,7 @@ PlaneConstants<T> plane_constants(const PlaneRun<T>& run) noexcept {
   const bool obtuse = run.first || run.obtuse;
   PlaneConstants<T> constants;
   constants.unscaled = T(1) / (run.ratio * run.ratio);
+  constants.right_angle = run.ratio * run.ratio;
   T weight = obtuse ? run.ratio : T(1);
   for (std::size_t k = 0; k < PlaneConstants<T>::kTerms; ++k) {
     constants.weights[k] = kPlaneArcCosine<T>[k] * weight;
@@ -440,6 +442,7 @@ PlaneConstants<T> plane_constants(const PlaneRun<T>& run) noexcept {
 /// Which cosines may occur.
 enum class PlaneAngles {
   Acute,
+  AcuteFar,  ///< the same where rounding may take 1 - cosine above one: see PlaneRun::far_apart
   Any,
   First,  ///< any, of a first layer: see PlaneRun
 };
@@ -459,7 +462,8 @@ template <class T, PlaneAngles Angles, bool Begins, bool Ends, bool Seam>
 GRADGRAM_INLINE void plane_three_line(const PlaneRun<T>& run, const PlaneConstants<T>& constants,
                                       std::size_t line, std::size_t partner_line, const T* frames,
                                       T* halfway) {
-  constexpr bool kAcute = Angles == PlaneAngles::Acute;
+  constexpr bool kFar = Angles == PlaneAngles::AcuteFar;
+  constexpr bool kAcute = Angles == PlaneAngles::Acute || kFar;
   constexpr bool kFirst = Angles == PlaneAngles::First;
   constexpr std::size_t kTerms = PlaneConstants<T>::kTerms;
   constexpr std::size_t kPair = 2 * kLanes<T>;
@@ -600,14 +604,15 @@ GRADGRAM_INLINE void plane_three_line(const PlaneRun<T>& run, const PlaneConstan
           store(to + 2 * kLanes<T>, both);
           if constexpr (kAcute) {
             const Batch<T> rest = negate_multiply_add(gap, gap, delta[k]);
-            store(to, xsimd::max(Batch<T>(rest * product), least));
+            const Batch<T> versine = xsimd::max(Batch<T>(rest * product), least);
+            store(to, kFar ? Batch<T>(xsimd::min(versine, broadcast(constants.right_angle))) : versine);
             store(to + kLanes<T>, delta[k]);
             store(to + 3 * kLanes<T>, theta[k]);
           } else if constexpr (kFirst) {
             const Batch<T> square = gap * gap;
             const Batch<T> opposite = theta[k] + broadcast(constants.twice_bias);
             const Batch<T> rest = xsimd::min(delta[k], opposite) - square;
-            store(to, xsimd::max(Batch<T>(rest * product), least));
+            store(to, xsimd::min(xsimd::max(Batch<T>(rest * product), least), broadcast(T(1))));
             store(to + kLanes<T>, square);
             store_mask(to + kBehind, opposite < delta[k]);
           } else {
@@ -858,6 +863,8 @@ void plane_layer(const PlaneRun<T>& run, const PlaneInput<T>* input,
       plane_three_step<T, PlaneAngles::First>(run, constants, line);
     } else if (run.obtuse) {
       plane_three_step<T, PlaneAngles::Any>(run, constants, line);
+    } else if (run.far_apart) {
+      plane_three_step<T, PlaneAngles::AcuteFar>(run, constants, line);
     } else {
       plane_three_step<T, PlaneAngles::Acute>(run, constants, line);
     }

@@ -40,9 +40,11 @@ constexpr double kNear = 1.0 / 64;
 /// the angle would be off by more than 1e-5.
 constexpr double kNearlyParallel = 1.0 / 1024;
 
-/// Largest and smallest nonzero variance of the inputs, which decide how everything is held.
+/// What decides how everything is held.
 struct VarianceRange {
-  double largest = 0, smallest = 0;
+  Norms norms;
+  double largest = 0, smallest = 0;  ///< variances of the inputs, without the norms; not zero
+  std::vector<double> ratios;        ///< see ratios_of_roots
 };
 
 /// Everything that belongs to examples, prepared once, and the blocks between them.
@@ -65,15 +67,8 @@ class Builder {
     if (!what.nngp && !what.ntk) throw ArgumentError("infinite_kernel: neither nngp nor ntk is asked for");
     if (rows_ == 0 || columns_ == 0) return;
 
-    const std::vector<double> left = input_variances<T>(program_, x, "x");
-    const std::vector<double> right = same_ ? left : input_variances<T>(program_, *versus, "versus");
-    for (const std::vector<double>* side : {&left, &right}) {
-      for (const double q : *side) {
-        range_.largest = std::max(range_.largest, q);
-        if (q > 0 && (range_.smallest == 0 || q < range_.smallest)) range_.smallest = q;
-      }
-    }
-    if (range) range_ = *range;
+    std::vector<double> left = input_variances<T>(program_, x, "x");
+    std::vector<double> right = same_ ? left : input_variances<T>(program_, *versus, "versus");
     scratch_.resize(workers_.count());
     for (Scratch& scratch : scratch_) {
       const Tile tile = largest_tile();
@@ -82,20 +77,36 @@ class Builder {
     }
     cosines_ = CosineVectors<T>::make(program_, x, left, versus, right, kVectorTile, workers_.count());
     if (cosines_ != nullptr) return;
+    range_.norms = range ? range->norms : Norms(program_, left, right);
+    left_norms_ = range_.norms.take_out(program_, left);
+    right_norms_ = range_.norms.take_out(program_, right);
+    for (const std::vector<double>* side : {&left, &right}) {
+      for (const double q : *side) {
+        range_.largest = std::max(range_.largest, q);
+        if (q > 0 && (range_.smallest == 0 || q < range_.smallest)) range_.smallest = q;
+      }
+    }
+    if (range) range_ = *range;
     scales_ = choose_scales(program_, range_.largest, range_.smallest, kOmitted * promised, series_);
     const bool transposed = program_.reach != Reach::Vector;
     if (program_.reach == Reach::Vector) first_ = first_nonlinearity(program_);
     if (widens_vectors<T>(program_)) wide_ = std::make_unique<WideVectors>();
-    left_sides_ = prepared_sides(x, left, wide_ ? &wide_->left : nullptr);
-    left_inputs_ = std::make_unique<Inputs<T>>(program_, x, scales_.variance[0],
+    left_sides_ = prepared_sides(x, left, left_norms_, wide_ ? &wide_->left : nullptr);
+    left_inputs_ = std::make_unique<Inputs<T>>(program_, x, scales_.variance[0], left_norms_,
                                                transposed && (same_ || has_planes(program_)));
     if (!same_) {
-      right_sides_ = prepared_sides(*versus, right, wide_ ? &wide_->right : nullptr);
-      right_inputs_ = std::make_unique<Inputs<T>>(program_, *versus, scales_.variance[0], transposed);
+      right_sides_ = prepared_sides(*versus, right, right_norms_, wide_ ? &wide_->right : nullptr);
+      right_inputs_ =
+          std::make_unique<Inputs<T>>(program_, *versus, scales_.variance[0], right_norms_, transposed);
     }
-    if (program_.powers) check_powers(program_, *left_sides_, right_sides_.get(), promised);
-    if (has_planes(program_)) plan_ = plan_planes(program_, scales_);
-    if (plan_) stages_ = plan_pooled(program_, scales_, *plan_);
+    if (!maps_multiples(program_)) {
+      check_ratios(program_, scales_, *left_sides_, right_sides_.get(), promised);
+    }
+    if (has_planes(program_)) {
+      if (!range) range_.ratios = ratios_of_roots<T>(program_, *left_sides_, right_sides());
+      plan_ = plan_planes(program_, scales_, range_.ratios, kMostRatio<T>);
+      stages_ = plan_pooled(program_, scales_, *plan_, range_.ratios, kMostRatio<T>);
+    }
     if (plan_ && plan_->diagonal) {
       left_images_ =
           std::make_unique<PlaneImages<T>>(*plan_, *left_sides_, left_inputs_->rows(), true, same_, workers_);
@@ -126,6 +137,7 @@ class Builder {
   void narrow_planes() requires std::is_same_v<T, double> {
     if (!plan_ || plan_->window_h == 0) return;
     narrow_ = std::make_unique<NarrowPlanes>();
+    narrow_->plan = plan_planes(program_, scales_, range_.ratios, kMostRatio<float>);
     parallel_ = parallel_images();
     const auto narrowed = [&](const Inputs<T>& inputs, std::size_t examples) {
       Tensor<float> channels(Shape{examples * program_.channels * inputs.stride()});
@@ -140,7 +152,7 @@ class Builder {
       narrow_->right_channels = narrowed(*right_inputs_, columns_);
     }
     for (std::size_t w = 0; w < workers_.count(); ++w) {
-      narrow_->workers.push_back(std::make_unique<PlaneWorker<float>>(*plan_));
+      narrow_->workers.push_back(std::make_unique<PlaneWorker<float>>(narrow_->plan));
     }
   }
 
@@ -212,6 +224,7 @@ class Builder {
               pairs(tile, worker, [&](std::size_t i, std::size_t j) { return wanted(i, j) && held(i, j); });
               break;
           }
+          require_digits_of_diagonal<Out>(scratch_[worker], tile, wanted);
           if (what_.nngp) deliver(scratch_[worker].nngp, tile, same_, rows, columns, out.nngp, out.stride);
           if (what_.ntk) deliver(scratch_[worker].ntk, tile, same_, rows, columns, out.ntk, out.stride);
         },
@@ -271,6 +284,7 @@ class Builder {
 
  private:
   struct NarrowPlanes {
+    PlanePlan plan;                             ///< as that in f64 but for the angles that it follows
     std::unique_ptr<Sides<float>> left, right;  ///< right: null when both sides are the same
     Tensor<float> left_channels, right_channels;
     std::vector<std::unique_ptr<PlaneWorker<float>>> workers;
@@ -300,6 +314,25 @@ class Builder {
     const std::size_t at = (i - tile.row) * largest_tile().columns + j - tile.column;
     if (what_.nngp) scratch.nngp.data()[at] = nngp;
     if (what_.ntk) scratch.ntk.data()[at] = ntk;
+  }
+
+  /// Whether example i has a kernel with itself that is not zero and nothing but its scale can make small.
+  bool keeps_scale(std::size_t i) const {
+    return cosines_ == nullptr && program_.homogeneous && !left_sides_->null(i);
+  }
+
+  template <class Out, class Wanted>
+  void require_digits_of_diagonal(const Scratch& scratch, const Tile& tile, const Wanted& wanted) const {
+    if (!same_) return;
+    const std::size_t begin = std::max(tile.row, tile.column);
+    const std::size_t end = std::min(tile.row + tile.rows, tile.column + tile.columns);
+    for (std::size_t i = begin; i < end; ++i) {
+      if (!wanted(i, i) || !keeps_scale(i)) continue;
+      if (std::is_same_v<T, float> && parallel_ != nullptr && parallel_->lost(i, i)) continue;
+      const std::size_t at = (i - tile.row) * largest_tile().columns + i - tile.column;
+      if (what_.nngp) require_digits<Out>(i, scratch.nngp.data()[at]);
+      if (what_.ntk) require_digits<Out>(i, scratch.ntk.data()[at]);
+    }
   }
 
   /// Entries of these tiles that f32 does not hold, from f64, for a few examples at a time: what belongs to
@@ -342,8 +375,8 @@ class Builder {
       for (Pair& pair : batch) {
         pair = {index_of(lefts, pair.row), index_of(same_ ? lefts : rights, pair.column)};
       }
-      const Tensor<double> x = widened(*left_inputs_, lefts);
-      const Tensor<double> versus = same_ ? Tensor<double>() : widened(*right_inputs_, rights);
+      const Tensor<double> x = widened(*left_inputs_, left_norms_, lefts);
+      const Tensor<double> versus = same_ ? Tensor<double>() : widened(*right_inputs_, right_norms_, rights);
       const TensorView<const double> view = versus.view();
       Builder<double> wide(program_, x.view(), same_ ? nullptr : &view, what_, workers_, promised_, range_);
       wide.entries(std::move(batch), [&](const auto& pair, double nngp, double ntk) {
@@ -351,6 +384,7 @@ class Builder {
         const std::size_t j = (same_ ? lefts : rights)[pair.column];
         const auto put = [&](Out* to, double value) {
           require_finite<Out>(i, j, value);
+          if (same_ && i == j && keeps_scale(i)) require_digits<Out>(i, value);
           if (rows.holds(i) && columns.holds(j)) {
             to[(i - rows.begin) * out.stride + j - columns.begin] = static_cast<Out>(value);
           }
@@ -365,14 +399,15 @@ class Builder {
   }
 
   /// Some of the examples as they were given.
-  Tensor<double> widened(const Inputs<T>& inputs, const std::vector<std::size_t>& which) const {
+  Tensor<double> widened(const Inputs<T>& inputs, const std::vector<int>& norms,
+                         const std::vector<std::size_t>& which) const {
     std::vector<std::size_t> extents{which.size()};
     for (const std::size_t extent : program_.input.extents()) extents.push_back(extent);
     Tensor<double> result{Shape(std::span<const std::size_t>(extents))};
     const std::size_t size = program_.input.size();
-    const double unit = std::ldexp(1.0, scales_.variance[0] / 2);
     double* to = result.data();
     for (const std::size_t example : which) {
+      const double unit = std::ldexp(1.0, scales_.variance[0] / 2 + (norms.empty() ? 0 : norms[example]));
       const T* const from = inputs.rows() + example * size;
       to = std::transform(from, from + size, to, [&](T value) { return unit * static_cast<double>(value); });
     }
@@ -397,16 +432,17 @@ class Builder {
 
   /// `wide`: where the same go before they are rounded, or null.
   std::unique_ptr<Sides<T>> prepared_sides(TensorView<const T> x, const std::vector<double>& variances,
+                                           const std::vector<int>& norms,
                                            std::unique_ptr<Sides<double>>* wide) const {
     if constexpr (std::is_same_v<T, float>) {
       if (wide != nullptr) {
         *wide = std::make_unique<Sides<double>>(
-            prepare<double>(program_, scales_, series_, x, variances, workers_, what_.stop));
+            prepare<double>(program_, scales_, series_, x, variances, norms, workers_, what_.stop));
         return std::make_unique<Sides<T>>(program_, **wide);
       }
     }
     return std::make_unique<Sides<T>>(
-        prepare<T>(program_, scales_, series_, x, variances, workers_, what_.stop));
+        prepare<T>(program_, scales_, series_, x, variances, norms, workers_, what_.stop));
   }
 
   const Sides<T>& right_sides() const { return same_ ? *left_sides_ : *right_sides_; }
@@ -519,9 +555,11 @@ class Builder {
       if (marks[c] == 0) continue;
       if (what_.nngp) {
         const double covariance = half + variance[c] / 2 - state.delta()[c];
-        scratch.nngp.data()[to + c] = static_cast<T>(covariance_unit * covariance);
+        scratch.nngp.data()[to + c] = static_cast<T>(with_norms(covariance_unit * covariance, i, first + c));
       }
-      if (what_.ntk) scratch.ntk.data()[to + c] = static_cast<T>(theta_unit * state.theta()[c]);
+      if (what_.ntk) {
+        scratch.ntk.data()[to + c] = static_cast<T>(with_norms(theta_unit * state.theta()[c], i, first + c));
+      }
     }
   }
 
@@ -788,6 +826,7 @@ class Builder {
           const double mean = half + static_cast<double>(right[c]) / 2;
           out[c] = static_cast<T>(covariance_unit * (mean - static_cast<double>(delta[c])));
         }
+        put_back_norms(out, i, part.column, count);
         clear_nulls(out, i, part.column, count);
       }
       if (what_.ntk) {
@@ -801,8 +840,21 @@ class Builder {
             out[c] = static_cast<T>(theta_unit * static_cast<double>(theta[c]));
           }
         }
+        put_back_norms(out, i, part.column, count);
         clear_nulls(out, i, part.column, count);
       }
+    }
+  }
+
+  /// An entry times the powers of two that were taken out of its examples.
+  template <class Value>
+  Value with_norms(Value value, std::size_t i, std::size_t j) const {
+    if (left_norms_.empty()) return value;
+    return std::ldexp(value, left_norms_[i] + right_norms_[j]);
+  }
+  void put_back_norms(T* row, std::size_t i, std::size_t column, std::size_t count) const {
+    for (std::size_t c = 0; !left_norms_.empty() && c < count; ++c) {
+      row[c] = with_norms(row[c], i, column + c);
     }
   }
 
@@ -822,6 +874,7 @@ class Builder {
   const Workers& workers_;
   double promised_;
   VarianceRange range_;
+  std::vector<int> left_norms_, right_norms_;  ///< see Norms::take_out
   Scales scales_;
   SeriesList series_;
   std::unique_ptr<CosineVectors<T>> cosines_;  ///< instead of all that follows, where it serves

@@ -72,7 +72,7 @@ std::unique_ptr<CosineVectors<T>> CosineVectors<T>::make(const Program& program,
   if (!follows_cosines(program)) return nullptr;
   const Plan plan = plan_of(program);
   // |entry| <= affines sqrt(variance variance'): the tangent kernel is positive semidefinite and that on the
-  // diagonal. Roots must be normal numbers, or their digits would be lost.
+  // diagonal. Variances must be normal numbers, or their digits would be lost.
   double least = std::numeric_limits<double>::infinity();
   double most = 0;
   for (const std::vector<double>* variances : {&left_variances, &right_variances}) {
@@ -85,8 +85,8 @@ std::unique_ptr<CosineVectors<T>> CosineVectors<T>::make(const Program& program,
   const auto largest = static_cast<double>(std::numeric_limits<T>::max());
   const auto smallest = static_cast<double>(std::numeric_limits<T>::min());
   const double bound = static_cast<double>(std::max<std::size_t>(1, plan.affines)) * plan.growth * most;
-  if (most > 0 && !(std::isnormal(plan.growth) && bound < largest / 4 &&
-                    std::sqrt(plan.growth) * std::sqrt(least) > 4 * smallest && least > 4 * smallest)) {
+  if (most > 0 && !(std::isnormal(plan.growth) && bound < largest / 4 && plan.growth * least > 4 * smallest &&
+                    least > 4 * smallest)) {
     return nullptr;
   }
 

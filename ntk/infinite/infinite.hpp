@@ -4,12 +4,20 @@
 #include <memory>
 #include <stop_token>
 
+#include "engine/error.hpp"
 #include "engine/parallel.hpp"
 #include "engine/tensor.hpp"
 #include "models/model.hpp"
 #include "models/network.hpp"
 
 namespace gradgram::ntk {
+
+/// A model has no infinite-width limit that is known here; the message names the layer and why. A network of
+/// the model may exist all the same.
+class NoInfiniteLimit : public ArgumentError {
+ public:
+  using ArgumentError::ArgumentError;
+};
 
 struct InfiniteOptions {
   bool nngp = false;       ///< the covariance of one output feature: the Gaussian process at initialization
@@ -43,11 +51,12 @@ struct InfiniteKernels {
 /// sqrt(k_ii k_jj) (docs/infinite.md names the exceptions); f32 models that pool between nonlinearities, have
 /// one of erf, gelu, sin and cos, a normalization, any smooth one before one with a kink, a monomial of
 /// degree 2 or more, or tanh, sigmoid or softplus of large variances run in f64 inside, and so do pairs of
-/// images of which many pixels are parallel or opposite. Throws ArgumentError
-/// naming the layer that has no such limit and why, ShapeError, BudgetError, NumericError when an input,
-/// variance or entry is not finite, when an input is too small to be squared, when a steep function behind
-/// another one, or between pixels, sees variances that leave nothing of its derivative, or when monomials
-/// drive the variances of two examples so far apart that their entry has not that precision, Cancelled.
+/// images of which many pixels are parallel or opposite. Throws NoInfiniteLimit
+/// naming the layer that has no such limit and why, ArgumentError for weights and biases of a layer out of
+/// range, ShapeError, BudgetError, NumericError when an input, variance or entry is not finite, when an input
+/// is too small to be squared, when a steep function behind another one, or between pixels, sees variances
+/// that leave nothing of its derivative, or when variances of two examples are so far apart that their entry
+/// has not that precision (never in networks of rectifiers without biases), Cancelled.
 template <class T>
 InfiniteKernels<T> infinite_kernel(const models::Model& model, const models::NetworkOptions& options,
                                    TensorView<const T> x, const InfiniteOptions& what,

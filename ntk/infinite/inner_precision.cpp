@@ -49,8 +49,8 @@ bool may_run_wide(const Program& program) {
 }
 
 template <class T>
-void check_powers(const Program& program, const Sides<T>& left_sides, const Sides<T>* right_sides,
-                  double promised) {
+void check_ratios(const Program& program, const Scales& scales, const Sides<T>& left_sides,
+                  const Sides<T>* right_sides, double promised) {
   struct Range {
     double least = std::numeric_limits<double>::infinity(), most = 0;
     std::size_t least_at = 0, most_at = 0;
@@ -76,23 +76,30 @@ void check_powers(const Program& program, const Sides<T>& left_sides, const Side
     if (left.most == 0 || right.most == 0) return;
     const bool left_largest = left.most / right.least >= right.most / left.least;
     const double root = std::sqrt(left_largest ? left.most / right.least : right.most / left.least);
-    const double error = growth * std::numeric_limits<T>::epsilon() / 4 * (root + 1 / root);
+    // In f64 even where T is f32, which such pairs are kept from.
+    const double error = growth * std::numeric_limits<double>::epsilon() / 4 * (root + 1 / root);
     if (error <= promised) return;
+    const double unit = std::ldexp(1.0, scales.variance[slot]) / static_cast<double>(program.pixels[slot]);
     throw NumericError(fmt::format(
-        "infinite_kernel: the variances {} of example {} of x and {} of {} are a factor {:.2g} apart: their "
-        "entry would be off by {:.1e} sqrt(k_ii k_jj), where {:g} is promised; bring the examples to one "
-        "norm{}",
-        where, left_largest ? left.most_at : left.least_at, left_largest ? right.least_at : right.most_at,
-        right_sides == nullptr ? "x" : "versus", root * root, error, promised,
-        promised < infinite_entry_error<float>() ? ", or ask for f32, which promises less" : ""));
+        "infinite_kernel: the variances {} of example {} of x ({:.3g}) and of example {} of {} ({:.3g}) are "
+        "a "
+        "factor {:.2g} apart: their entry would be off by {:.1e} sqrt(k_ii k_jj), where {:g} is promised; "
+        "bring the examples to one norm{}",
+        where, left_largest ? left.most_at : left.least_at, unit * (left_largest ? left.most : left.least),
+        left_largest ? right.least_at : right.most_at, right_sides == nullptr ? "x" : "versus",
+        unit * (left_largest ? right.least : right.most), root * root, error, promised,
+        error <= infinite_entry_error<float>() ? ", or ask for f32, which promises less" : ""));
   };
-  double growth = 1;
+  // Sums over windows and averages of pixels of which some are smaller: up to 6 were measured.
+  double growth = program.reach == Reach::Vector ? 1 : 8;
   check(program.steps.back().out, growth, "at the end");
   for (std::size_t s = program.steps.size(); s-- > 0;) {
     const Step& step = program.steps[s];
     if (step.kind == StepKind::AveragePool) check(step.in, growth, "before " + step.name);
-    if (step.kind != StepKind::Nonlinear || step.phi.kind != Nonlinearity::Kind::Monomial) continue;
-    growth *= static_cast<double>(std::max<std::size_t>(1, step.phi.degree));
+    if (step.kind != StepKind::Nonlinear) continue;
+    if (step.phi.kind == Nonlinearity::Kind::Monomial) {
+      growth *= static_cast<double>(std::max<std::size_t>(1, step.phi.degree));
+    }
     check(step.in, growth, "before " + step.name);
   }
 }
@@ -101,7 +108,7 @@ void check_powers(const Program& program, const Sides<T>& left_sides, const Side
   template bool runs_wide<T>(const Program&);                                                     \
   template bool mixes_logistics(const Program&, TensorView<const T>, const TensorView<const T>*); \
   template bool may_run_wide<T>(const Program&);                                                  \
-  template void check_powers(const Program&, const Sides<T>&, const Sides<T>*, double);
+  template void check_ratios(const Program&, const Scales&, const Sides<T>&, const Sides<T>*, double);
 GRADGRAM_INSTANTIATE(float)
 GRADGRAM_INSTANTIATE(double)
 #undef GRADGRAM_INSTANTIATE

@@ -17,12 +17,35 @@ bool holds_examples(const Program& program, TensorView<const T> x);
 template <class T>
 std::vector<double> input_variances(const Program& program, TensorView<const T> x, const char* name);
 
+/// Where every step maps multiples to multiples, so do both kernels, K(a x, b y) = a b K(x, y), and powers of
+/// two may be taken out of examples: covariances between variances that are far apart, held as rounded
+/// differences from their mean, would lose the smaller example. Examples are taken together with all within a
+/// factor of 2^14 above the smallest of them, so that sets of less keep their digits as they are, and
+/// near-duplicates theirs.
+class Norms {
+ public:
+  Norms() = default;
+  /// `variances`: of both sides, from input_variances().
+  Norms(const Program& program, const std::vector<double>& left, const std::vector<double>& right);
+  /// Exponents of the powers of two that examples are to be divided by; empty where all are 0. Divides the
+  /// variances by their squares.
+  std::vector<int> take_out(const Program& program, std::vector<double>& variances) const;
+
+ private:
+  std::vector<double> begins_;  ///< smallest variances of those taken together, empty where all are
+};
+
+/// Whether every step maps multiples of its input to the same multiples of its output.
+bool maps_multiples(const Program& program);
+
 /// The examples of one side as the first step reads them, divided by the root of their scale.
 template <class T>
 class Inputs {
  public:
-  /// `exponent`: of the scale, even. Without `transposed` there are no columns().
-  Inputs(const Program& program, TensorView<const T> x, int exponent, bool transposed);
+  /// `exponent`: of the scale, even. `norms`: those of Norms::take_out. Without `transposed` there are no
+  /// columns().
+  Inputs(const Program& program, TensorView<const T> x, int exponent, const std::vector<int>& norms,
+         bool transposed);
 
   /// [example, pixel, channel].
   const T* rows() const noexcept { return rows_.data(); }

@@ -41,12 +41,12 @@ std::size_t builder_bytes(const Program& program, std::size_t examples, std::siz
   const std::size_t tile = unit.rows * unit.columns;
   std::size_t plane_scratch = 0;
   if (has_planes(program)) {
-    const PlanePlan plan = plan_planes(program, unscaled);
+    const PlanePlan plan = plan_planes(program, unscaled, {}, 0);
     if (plan.window_h > 0) {
       const std::size_t windows = program.steps[plan.head].geometry.out_pixels();
       block = std::max(block, checked_multiply(windows, padded<T>(windows), kBytes));
     }
-    const std::vector<PlanePlan> stages = plan_pooled(program, unscaled, plan);
+    const std::vector<PlanePlan> stages = plan_pooled(program, unscaled, plan, {}, 0);
     plane_scratch = PlaneWorker<T>::bytes(plan);
     if (program.pooled_variances && plan.window_h > 0) plane_scratch = PlaneWorker<double>::bytes(plan);
     if (!stages.empty()) plane_scratch += PlaneStages::bytes(plan, stages);
@@ -71,7 +71,7 @@ std::size_t builder_bytes(const Program& program, std::size_t examples, std::siz
 std::size_t narrow_bytes(const Program& program, std::size_t examples, std::size_t workers) {
   if (!pools_planes(program)) return 0;
   const std::vector<int> zeros(program.pixels.size());
-  const PlanePlan plan = plan_planes(program, Scales{zeros, zeros});
+  const PlanePlan plan = plan_planes(program, Scales{zeros, zeros}, {}, 0);
   const std::size_t inputs = checked_multiply(examples, program.input.size() * sizeof(float), kBytes);
   const std::size_t held = checked_add(checked_add(Sides<float>::bytes(program, examples), inputs, kBytes),
                                        ParallelImages::bytes(program, examples), kBytes);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "engine/error.hpp"
 
@@ -47,8 +48,8 @@ bool pools_windows(const Program& program, std::size_t s) {
          g.out_w * g.kernel_w == g.in_w;
 }
 
-PlanePlan plan_from(const Program& program, const Scales& scales, std::size_t begin,
-                    const PlanePlan* before) {
+PlanePlan plan_from(const Program& program, const Scales& scales, std::size_t begin, const PlanePlan* before,
+                    const std::vector<double>& ratios, double most) {
   PlanePlan plan;
   const ConvGeometry& first = program.steps[begin].geometry;
   plan.height = first.in_h;
@@ -71,7 +72,9 @@ PlanePlan plan_from(const Program& program, const Scales& scales, std::size_t be
     layer.radius_h = g.kernel_h / 2;
     layer.radius_w = g.kernel_w / 2;
     layer.ratio = phi.turn() / phi.scale();
-    layer.obtuse = obtuse || layer.ratio < kLeastRatio;
+    layer.far_apart = !ratios.empty() && ratios[s + 1] > most;
+    const bool any = layer.far_apart && (layer.radius_h != 1 || layer.radius_w != 1);
+    layer.obtuse = obtuse || any || layer.ratio < kLeastRatio;
     layer.versine = layer.obtuse ? 1 : layer.ratio * layer.ratio;
     const int exponent = scales.variance[affine.out];
     if (s == 0) {
@@ -123,17 +126,19 @@ bool has_planes(const Program& program) {
   return (g.out_pixels() == 1 && g.kernel_h == g.in_h && g.kernel_w == g.in_w) || pools_windows(program, s);
 }
 
-PlanePlan plan_planes(const Program& program, const Scales& scales) {
-  return plan_from(program, scales, 0, nullptr);
+PlanePlan plan_planes(const Program& program, const Scales& scales, const std::vector<double>& ratios,
+                      double most) {
+  return plan_from(program, scales, 0, nullptr, ratios, most);
 }
 
 bool pools_planes(const Program& program) {
   if (!has_planes(program) || program.reach != Reach::Full) return false;
   const std::vector<int> zeros(program.pixels.size());
-  return plan_planes(program, Scales{zeros, zeros}).window_h > 0;
+  return plan_planes(program, Scales{zeros, zeros}, {}, 0).window_h > 0;
 }
 
-std::vector<PlanePlan> plan_pooled(const Program& program, const Scales& scales, const PlanePlan& first) {
+std::vector<PlanePlan> plan_pooled(const Program& program, const Scales& scales, const PlanePlan& first,
+                                   const std::vector<double>& ratios, double most) {
   std::vector<PlanePlan> plans;
   const auto goes_on = [&](const PlanePlan& plan) {
     std::size_t s = plan.head + 1;
@@ -142,9 +147,35 @@ std::vector<PlanePlan> plan_pooled(const Program& program, const Scales& scales,
     return s < program.steps.size();
   };
   for (const PlanePlan* last = &first; goes_on(*last); last = &plans.back()) {
-    plans.push_back(plan_from(program, scales, last->head + 1, last));
+    plans.push_back(plan_from(program, scales, last->head + 1, last, ratios, most));
   }
   return plans;
+}
+
+template <class T>
+std::vector<double> ratios_of_roots(const Program& program, const Sides<T>& left, const Sides<T>& right) {
+  std::vector<double> ratios(program.steps.size(), 1);
+  for (std::size_t s = 0; s < program.steps.size(); ++s) {
+    if (!program.steps[s].is_rectifier()) continue;
+    const std::size_t pixels = program.pixels[program.steps[s].in];
+    T least = std::numeric_limits<T>::infinity();
+    T most = 0;
+    for (const Sides<T>* side : {&left, &right}) {
+      const bool full = program.reach == Reach::Full;
+      const std::size_t lines = full ? side->examples() : pixels;
+      const std::size_t length = full ? pixels : side->examples();
+      for (std::size_t i = 0; i < lines; ++i) {
+        const T* const roots = full ? side->factor(s, 0, i) : side->factor(s, i, 0);
+        for (std::size_t k = 0; k < length; ++k) {
+          if (!(roots[k] > 0)) continue;
+          least = std::min(least, roots[k]);
+          most = std::max(most, roots[k]);
+        }
+      }
+    }
+    if (most > 0) ratios[s] = static_cast<double>(most) / static_cast<double>(least);
+  }
+  return ratios;
 }
 
 template <class T>
@@ -331,6 +362,7 @@ void PlaneWorker<T>::set_layer(simd::PlaneRun<T>& run, std::size_t index) const 
   run.factor = static_cast<T>(layer.factor);
   run.ratio = static_cast<T>(layer.ratio);
   run.obtuse = layer.obtuse;
+  run.far_apart = layer.far_apart;
 }
 
 /// Arrays [line][cell] of the left image.
@@ -669,6 +701,8 @@ void PlaneWorker<T>::diagonals(const T* const* lefts, std::size_t count, const T
   }
 }
 
+template std::vector<double> ratios_of_roots(const Program&, const Sides<float>&, const Sides<float>&);
+template std::vector<double> ratios_of_roots(const Program&, const Sides<double>&, const Sides<double>&);
 template struct PlaneArrays<float>;
 template struct PlaneArrays<double>;
 template class PlaneImages<float>;

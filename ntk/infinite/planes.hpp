@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -20,11 +21,11 @@ namespace gradgram::ntk::infinite {
 struct PlaneLayer {
   std::size_t affine = 0, nonlinear = 0;  ///< steps of the program
   std::size_t radius_h = 0, radius_w = 0;
-  double ratio = 0;     ///< turn / scale of the nonlinearity
-  bool obtuse = false;  ///< whether cosines below zero may occur
-  double versine = 1;   ///< factor of the left inverses: see simd::PlaneRun
-  double unit = 1;      ///< a plane holds that many times the delta, in the scale of the slot before phi
-  double factor = 1;    ///< power of two by which sums are multiplied to keep units near one
+  double ratio = 0;                        ///< turn / scale of the nonlinearity
+  bool obtuse = false, far_apart = false;  ///< see simd::PlaneRun
+  double versine = 1;                      ///< factor of the left inverses: see simd::PlaneRun
+  double unit = 1;    ///< a plane holds that many times the delta, in the scale of the slot before phi
+  double factor = 1;  ///< power of two by which sums are multiplied to keep units near one
 };
 
 struct PlanePlan {
@@ -53,12 +54,24 @@ struct PlanePlan {
 /// by a rectifier, and then flattens the image or averages it, whole or in windows side by side: what planes
 /// can follow.
 bool has_planes(const Program& program);
-PlanePlan plan_planes(const Program& program, const Scales& scales);
+/// The largest root of a pixel's variance that each step sees, divided by the smallest but for zeros; of
+/// rectifiers only.
+template <class T>
+std::vector<double> ratios_of_roots(const Program& program, const Sides<T>& left, const Sides<T>& right);
+
+/// `ratios`: those of roots, or none where it does not matter. Beyond `most`, rounding of delta, relative to
+/// the smaller of two roots, may take the 1 - cosine of acute angles out of the polynomial's reach.
+PlanePlan plan_planes(const Program& program, const Scales& scales, const std::vector<double>& ratios,
+                      double most);
+/// The most for T: the last digits of delta behind many layers, and what is left of them.
+template <class T>
+inline constexpr double kMostRatio = 1 / (64 * static_cast<double>(std::numeric_limits<T>::epsilon()));
 /// Whether planes end in an inner pooling.
 bool pools_planes(const Program& program);
 /// What planes can follow behind the pooling of `first`, each plan up to the next pooling; empty where the
 /// next step is not a convolution of theirs.
-std::vector<PlanePlan> plan_pooled(const Program& program, const Scales& scales, const PlanePlan& first);
+std::vector<PlanePlan> plan_pooled(const Program& program, const Scales& scales, const PlanePlan& first,
+                                   const std::vector<double>& ratios, double most);
 
 /// Means over the pairs of pixels, in the scales of the slot before the head.
 struct PlaneMeans {

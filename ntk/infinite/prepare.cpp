@@ -37,8 +37,8 @@ void pool_own_planes(const PlanePlan& plan, PlaneWorker<double>& planes, const T
 
 template <class T, class In>
 Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList& series,
-                 TensorView<const In> x, const std::vector<double>& variances, const Workers& workers,
-                 const std::stop_token& stop) {
+                 TensorView<const In> x, const std::vector<double>& variances, const std::vector<int>& norms,
+                 const Workers& workers, const std::stop_token& stop) {
   const std::size_t pixels = program.pixels[0];
   const std::size_t channels = program.channels;
   const std::size_t examples = x.shape()[0];
@@ -48,9 +48,16 @@ Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList&
   for (std::size_t s = 0; s < program.steps.size(); ++s) {
     if (program.pooled_variances && program.steps[s].kind == StepKind::AveragePool) last_pool = s + 1;
   }
-  std::optional<PlanePlan> plan;
-  if (last_pool != 0 && pools_planes(program)) plan = plan_planes(program, scales);
-  std::vector<std::unique_ptr<PlaneWorker<double>>> planes(workers.count());
+  // Of images whose roots are far apart somewhere, the second one.
+  std::optional<PlanePlan> plans[2];
+  if (last_pool != 0 && pools_planes(program)) {
+    const std::vector<double> ratios(program.steps.size(), 1);
+    for (const bool far_apart : {false, true}) {
+      plans[far_apart] = plan_planes(program, scales, ratios, far_apart ? 0 : 2);
+    }
+  }
+  std::vector<std::unique_ptr<PlaneWorker<double>>> planes[2];
+  for (auto& of_kind : planes) of_kind.resize(workers.count());
   const std::size_t chunk = last_pool == 0 ? 16 : 1;
   workers.run((examples + chunk - 1) / chunk,
               [&](std::size_t piece, std::size_t worker) {
@@ -73,7 +80,8 @@ Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList&
                     }
                     place = {own.get(), own.get(), 0, 0, true};
                   }
-                  if (last_pool != 0 && !plan) {
+                  const double taken_out = std::ldexp(1.0, norms.empty() ? 0 : -norms[i]);
+                  if (last_pool != 0 && !plans[0]) {
                     PairState<double>& state = pairs->start(1, pixels, pixels);
                     const In* const image = x.data() + i * pixels * channels;
                     for (std::size_t p = 0; p < pixels; ++p) {
@@ -85,7 +93,7 @@ Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList&
                           sum += difference * difference;
                         }
                         state.delta()[p * state.stride() + q] =
-                            unit * sum / (2 * static_cast<double>(channels));
+                            unit * (taken_out * (taken_out * sum)) / (2 * static_cast<double>(channels));
                       }
                     }
                   }
@@ -100,11 +108,15 @@ Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList&
                     own->set(0, example);
                     BlockPlace<double> apart = place;
                     apart.same_set = false;
-                    if (plan && s == plan->head) {
-                      if (planes[worker] == nullptr)
-                        planes[worker] = std::make_unique<PlaneWorker<double>>(*plan);
-                      pool_own_planes(*plan, *planes[worker], x.data() + i * pixels * channels,
-                                      std::ldexp(1.0, -scales.variance[0] / 2), *own, *pairs, apart);
+                    if (plans[0] && s == plans[0]->head) {
+                      const std::vector<double> ratios = ratios_of_roots<double>(program, *own, *own);
+                      const bool far_apart = *std::ranges::max_element(ratios) > kMostRatio<double>;
+                      const PlanePlan& plan = *plans[far_apart];
+                      auto& own_planes = planes[far_apart][worker];
+                      if (own_planes == nullptr) own_planes = std::make_unique<PlaneWorker<double>>(plan);
+                      pool_own_planes(plan, *own_planes, x.data() + i * pixels * channels,
+                                      taken_out * std::ldexp(1.0, -scales.variance[0] / 2), *own, *pairs,
+                                      apart);
                     } else {
                       pairs->run(place, followed, s);
                       pairs->run(apart, s, s + 1);
@@ -130,7 +142,8 @@ Sides<T> prepare(const Program& program, const Scales& scales, const SeriesList&
 
 #define GRADGRAM_INSTANTIATE(T, In)                                                                    \
   template Sides<T> prepare<T>(const Program&, const Scales&, const SeriesList&, TensorView<const In>, \
-                               const std::vector<double>&, const Workers&, const std::stop_token&);
+                               const std::vector<double>&, const std::vector<int>&, const Workers&,    \
+                               const std::stop_token&);
 GRADGRAM_INSTANTIATE(float, float)
 GRADGRAM_INSTANTIATE(double, float)
 GRADGRAM_INSTANTIATE(double, double)

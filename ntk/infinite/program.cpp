@@ -8,6 +8,7 @@
 #include <string>
 
 #include "engine/error.hpp"
+#include "ntk/infinite/infinite.hpp"
 
 namespace gradgram::ntk::infinite {
 namespace {
@@ -73,7 +74,7 @@ class Compiler {
     return fmt::format("layer {} '{}'", path, text);
   }
   [[noreturn]] static void refuse(const Layer& layer, const std::string& path, const std::string& why) {
-    throw ArgumentError(fmt::format("infinite_kernel: {} {}", name_of(layer, path), why));
+    throw NoInfiniteLimit(fmt::format("infinite_kernel: {} {}", name_of(layer, path), why));
   }
 
   std::size_t pixels(const Shape& shape) const { return shape.rank() == 3 ? shape[0] * shape[1] : 1; }
@@ -112,13 +113,17 @@ class Compiler {
         layer.kind == LayerKind::Conv ? models::layer_geometry(layer, place.shape) : ConvGeometry{};
     Step& step = emit(StepKind::Affine, place, out, name_of(layer, path));
     // Those of a layer's own are of one range with all others.
-    models::NetworkOptions own = options_;
     const double weight = layer.weight_scale.value_or(0);
     const double bias = layer.bias_scale.value_or(0);
-    if (weight != 0) own.weight_variance = weight * weight;
-    if (bias != 0) own.bias_variance = bias * bias;
-    models::check_variances(own, fmt::format("infinite_kernel: {}: sigma_w^2", step.name),
-                            fmt::format("infinite_kernel: {}: sigma_b^2", step.name));
+    const auto require = [&](const char* which, double scale) {
+      const double square = scale * scale;
+      if (scale == 0 || (square >= models::kLeastVariance && square <= models::kMostVariance)) return;
+      throw ArgumentError(fmt::format("infinite_kernel: {}: {}: found {}, expected {:g} to {:g}", step.name,
+                                      which, scale, std::sqrt(models::kLeastVariance),
+                                      std::sqrt(models::kMostVariance)));
+    };
+    require("sigma_w", weight);
+    require("sigma_b", bias);
     step.weight_variance = layer.weight_scale ? weight * weight : options_.weight_variance;
     step.bias_variance = !layer.bias ? 0 : layer.bias_scale ? bias * bias : options_.bias_variance;
     step.convolution = layer.kind == LayerKind::Conv;

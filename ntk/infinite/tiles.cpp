@@ -1,9 +1,10 @@
 #include "ntk/infinite/tiles.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <string>
 
 #include "engine/error.hpp"
 
@@ -37,8 +38,20 @@ IndexRange overlap(IndexRange range, std::size_t begin, std::size_t count) {
 template <class Out, class T>
 void require_finite(std::size_t i, std::size_t j, T value) {
   if (is_finite<Out>(value)) return;
-  throw NumericError("infinite_kernel: entry (" + std::to_string(i) + ", " + std::to_string(j) + ") is " +
-                     std::to_string(value) + ", not a finite number of this precision");
+  // A NaN has a sign, which says nothing.
+  throw NumericError(
+      fmt::format("infinite_kernel: entry ({}, {}) is {:g}, not a finite number of this precision", i, j,
+                  std::isnan(value) ? std::abs(value) : value));
+}
+
+template <class Out, class T>
+void require_digits(std::size_t i, T value) {
+  constexpr Out kLeast = std::numeric_limits<Out>::min();
+  if (std::abs(value) >= static_cast<T>(kLeast)) return;
+  throw NumericError(
+      fmt::format("infinite_kernel: entry ({}, {}) is {:g}, where {:.2g} is the least that keeps its digits "
+                  "in this precision",
+                  i, i, value, kLeast));
 }
 
 template <class T, class Out>
@@ -86,6 +99,9 @@ void deliver(const Tensor<T>& from, const Tile& tile, bool symmetric, IndexRange
 }
 
 template void require_finite<float>(std::size_t, std::size_t, double);
+template void require_digits<float>(std::size_t, float);
+template void require_digits<float>(std::size_t, double);
+template void require_digits<double>(std::size_t, double);
 template void deliver(const Tensor<float>&, const Tile&, bool, IndexRange, IndexRange, float*, std::size_t);
 template void deliver(const Tensor<double>&, const Tile&, bool, IndexRange, IndexRange, float*, std::size_t);
 template void deliver(const Tensor<double>&, const Tile&, bool, IndexRange, IndexRange, double*, std::size_t);

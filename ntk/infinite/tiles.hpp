@@ -41,6 +41,10 @@ IndexRange overlap(IndexRange range, std::size_t begin, std::size_t count);
 template <class Out, class T>
 void require_finite(std::size_t i, std::size_t j, T value);
 
+/// Throws NumericError when entry (i, i), which is not zero, is too small to keep its digits as an Out.
+template <class Out, class T>
+void require_digits(std::size_t i, T value);
+
 /// Copies what was asked for, [rows) x [columns), from a tile [rows of the largest][columns of the largest],
 /// and of a symmetric matrix, whose tiles hold the lower triangle, its mirror image. Throws NumericError for
 /// what is not finite as an Out.

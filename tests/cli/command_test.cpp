@@ -304,6 +304,40 @@ TEST_F(Command, UnknownOptionsAreToldBeforeMissingOnes) {
             "learnability (see gradgram --help)\n");
 }
 
+TEST_F(Command, OptionsBeforeTheVerbAreSentBehindIt) {
+  const auto expect = [](const std::vector<std::string>& words, const std::string& told) {
+    const Outcome outcome = run(words);
+    EXPECT_EQ(outcome.code, kWrongUsage) << told;
+    EXPECT_EQ(outcome.err, "gradgram" + told + "--help)\n");
+  };
+  const std::string models =
+      "`gradgram init`, `gradgram kernel`, `gradgram predict`, `gradgram spectrum`, `gradgram learnability`";
+  for (const char* word : {"--model", "--model=x"}) {
+    expect({word, "x"},
+           ": --model must stand behind the verb: it is an option of " + models + " (see gradgram ");
+  }
+  for (const std::string word : {"--modle", "--mod", "--modell"}) {
+    expect({word, "x"}, ": " + word + " is no option; did you mean --model of " + models +
+                            "? It must stand behind the verb (see gradgram ");
+  }
+  expect({"--infinite"},
+         ": --infinite must stand behind the verb: it is an option of `gradgram kernel`, `gradgram predict` "
+         "(see gradgram ");
+  expect({"--json", "doctor"},
+         " doctor: --json must stand behind the verb: it is an option of `gradgram doctor` (see gradgram "
+         "doctor ");
+  expect({"--out", "k.npy", "kernel"},
+         " kernel: --out must stand behind the verb: it is an option of `gradgram kernel` (see gradgram "
+         "kernel ");
+  expect({"--thread", "2", "kernel", "--model", "dense(1)"},
+         " kernel: --thread is no option; did you mean --threads of `gradgram kernel`? It must stand behind "
+         "the verb (see gradgram kernel ");
+  expect({"--versio"}, ": --versio is no option; did you mean --version? (see gradgram ");
+  expect({"--frobnicate"}, ": --frobnicate is no option, and the verb comes first (see gradgram ");
+  expect({"-m", "x", "kernel"}, " kernel: -m is no option, and the verb comes first (see gradgram kernel ");
+  expect({"kernle", "kernel"}, " kernel: 'kernle' is no verb; did you mean kernel? (see gradgram kernel ");
+}
+
 TEST_F(Command, OptionsOfOtherVerbsAreKnown) {
   const auto expect = [](const std::string& verb, const std::string& word, const std::string& told) {
     const Outcome outcome = run({verb, word, "1"});
@@ -312,6 +346,9 @@ TEST_F(Command, OptionsOfOtherVerbsAreKnown) {
                                " (see gradgram " + verb + " --help)\n");
   };
   expect("kernel", "--measure", " but of `gradgram doctor`");
+  expect("doctor", "--out",
+         " but of `gradgram init`, `gradgram kernel`, `gradgram predict`, `gradgram spectrum`, "
+         "`gradgram learnability`");
   expect("spectrum", "--infinite", " but of `gradgram kernel`, `gradgram predict`");
   for (const char* word : {"--meqasure", "--maesure", "--mesure", "--meazure", "--Measure", "--meas"}) {
     expect("kernel", word, "; did you mean --measure of `gradgram doctor`?");
@@ -486,6 +523,9 @@ TEST_F(Command, FaultsAreNamed) {
   Tensor<double> large(Shape{5, 4});
   large.span()[13] = 1e200;
   write_npy<double>(at("large.npy"), large.view());
+  Tensor<double> tiny(Shape{5, 4});
+  tiny.span()[13] = 1e-300;
+  write_npy<double>(at("tiny.npy"), tiny.view());
   Tensor<double> spoilt(Shape{5});
   spoilt(2) = std::nan("");
   write_npy<double>(at("nan.npy"), spoilt.view());
@@ -495,6 +535,7 @@ TEST_F(Command, FaultsAreNamed) {
   write_npy<double>(at("indefinite.npy"), k.view());
   for (std::size_t i = 0; i < 5; ++i) k(i, i) = 1;
   write_npy<double>(at("k.npy"), k.view());
+  write_npy<double>(at("none.npy"), Tensor<double>(Shape{0, 5}).view());
   k(1, 3) = 0.5;
   write_npy<double>(at("skew.npy"), k.view());
   write_npy<double>(at("cross.npy"),
@@ -526,11 +567,14 @@ TEST_F(Command, FaultsAreNamed) {
       {{"kernel", "--model", "dense(1)", "--data", x, "--out", at(".npy")}, {"a name that ends in .npy"}},
       {{"kernel", "--model", "dense(1)", "--data", at("large.npy"), "--out", at("o.npy"), "--quiet"},
        {"example 3", "large.npy", "1e+200", "f32"}},
+      {{"kernel", "--model", "dense(1)", "--data", at("tiny.npy"), "--out", at("o.npy"), "--quiet"},
+       {"--dtype f32: ", "example 3", "tiny.npy", "1e-300", "too small", "f64 holds it"}},
       {{"init", "--model", "dense(1)", "--input", "3", "--out", at("w.txt")}, {"ends in .npz"}},
       {{"spectrum", at("k.npy"), "--labels", at("nan.npy")}, {"--labels", "nan.npy holds nan"}},
       {{"spectrum", at("k.npy"), "--top", "6"}, {"--top: 6 must be at most", "5"}},
       {{"spectrum", at("skew.npy")}, {"skew.npy: the kernel must be symmetric", "(1, 3) = 0.5"}},
       {predict("skew.npy", "c.npy"), {"must be symmetric", "(1, 3) = 0.5"}},
+      {predict("k.npy", "none.npy"), {"--cross", "[0, 5]", "expected [m, 5] with m > 0"}},
       {predict("k.npy", "cross.npy"), {"--cross", "cross.npy holds nan in row 0, column 2"}},
       {predict("indefinite.npy", "c.npy"), {"not positive definite", "--ridge 5 would do"}},
       {with(predict("k.npy", "c.npy"), {"--steps", "3.5"}), {"--steps", "'3.5' is not a whole number"}},
@@ -758,6 +802,18 @@ TEST_F(Command, KernelAtInfiniteWidth) {
   EXPECT_EQ(json["parameterization"], "ntk");
   EXPECT_EQ(json["relative_entry_error"], 1e-10);
   EXPECT_EQ(with({"--get", "both"}).code, kWrongUsage);
+  // Networks in its place are offered where there is no limit, not where numbers are out of range.
+  const auto refusal = [&](const std::string& model) {
+    const Outcome refused =
+        run({"kernel", "--infinite", "--model", model, "--data", x, "--out", at("refused.npy")});
+    EXPECT_EQ(refused.code, kWrongUsage) << model;
+    EXPECT_FALSE(fs::exists(at("refused.npy")));
+    return refused.err;
+  };
+  EXPECT_NE(refusal("dense(4) softmax dense(1)").find("--monte-carlo S"), std::string::npos);
+  EXPECT_EQ(refusal("dense(4,sigma_w=1e30) relu dense(1)"),
+            "gradgram kernel: --infinite: layer 0 'dense(4,sigma_w=1e+30)': sigma_w: found 1e+30, expected "
+            "1e-15 to 1e+15\n");
   EXPECT_EQ(with({"--diagonal"}).code, kWrongUsage);
   EXPECT_EQ(with({"--reduce", "full"}).code, kWrongUsage);
 }
@@ -1058,6 +1114,25 @@ TEST_F(Command, SpectrumOfAKnownMatrix) {
   const Outcome top = run({"spectrum", at("k.npy"), "--top", "1", "--json"});
   ASSERT_EQ(top.code, kDone) << top.err;
   EXPECT_EQ(nlohmann::json::parse(top.out)["eigenvalues"].size(), 1U);
+}
+
+TEST_F(Command, SpectraOfWhatIsNoKernelAreToldAsSuch) {
+  Tensor<double> k(Shape{3, 3});
+  const auto told = [&] {
+    write_npy<double>(at("k.npy"), k.view());
+    const Outcome outcome = run({"spectrum", at("k.npy")});
+    EXPECT_EQ(outcome.code, kDone) << outcome.err;
+    EXPECT_EQ(outcome.out.find("nan"), std::string::npos) << outcome.out;
+    return outcome.out;
+  };
+  EXPECT_NE(told().find("not resolved: 0 lies within the error bar 0"), std::string::npos);
+  for (const double size : {1.0, -1.0}) {
+    for (std::size_t i = 0; i < 3; ++i) k(i, i) = i == 2 ? -2 : size;
+    const std::string text = told();
+    EXPECT_NE(text.find("-2.00, negative beyond the error bar"), std::string::npos) << text;
+    EXPECT_EQ(text.find("lies within"), std::string::npos) << text;
+    EXPECT_EQ(text.find("at least -"), std::string::npos) << text;
+  }
 }
 
 TEST_F(Command, SpectrumTakesTheErrorFromTheFileBeside) {

@@ -41,7 +41,8 @@ TEST(Text, ReadsAmountsOfMemory) {
   EXPECT_EQ(parse_bytes("512MB"), 512'000'000U);
   EXPECT_EQ(parse_bytes("1.5 GB"), 1'500'000'000U);
   EXPECT_EQ(parse_bytes("4096"), 4096U);
-  for (const char* bad : {"", "GiB", "-1", "4 gigabytes", "1e400GB", "nan", "0", "4GiB!", "1e30TiB"}) {
+  for (const char* bad : {"", "GiB", "-1", "4 gigabytes", "1e400GB", "nan", "0", "4GiB!", "1e30TiB", "1 ",
+                          " 1", "1  GB", "1\tGB", "1GB ", "1 GB ", "1 .5GB", "1. 5GB", "1 000", "1G B"}) {
     EXPECT_THROW(parse_bytes(bad), ArgumentError) << bad;
   }
 }

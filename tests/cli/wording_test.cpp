@@ -514,7 +514,19 @@ TEST_F(Door, TheOtherVerbsErrorsNameOptionsAndFiles) {
   const std::string study = "learnability --quiet --model dense(1) --out @run --data ";
   expect(2, study + "@x.npy", {"--data: ", "x.npy", "labels"});
   expect(2, study + "moons:n=5", {"--data: ", "10", "5"});
-  expect(1, study + "moons:n=50 --learning-rate 1e30 --epochs 2", {"--learning-rate: "});
+  for (const char* rest : {"1e30 --epochs 2", "1e20 --optimizer sgd", "1e300 --dtype f64 --epochs 2"}) {
+    expect(1, study + "moons:n=50 --learning-rate " + rest,
+           {"--learning-rate: it is too large: 1e+", "stable up to"});
+  }
+  expect(1,
+         "learnability --quiet --out @run --data moons:n=50 --loss cross-entropy --model 'dense(8) relu "
+         "dense(2)' "
+         "--learning-rate 1e30",
+         {"--learning-rate: it is too large: 1e+30, where descent"});
+  for (const char* penalty : {"--l2 1e300", "--l2 1e10", "--l1 1e30"}) {
+    expect(1, study + "moons:n=50 --epochs 9 " + penalty,
+           {"--l1, --l2: they are too large for the learning rate 0.003: l1 "});
+  }
   expect(2, study + "moons:n=50 --learning-rate 0", {"--learning-rate: 0"});
   expect(2, study + "moons:n=50 --loss cross-entropy --outputs 1", {"--loss: "});
   expect(2, study + "@classes.csv --outputs 1", {"--outputs: ", "3"});

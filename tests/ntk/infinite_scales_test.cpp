@@ -399,8 +399,8 @@ TEST(InfiniteScalesLimits, RefusesWeightsAndBiasesOfALayerOutsideTheRangeOfAll) 
       const std::string text =
           refusal<ArgumentError>("dense(8) relu dense(8," + which + "=" + scale + ") relu dense(1)", {}, x);
       EXPECT_NE(text.find("infinite_kernel: layer 2 'dense(8," + which), std::string::npos) << text;
-      EXPECT_NE(text.find("': " + which + "^2: found "), std::string::npos) << text;
-      EXPECT_NE(text.find("1e-30 to 1e+30"), std::string::npos) << text;
+      EXPECT_NE(text.find("': " + which + ": found 1e"), std::string::npos) << text;
+      EXPECT_NE(text.find(scale.substr(2) + ", expected 1e-15 to 1e+15"), std::string::npos) << text;
     }
   }
   for (const std::string scale : {"1e15", "1.1e-15"}) {

@@ -454,5 +454,39 @@ TEST(Learnability, RefusesWhatItCannotStudy) {
   EXPECT_THROW(study(clouds(20, 2, 1), model, options), Cancelled);
 }
 
+/// Of a linear network the linearized one is all there is.
+template <class T>
+void expect_the_told_rate_is_the_limit() {
+  const datasets::Dataset data = clouds(20, 2, 1);
+  const auto told = [&](Optimizer optimizer, double rate, std::size_t epochs) -> std::string {
+    models::Network<T> network = network_of<T>("dense(1)", 6);
+    LearnabilityOptions options = options_of(epochs, 0, rate);
+    options.training.optimizer = optimizer;
+    options.training.momentum = 0.5;
+    try {
+      learnability<T>(network, data, options, Workers(1));
+    } catch (const NumericError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  for (const Optimizer optimizer : {Optimizer::Sgd, Optimizer::Momentum, Optimizer::Nesterov}) {
+    const std::string message = told(optimizer, 1e20, 20);
+    EXPECT_THAT(message, HasSubstr("learnability: the learning rate is too large: 1e+20, where descent"));
+    const std::string before = "stable up to ";
+    const std::size_t at = message.find(before);
+    ASSERT_NE(at, std::string::npos) << message;
+    const double limit = std::stod(message.substr(at + before.size()));
+    EXPECT_EQ(told(optimizer, 0.99 * limit, 3000), "");
+    EXPECT_THAT(told(optimizer, 1.05 * limit, 20000), HasSubstr("too large"));
+  }
+  const std::string adam = told(Optimizer::Adam, 1e200, 20);
+  EXPECT_THAT(adam, HasSubstr("the learning rate is too large: 1e+200: "));
+}
+TEST(Learnability, TrainingThatDivergesTellsTheLargestStableRate) {
+  expect_the_told_rate_is_the_limit<float>();
+  expect_the_told_rate_is_the_limit<double>();
+}
+
 }  // namespace
 }  // namespace gradgram::ntk

@@ -116,6 +116,7 @@ const simd::KernelTable<float>& table<float>(Isa isa) {
     kernels.isa = "amx";
     kernels.gram_product = simd::amx::gram_product;
     kernels.gram_scratch_bytes = simd::amx::gram_scratch_bytes;
+    kernels.gram_tiles_are_faster = true;
     kernels.gram_tile_rows = simd::amx::gram_tile_rows;
     kernels.gram_side_products = simd::amx::gram_side_products;
     return kernels;

@@ -1,6 +1,7 @@
 #include "engine/matrix_product.hpp"
 
 #include <algorithm>
+#include <cstddef>
 #include <utility>
 
 #include "engine/arena.hpp"
@@ -23,17 +24,93 @@ struct Place {
   std::size_t i = 0, k = 0, j = 0;
 };
 
+/// Below this depth products in tiles are not worth their sums in f64.
+constexpr std::size_t kLeastTileDepth = 64;
+
+/// Rows in whose steps the scratch memory of Gram products grows, all steps alike.
+constexpr std::size_t kStripRows = 16;
+
+/// c by tiles of Gram products, whose sums over all panels are in f64.
+template <class T>
+void multiply_in_tiles(bool transposed, std::size_t rows, std::size_t columns, std::size_t depth, T scale,
+                       const T* a, std::size_t lda, const T* b, std::size_t ldb, bool accumulate, T* c,
+                       std::size_t ldc, Arena& arena) {
+  const simd::KernelTable<T>& table = kernels<T>();
+  const std::size_t group = table.vector_length * simd::kGramGroupVectors;
+  const std::size_t most_rows = std::min(rows, table.gram_tile_rows);
+  const std::size_t most_columns = std::min(columns, table.gram_tile_rows);
+  const std::size_t most_depth = std::min(depth, simd::kGramDepth<T>);
+  // Room that grows with every row, not in steps: plans take what one and two examples need for a line.
+  const std::size_t room = most_rows + simd::kGramPadding<T>;
+  const std::size_t scratch_fixed = table.gram_scratch_bytes(0);
+  const std::size_t scratch_of_row = (table.gram_scratch_bytes(kStripRows) - scratch_fixed) / kStripRows;
+  const ArenaScope scope(arena);
+  T* const packed_rows = arena.tensor<T>({room, most_depth}).data();
+  T* const packed_columns = arena.tensor<T>({padded<T>(most_columns), most_depth}).data();
+  const std::size_t stride = padded<T>(most_columns);
+  double* const sum = arena.tensor<double>({room, stride}).data();
+  auto* const scratch =
+      static_cast<std::byte*>(arena.allocate(scratch_fixed + (most_rows + kStripRows) * scratch_of_row));
+  for (std::size_t i = 0; i < rows; i += most_rows) {
+    const std::size_t row_count = std::min(most_rows, rows - i);
+    for (std::size_t j = 0; j < columns; j += most_columns) {
+      const std::size_t column_count = std::min(most_columns, columns - j);
+      for (std::size_t k = 0; k < depth; k += most_depth) {
+        const std::size_t count = std::min(most_depth, depth - k);
+        table.gram_pack(a + i * lda + k, lda, row_count, count, packed_rows);
+        if (transposed) {
+          table.gram_pack(b + j * ldb + k, ldb, column_count, count, packed_columns);
+        } else {
+          for (std::size_t first = 0; first < column_count; first += group) {
+            simd::PanelProduct<T> packing{};
+            packing.next = {.source = b + k * ldb + j + first,
+                            .stride = ldb,
+                            .transposed = false,
+                            .columns = std::min(group, column_count - first),
+                            .depth = count,
+                            .packed = packed_columns + first * count};
+            table.panel_product(packing);
+          }
+        }
+        table.gram_product({.rows = packed_rows,
+                            .columns = packed_columns,
+                            .depth = count,
+                            .row_count = row_count,
+                            .column_count = column_count,
+                            .sum = sum,
+                            .sum_stride = stride,
+                            .lower = false,
+                            .accumulate = k > 0,
+                            .scratch = scratch});
+      }
+      for (std::size_t row = 0; row < row_count; ++row) {
+        const double* const from = sum + row * stride;
+        T* const to = c + (i + row) * ldc + j;
+        for (std::size_t column = 0; column < column_count; ++column) {
+          const T value = static_cast<T>(static_cast<double>(scale) * from[column]);
+          to[column] = accumulate ? to[column] + value : value;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 template <class T>
 void multiply(bool transposed, std::size_t rows, std::size_t columns, std::size_t depth, T scale, const T* a,
-              std::size_t lda, const T* b, std::size_t ldb, bool accumulate, T* c, std::size_t ldc) {
+              std::size_t lda, const T* b, std::size_t ldb, bool accumulate, T* c, std::size_t ldc,
+              Arena& arena) {
   if (rows == 0 || columns == 0) return;
   if (depth == 0) {
     for (std::size_t i = 0; !accumulate && i < rows; ++i) std::fill_n(c + i * ldc, columns, T(0));
     return;
   }
   const simd::KernelTable<T>& table = kernels<T>();
+  if (table.gram_tiles_are_faster && depth >= kLeastTileDepth) {
+    multiply_in_tiles(transposed, rows, columns, depth, scale, a, lda, b, ldb, accumulate, c, ldc, arena);
+    return;
+  }
   const std::size_t group = table.vector_length * simd::kGramGroupVectors;
   const std::size_t most_rows = std::min(rows, kRowBytes / sizeof(T));
   const std::size_t panels = (depth + simd::kGramDepth<T> - 1) / simd::kGramDepth<T>;
@@ -86,8 +163,8 @@ void multiply(bool transposed, std::size_t rows, std::size_t columns, std::size_
 }
 
 template void multiply(bool, std::size_t, std::size_t, std::size_t, float, const float*, std::size_t,
-                       const float*, std::size_t, bool, float*, std::size_t);
+                       const float*, std::size_t, bool, float*, std::size_t, Arena&);
 template void multiply(bool, std::size_t, std::size_t, std::size_t, double, const double*, std::size_t,
-                       const double*, std::size_t, bool, double*, std::size_t);
+                       const double*, std::size_t, bool, double*, std::size_t, Arena&);
 
 }  // namespace gradgram

@@ -229,9 +229,10 @@ void measure_gemm(PrecisionRates& rates) {
   const auto x = normal<T>({kBlock, kWidth});
   const auto w = normal<T>({kWidth, kWidth});
   Tensor<T> y(Shape{kBlock, kWidth});
+  Arena arena;
   rates.gemm = 2.0 * kBlock * kWidth * kWidth / best_seconds(4, [&] {
                  multiply<T>(true, kBlock, kWidth, kWidth, T(1), x.data(), kWidth, w.data(), kWidth, false,
-                             y.data(), kWidth);
+                             y.data(), kWidth, arena);
                });
 }
 

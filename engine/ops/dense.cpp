@@ -12,8 +12,8 @@ class DenseNode final : public Node<T> {
 
   /// y = scale x W^T (+ y).
   static void multiply(const T* x, const T* weight, T scale, bool accumulate, T* y, std::size_t rows,
-                       std::size_t d_in, std::size_t d_out) {
-    gradgram::multiply(true, rows, d_out, d_in, scale, x, d_in, weight, d_in, accumulate, y, d_out);
+                       std::size_t d_in, std::size_t d_out, Arena& arena) {
+    gradgram::multiply(true, rows, d_out, d_in, scale, x, d_in, weight, d_in, accumulate, y, d_out, arena);
   }
 
   void jvp(Tape<T>& tape) const override {
@@ -30,12 +30,12 @@ class DenseNode final : public Node<T> {
     }
     if (weight) {
       multiply(tape.value(x_).data(), weight.data(), affine_.weight_scale, accumulate, y.data(), rows, d_in(),
-               d_out());
+               d_out(), tape.arena());
       accumulate = true;
     }
     if (x) {
       multiply(x.data(), affine_.parameters.value(affine_.weight).data(), affine_.weight_scale, accumulate,
-               y.data(), rows, d_in(), d_out());
+               y.data(), rows, d_in(), d_out(), tape.arena());
     }
   }
 
@@ -57,7 +57,7 @@ class DenseNode final : public Node<T> {
     const auto target = tape.cotangent_target(x_);
     gradgram::multiply(false, n * positions_, d_in(), d_out(), affine_.weight_scale, cotangent.data(),
                        d_out(), affine_.parameters.value(affine_.weight).data(), d_in(), !target.first,
-                       target.view.data(), d_in());
+                       target.view.data(), d_in(), tape.arena());
   }
 
  private:
@@ -102,7 +102,7 @@ Var dense(Tape<T>& tape, Var x, const Affine<T>& affine) {
   const bool has_bias = affine.bias != kNoParameter;
   if (has_bias) fill_rows(affine.parameters.value(affine.bias).data(), affine.bias_scale, out, rows, d_out);
   DenseNode<T>::multiply(tape.value(x).data(), weight.data(), affine.weight_scale, has_bias, out, rows, d_in,
-                         d_out);
+                         d_out, tape.scratch());
   tape.count_parameter_use(affine.weight);
   tape.count_parameter_use(affine.bias);
   tape.record(DenseNode<T>(affine, x, y, positions));

@@ -38,6 +38,7 @@ constexpr KernelTable<T> make_table(const char* isa) {
           fence_packing,
           gram_product<T>,
           no_gram_scratch,
+          false,
           kGramTileRows,
           kGramSideProducts,
           panel_product<T>,

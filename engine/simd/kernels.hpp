@@ -339,6 +339,8 @@ struct KernelTable {
   void (*gram_product)(const GramProduct<T>&) noexcept;
   /// Bytes of GramProduct::scratch for products with at most so many rows.
   std::size_t (*gram_scratch_bytes)(std::size_t rows) noexcept;
+  /// Whether gram_product is so much faster than panel_product that it pays for other matrix products too.
+  bool gram_tiles_are_faster;
   /// Rows on a side of a large product at the most.
   std::size_t gram_tile_rows;
   /// Multiply-adds of a product in whose time it fetches an element of either side and makes it ready.

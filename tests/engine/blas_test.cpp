@@ -199,7 +199,9 @@ TYPED_TEST(Gemm, ThePackedProductIsExactOnIntegers) {
                            {401, 257, 31},
                            {5, 250, 771},
                            {300, 150, 400},
-                           {523, 101, 390}}) {
+                           {523, 101, 390},
+                           {500, 490, 64},
+                           {37, 1000, 1000}}) {
       for (const bool accumulate : {false, true}) {
         const std::size_t lda = s.depth + 2;
         const std::size_t ldb = (transposed ? s.depth : s.columns) + 3;
@@ -207,8 +209,9 @@ TYPED_TEST(Gemm, ThePackedProductIsExactOnIntegers) {
         const auto a = this->integers(s.rows * lda);
         const auto b = this->integers((transposed ? s.columns : s.depth) * ldb);
         std::vector<T> c(s.rows * ldc, T(3));
+        Arena arena;
         multiply(transposed, s.rows, s.columns, s.depth, T(0.5), a.data(), lda, b.data(), ldb, accumulate,
-                 c.data(), ldc);
+                 c.data(), ldc, arena);
         std::size_t wrong = 0;
         std::size_t wrong_control = 0;
         for (std::size_t i = 0; i < s.rows; ++i) {
@@ -238,13 +241,14 @@ TYPED_TEST(Gemm, ARowOfThePackedProductHasTheSameBitsInAnyBlock) {
   for (const bool transposed : {false, true}) {
     const std::size_t ldb = transposed ? depth : columns;
     std::vector<T> whole(rows * columns, T(1));
+    Arena arena;
     multiply(transposed, rows, columns, depth, T(0.75), a.data(), depth, b.data(), ldb, true, whole.data(),
-             columns);
+             columns, arena);
     for (const std::size_t block : {1, 7, 100}) {
       std::vector<T> parts(rows * columns, T(1));
       for (std::size_t i = 0; i < rows; i += block) {
         multiply(transposed, std::min(block, rows - i), columns, depth, T(0.75), a.data() + i * depth, depth,
-                 b.data(), ldb, true, parts.data() + i * columns, columns);
+                 b.data(), ldb, true, parts.data() + i * columns, columns, arena);
       }
       EXPECT_EQ(0, std::memcmp(parts.data(), whole.data(), whole.size() * sizeof(T))) << block;
     }

@@ -183,9 +183,10 @@ TEST(InfiniteRatios, PixelsOfOneImageMayBeFarApart) {
 }
 
 template <class T>
-std::string refusal(const std::string& text, const models::NetworkOptions& options, const Tensor<T>& x) {
+std::string refusal(const std::string& text, const models::NetworkOptions& options, const Tensor<T>& x,
+                    const Tensor<T>* versus = nullptr) {
   try {
-    kernels<T>(text, options, x);
+    kernels<T>(text, options, x, versus);
   } catch (const NumericError& error) {
     return error.what();
   }
@@ -208,6 +209,19 @@ TEST(InfiniteRatios, KernelsTooSmallForTheirPrecisionAreRefused) {
           << text;
       EXPECT_EQ(refusal(text, variances(variance, 0), images<double>(1)), "") << text;
     }
+  }
+  // Nor in the block of two sets.
+  for (const char* text : {"flatten dense(8) relu dense(1)", "conv(8,3) relu gap dense(1)",
+                           "conv(8,3) relu conv(8,3) relu flatten dense(1)",
+                           "conv(8,3) relu avgpool(2) conv(8,3) relu gap dense(1)"}) {
+    Tensor<float> x = images<float>(1);
+    for (std::size_t k = 0; k < x.size(); ++k) x.data()[k] *= 1e-22F;
+    const Tensor<float> large = images<float>(1);
+    const std::string message = refusal(text, variances(2, 0), x, &x);
+    EXPECT_NE(message.find("1.2e-38 is the least"), std::string::npos) << text << message;
+    EXPECT_EQ(refusal(text, variances(2, 0), x, &large), "") << text;
+    EXPECT_EQ(refusal(text, variances(2, 0.1), x, &x), "") << text;
+    EXPECT_EQ(refusal(text, variances(1e12, 0), x, &x), "") << text;
   }
   EXPECT_EQ(refusal("dense(8) relu dense(1)", variances(1e-10, 0), vectors), "");
 }

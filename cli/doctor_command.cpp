@@ -121,17 +121,19 @@ void run_doctor(const Context& context) {
                               static_cast<double>(cpu.memory_bytes) / 1073741824.0,
                               static_cast<double>(memory_budget(options)) / 1073741824.0)}},
       {false, false});
-  context.out << "\nMeasured just now\n"
-              << table({{"fused multiply-add, f32", rate(rates.fma_f32), "one thread: the ceiling"},
-                        {"fused multiply-add, f64", rate(rates.fma_f64), "one thread"},
-                        {"matrix product, f32", rate(rates.sgemm),
-                         "one thread, " + share(rates.sgemm, rates.fma_f32) + " of the ceiling"},
-                        {"matrix product, f32", rate(rates.sgemm_all),
-                         fmt::format("{} threads", rates.threads)},
-                        {"matrix product, f64", rate(rates.dgemm),
-                         "one thread, " + share(rates.dgemm, rates.fma_f64) + " of the ceiling"},
-                        {"memory", significant(rates.bandwidth * 1e-9) + " GB/s", "one thread"}},
-                       {false, true, false});
+  context.out
+      << "\nMeasured just now\n"
+      << table(
+             {{"fused multiply-add, f32", rate(rates.fma_f32),
+               std::string("one thread: the ceiling") + (active_isa() == Isa::Amx ? " of all but AMX" : "")},
+              {"fused multiply-add, f64", rate(rates.fma_f64), "one thread"},
+              {"matrix product, f32", rate(rates.sgemm),
+               "one thread, " + share(rates.sgemm, rates.fma_f32) + " of the ceiling"},
+              {"matrix product, f32", rate(rates.sgemm_all), fmt::format("{} threads", rates.threads)},
+              {"matrix product, f64", rate(rates.dgemm),
+               "one thread, " + share(rates.dgemm, rates.fma_f64) + " of the ceiling"},
+              {"memory", significant(rates.bandwidth * 1e-9) + " GB/s", "one thread"}},
+             {false, true, false});
   if (kernel_rates) {
     fmt::print(context.out, "\nWhat the plans of kernels reckon with, one thread, measured {}\n",
                kernel_rates->when);

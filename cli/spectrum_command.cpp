@@ -206,11 +206,12 @@ void run_spectrum(const Context& context) {
               {{"trace", significant(spectrum.trace, 5)},
                {"lambda_max", significant(spectrum.values.front(), 5) + of_trace(spectrum.values.front())}});
   if (whole) {
+    const bool indefinite = spectrum.values.back() < -spectrum.error_bar;
     rows.push_back(
         {"lambda_min",
          spectrum.smallest_is_resolved()
              ? fmt::format("{} ± {}", significant(spectrum.values.back()), significant(spectrum.error_bar, 2))
-         : spectrum.values.back() < -spectrum.error_bar
+         : indefinite
              ? fmt::format("{}, negative beyond the error bar {}: no kernel, which is positive semidefinite",
                            significant(spectrum.values.back()), significant(spectrum.error_bar, 2))
              : fmt::format("not resolved: {} lies within the error bar {}",
@@ -218,7 +219,7 @@ void run_spectrum(const Context& context) {
     const double condition = spectrum.condition();
     const double least_condition = spectrum.values.front() / spectrum.error_bar;
     rows.push_back({"condition", std::isfinite(condition) ? significant(condition)
-                                 : least_condition > 0
+                                 : least_condition > 0 && !indefinite
                                      ? fmt::format("at least {}", significant(least_condition, 2))
                                      : "none"});
   } else {

@@ -11,7 +11,7 @@ namespace gradgram {
 /// percent within minutes: compare only with numbers measured at the same time.
 struct MachineRates {
   std::size_t threads = 1;  ///< what `all` means
-  double fma_f32 = 0;       ///< fused multiply-adds from registers, one core: the ceiling of everything else
+  double fma_f32 = 0;       ///< fused multiply-adds from registers, one core: the ceiling of all else but AMX
   double fma_f64 = 0;
   double sgemm = 0;      ///< 1024 x 1024 x 1024 through blas::gemm, one thread
   double sgemm_all = 0;  ///< one such product on each thread at once, summed

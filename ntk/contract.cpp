@@ -50,6 +50,8 @@ class Contraction {
         lower_(lower),
         bf16_(bf16) {}
 
+  /// Those of a product.
+  std::size_t rows() const { return rows_.count; }
   std::size_t size() const { return gram_padded(rows_.count, sizeof(T)) * stride_; }
   std::size_t stride() const { return stride_; }
   /// What is wanted of it.
@@ -224,8 +226,8 @@ void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& c
   const bool one_side = range.diagonal && group == 1 && bf16 == nullptr;
   const auto product_scratch = [&]() -> std::byte* {
     if (bf16 != nullptr) return nullptr;
-    const std::size_t bytes =
-        kernels<T>().gram_scratch_bytes(extent<T>(plan, range.row * group, range.rows * group).count);
+    // Rows of inputs may begin later in their group than those of outputs in theirs.
+    const std::size_t bytes = kernels<T>().gram_scratch_bytes(std::max(inputs.rows(), outputs.rows()));
     return bytes == 0 ? nullptr : static_cast<std::byte*>(scratch.allocate(bytes));
   };
   const Packed<T> packed{plan.packed ? nullptr : pack(range.rows),

@@ -42,10 +42,10 @@ struct TileRound {
 template <class T>
 std::size_t tile_sums(const Plan& plan, const TileRange& range);
 
-/// Contracts the factors of one tile: products in T, sums in f64 across panels of at most kPanelColumns and
-/// across parameters. The sum of every entry runs in an order that depends on neither the tile nor the block
-/// of examples it is in. `emit` receives kAllParameters and, with per_parameter, each parameter that is used
-/// before that. Scratch: Plan::tile_bytes().
+/// Contracts the factors of one tile: products in T (GramProduct), sums in f64 across panels of at most
+/// kPanelColumns and across parameters. The sum of every entry runs in an order that depends on neither the
+/// tile nor the block of examples it is in. `emit` receives kAllParameters and, with per_parameter, each
+/// parameter that is used before that. Scratch: Plan::tile_bytes().
 template <class T>
 void contract_tile(const Plan& plan, const Factors<T>& rows, const Factors<T>& columns,
                    const TileRange& range, Arena& scratch,

@@ -46,7 +46,8 @@ struct Work {
   std::size_t tiles = 0;
 };
 
-/// Adds up the tiles of blocks. Kernels compute eight rows by a group of columns at a time.
+/// Adds up the tiles of blocks. Kernels compute eight rows by a group of columns at a time (AMX 16
+/// by 16, which is taken for the same).
 class TileWork {
  public:
   explicit TileWork(const Plan& plan)

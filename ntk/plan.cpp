@@ -302,8 +302,9 @@ std::size_t Plan::tile_bytes() const {
   }
   const std::size_t panel = request.bf16 ? simd::kBf16Depth * sizeof(std::uint16_t) : simd::kGramDepth<char>;
   const std::size_t panels = packed ? 0 : multiply(side, 2 * panel);
-  const std::size_t products =
-      element_bytes == sizeof(float) && !request.bf16 ? kernels<float>().gram_scratch_bytes(side) : 0;
+  const std::size_t products = element_bytes == sizeof(float) && !request.bf16
+                                   ? kernels<float>().gram_scratch_bytes(std::max(side, input_side))
+                                   : 0;
   return multiply(checked_add(multiply(multiply(side, side), sums), inputs, "kernel: bytes"),
                   sizeof(double)) +
          panels + products + 8 * kAlignment + position;

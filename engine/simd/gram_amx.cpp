@@ -7,10 +7,11 @@
 
 /// Gram products in f32 made of products of bytes, of which AMX does 32 times as many in a cycle as AVX-512
 /// does of f32. Within a panel every row gets a power of two as its unit, such that its greatest number takes
-/// the range of three digits to the base 256, from -128 to 127: a number is off by 2^-23 of the row's
+/// the range of three digits to the base 256, from -128 to 127: a number is off by 1.004 2^-23 of the row's
 /// greatest one at the most. Products of digits are summed in 32-bit integers, without rounding. Of their
-/// nine pairs that of the two last digits alone is left out: for each column 2^-30 of the product of the
-/// rows' greatest numbers at the most, of either sign.
+/// nine pairs that of the two last digits alone is left out: for each column 1.008 2^-30 of the product of
+/// the rows' greatest numbers at the most, of either sign. Rows of subnormal numbers alone, which do not
+/// reach the leading digit, lose more: their squares are far below the least f32.
 namespace gradgram::simd::amx {
 namespace {
 
@@ -76,9 +77,8 @@ class Splitter {
   Splitter(const float* source, std::size_t depth, __m512i most, Strip& strip)
       : source_(source), depth_(depth), strip_(&strip) {
     // Three digits reach from -0x808080 to 0x7f7f7f: numbers from 1.992 of a power of two on need the next
-    // one. Below the normal numbers units stay the same.
-    const __m512i exponent = _mm512_max_epi32(
-        _mm512_srli_epi32(_mm512_add_epi32(most, _mm512_set1_epi32(0x010101)), 23), _mm512_set1_epi32(1));
+    // one. Of subnormal rows the last digit counts the least number there is.
+    const __m512i exponent = _mm512_srli_epi32(_mm512_add_epi32(most, _mm512_set1_epi32(0x010101)), 23);
     // x 2^shift is below 2^23; exponents are biased by 127.
     const __m512i shift = _mm512_sub_epi32(_mm512_set1_epi32(127 + 22), exponent);
     shift_ = _mm512_cvtepi32_ps(shift);

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -168,6 +170,7 @@ class Builder {
     check_range("rows", rows, rows_);
     check_range("columns", columns, columns_);
     if (rows.begin == rows.end || columns.begin == columns.end) return;
+    require_digits_of_rectangle<Out>();
     const Tile unit = largest_tile();
     std::vector<Tile> list;
     const auto reach = [&](IndexRange r, IndexRange c) {
@@ -333,6 +336,61 @@ class Builder {
       if (what_.nngp) require_digits<Out>(i, scratch.nngp.data()[at]);
       if (what_.ntk) require_digits<Out>(i, scratch.ntk.data()[at]);
     }
+  }
+
+  /// Of two sets no entry tells the size of an example's kernel with itself: here from variances, which
+  /// averages can only make smaller.
+  template <class Out>
+  void require_digits_of_rectangle() const {
+    if (same_ || cosines_ != nullptr || !program_.homogeneous) return;
+    // The last variances that are held: behind an average only where a nonlinearity follows.
+    std::size_t slot = program_.steps.back().out;
+    double growth = 1;
+    for (std::size_t s = program_.steps.size(); s-- > 0 && !program_.pooled_variances;) {
+      const Step& step = program_.steps[s];
+      if (step.kind == StepKind::Nonlinear) break;
+      if (step.kind == StepKind::Affine && step.bias_variance != 0) return;
+      if (step.kind == StepKind::Affine) growth *= step.weight_variance;
+      if (step.kind == StepKind::Dropout) growth /= step.keep;
+      if (step.kind == StepKind::Add) return;
+      if (step.kind != StepKind::AveragePool) continue;
+      slot = step.in;
+      break;
+    }
+    if (slot == program_.steps.back().out) growth = 1;
+    // Every layer adds its variance to a tangent kernel.
+    if (!what_.nngp) {
+      growth *= static_cast<double>(std::ranges::count(program_.steps, StepKind::Affine, &Step::kind));
+    }
+    struct Least {
+      double root = std::numeric_limits<double>::infinity();
+      std::size_t at = 0;
+    };
+    const auto least_of = [&](const Sides<T>& side, const std::vector<int>& norms) {
+      const std::size_t pixels = program_.pixels[slot];
+      Least least;
+      for (std::size_t i = 0; i < side.examples(); ++i) {
+        double sum = 0;
+        for (std::size_t p = 0; p < pixels; ++p) {
+          sum += static_cast<double>(program_.reach == Reach::Full ? side.variance(slot, 0, i)[p]
+                                                                   : *side.variance(slot, p, i));
+        }
+        if (side.null(i) || !(sum > 0)) continue;
+        const double root = std::ldexp(std::sqrt(growth * sum / static_cast<double>(pixels)),
+                                       scales_.variance[slot] / 2 + (norms.empty() ? 0 : norms[i]));
+        if (root < least.root) least = {root, i};
+      }
+      return least;
+    };
+    const Least left = least_of(*left_sides_, left_norms_);
+    const Least right = least_of(*right_sides_, right_norms_);
+    constexpr Out kLeast = std::numeric_limits<Out>::min();
+    const double most = left.root * right.root;
+    if (!(most < static_cast<double>(kLeast))) return;
+    throw NumericError(fmt::format(
+        "infinite_kernel: entry ({}, {}) is at most {:g}, where {:.2g} is the least that keeps its digits in "
+        "this precision",
+        left.at, right.at, most, kLeast));
   }
 
   /// Entries of these tiles that f32 does not hold, from f64, for a few examples at a time: what belongs to

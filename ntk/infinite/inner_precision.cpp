@@ -95,7 +95,9 @@ void check_ratios(const Program& program, const Scales& scales, const Sides<T>& 
   check(program.steps.back().out, growth, "at the end");
   for (std::size_t s = program.steps.size(); s-- > 0;) {
     const Step& step = program.steps[s];
-    if (step.kind == StepKind::AveragePool) check(step.in, growth, "before " + step.name);
+    if (step.kind == StepKind::AveragePool || step.kind == StepKind::Normalize) {
+      check(step.in, growth, "before " + step.name);
+    }
     if (step.kind != StepKind::Nonlinear) continue;
     if (step.phi.kind == Nonlinearity::Kind::Monomial) {
       growth *= static_cast<double>(std::max<std::size_t>(1, step.phi.degree));

@@ -26,8 +26,8 @@ bool may_run_wide(const Program& program);
 
 /// Covariances are held as the mean of both variances less delta: one between variances q and q' is off by
 /// half a unit in the last place of the mean, (q + q') / 2, and every power multiplies what is relative to
-/// sqrt(q q') by its degree. Throws NumericError when that passes `promised` at a nonlinearity, an average or
-/// the end. `right_sides` is null when both sides are the same.
+/// sqrt(q q') by its degree. Throws NumericError when that passes `promised` at a nonlinearity, a
+/// normalization, an average or the end. `right_sides` is null when both sides are the same.
 template <class T>
 void check_ratios(const Program& program, const Scales& scales, const Sides<T>& left_sides,
                   const Sides<T>* right_sides, double promised);

@@ -208,8 +208,9 @@ Scales choose_scales(const Program& program, double largest, double smallest, do
       // The larger of the two followed examples decides, and the smaller start speaks second.
       if (start == largest) {
         if (program.homogeneous) scales.variance[slot] = exponent_of(variance[slot]);
-        scales.theta[slot] = exponent_of(theta[slot]);
-      } else {
+        // Zeros, as of inputs, have that of the tangents that they are added to.
+        scales.theta[slot] = theta[slot].fraction == 0 ? scales.variance[slot] : exponent_of(theta[slot]);
+      } else if (theta[slot].fraction != 0) {
         scales.theta[slot] = std::max(scales.theta[slot], exponent_of(theta[slot]));
       }
     }

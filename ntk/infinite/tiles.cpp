@@ -47,7 +47,8 @@ void require_finite(std::size_t i, std::size_t j, T value) {
 template <class Out, class T>
 void require_digits(std::size_t i, T value) {
   constexpr Out kLeast = std::numeric_limits<Out>::min();
-  if (std::abs(value) >= static_cast<T>(kLeast)) return;
+  // What is no number is left to require_finite().
+  if (!(std::abs(value) < static_cast<T>(kLeast))) return;
   throw NumericError(
       fmt::format("infinite_kernel: entry ({}, {}) is {:g}, where {:.2g} is the least that keeps its digits "
                   "in this precision",

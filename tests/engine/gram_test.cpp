@@ -197,8 +197,8 @@ TYPED_TEST(Gram, SumsWithinTheErrorOfItsRoundings) {
 
 TYPED_TEST(Gram, RowsOfAnyScaleAreExactOnSmallIntegers) {
   using T = TypeParam;
-  // From subnormal numbers to what a product of two can still hold.
-  const int least = std::numeric_limits<T>::min_exponent - std::numeric_limits<T>::digits + 3;
+  // From the least number there is to what a product of two can still hold.
+  const int least = std::numeric_limits<T>::min_exponent - std::numeric_limits<T>::digits;
   for (const Isa isa : available_isas()) {
     SCOPED_TRACE(std::string(isa_name(isa)));
     for (const std::size_t depth : {31, 64, 100, 384}) {
@@ -285,6 +285,70 @@ TYPED_TEST(Gram, RowsWithFewGreatNumbersKeepTheirSmallOnes) {
     EXPECT_LE(worst, bound);
     EXPECT_GT(worst_control, bound);
   }
+}
+
+/// Numbers around the ends of what three digits reach, of every size and either sign.
+TEST(GramDigits, KeepTheirBoundAtTheEndsOfTheirRange) {
+  const auto available = available_isas();
+  if (std::find(available.begin(), available.end(), Isa::Amx) == available.end()) {
+    GTEST_SKIP() << "no AMX";
+  }
+  const auto& table = kernels<float>(Isa::Amx);
+  std::mt19937_64 random(21);
+  std::size_t wrong_control = 0;
+  for (const std::size_t depth : {64, 127, 200, 384}) {
+    for (const int exponent : {-126, -103, -1, 0, 1, 100, 127}) {
+      // 1.992..., where the next power of two is needed, lies between the second and the third.
+      const std::vector<int> mantissas = {0, 0x7efefe, 0x7efeff, 0x7f7f7f, 0x7f7f80, 0x7fffff, 0x008080};
+      const std::size_t n = 3 * mantissas.size();
+      Matrix<float> a(n, depth, false, 1);
+      std::vector<double> most(n), size(n);
+      for (std::size_t i = 0; i < n; ++i) {
+        const auto edge =
+            static_cast<float>(std::ldexp(0x800000 + mantissas[i % mantissas.size()], exponent - 23));
+        for (std::size_t k = 0; k < depth; ++k) {
+          const float share = i < mantissas.size() ? 1.0F : static_cast<float>(random() % 1000) / 1000;
+          const float value = (k == 0 ? 1.0F : share) * edge;
+          const bool negative = i >= 2 * mantissas.size() ? random() % 2 == 0 : i % 2 == 0;
+          a.values[i * a.stride + k] = negative ? -value : value;
+          most[i] = std::max(most[i], std::abs(static_cast<double>(value)));
+          size[i] += std::abs(static_cast<double>(value));
+        }
+      }
+      const std::size_t stride = round_up(n, simd::kGramPadding<float>);
+      std::vector<double> sum(stride * stride, 77.0);
+      const auto packed = a.packed(table);
+      std::vector<std::byte> scratch(table.gram_scratch_bytes(n));
+      table.gram_product({.rows = packed.data(),
+                          .columns = packed.data(),
+                          .depth = depth,
+                          .row_count = n,
+                          .column_count = n,
+                          .sum = sum.data(),
+                          .sum_stride = stride,
+                          .lower = false,
+                          .accumulate = false,
+                          .next_rows = packed.data(),
+                          .scratch = scratch.data()});
+      for (std::size_t i = 0; i < n; ++i) {
+        for (std::size_t j = 0; j < n; ++j) {
+          long double expected = 0;
+          for (std::size_t k = 0; k < depth; ++k) {
+            expected += static_cast<long double>(a.at(i, k)) * static_cast<long double>(a.at(j, k));
+          }
+          // Rounding to digits, the pair that is left out, and the sum of the lower levels in f32.
+          const double bound = 0x1.02p-23 * (most[i] * size[j] + most[j] * size[i]) +
+                               0x1.03p-30 * static_cast<double>(depth) * most[i] * most[j];
+          const double off = std::abs(sum[i * stride + j] - static_cast<double>(expected));
+          ASSERT_LE(off, bound) << depth << " " << exponent << " " << i << " " << j;
+          const double last =
+              static_cast<double>(a.at(i, depth - 1)) * static_cast<double>(a.at(j, depth - 1));
+          wrong_control += off + std::abs(last) > 2 * bound ? 1 : 0;
+        }
+      }
+    }
+  }
+  EXPECT_GT(wrong_control, 1000U);
 }
 
 TYPED_TEST(Gram, RowsThatAreNotFiniteSpoilTheirOwnEntriesAlone) {

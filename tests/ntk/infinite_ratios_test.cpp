@@ -183,9 +183,10 @@ TEST(InfiniteRatios, PixelsOfOneImageMayBeFarApart) {
 }
 
 template <class T>
-std::string refusal(const std::string& text, const models::NetworkOptions& options, const Tensor<T>& x) {
+std::string refusal(const std::string& text, const models::NetworkOptions& options, const Tensor<T>& x,
+                    const Tensor<T>* versus = nullptr) {
   try {
-    kernels<T>(text, options, x);
+    kernels<T>(text, options, x, versus);
   } catch (const NumericError& error) {
     return error.what();
   }
@@ -209,7 +210,74 @@ TEST(InfiniteRatios, KernelsTooSmallForTheirPrecisionAreRefused) {
       EXPECT_EQ(refusal(text, variances(variance, 0), images<double>(1)), "") << text;
     }
   }
+  // Nor in the block of two sets.
+  for (const char* text : {"flatten dense(8) relu dense(1)", "conv(8,3) relu gap dense(1)",
+                           "conv(8,3) relu conv(8,3) relu flatten dense(1)",
+                           "conv(8,3) relu avgpool(2) conv(8,3) relu gap dense(1)"}) {
+    Tensor<float> x = images<float>(1);
+    for (std::size_t k = 0; k < x.size(); ++k) x.data()[k] *= 1e-22F;
+    const Tensor<float> large = images<float>(1);
+    const std::string message = refusal(text, variances(2, 0), x, &x);
+    EXPECT_NE(message.find("1.2e-38 is the least"), std::string::npos) << text << message;
+    EXPECT_EQ(refusal(text, variances(2, 0), x, &large), "") << text;
+    EXPECT_EQ(refusal(text, variances(2, 0.1), x, &x), "") << text;
+    EXPECT_EQ(refusal(text, variances(1e12, 0), x, &x), "") << text;
+  }
   EXPECT_EQ(refusal("dense(8) relu dense(1)", variances(1e-10, 0), vectors), "");
+}
+
+/// Inputs whose variances f32 does not hold, with weights that bring them back and with some that do not.
+TEST(InfiniteRatios, InputsTooSmallToBeSquaredInF32KeepTheirKernels) {
+  Tensor<float> small(Shape{2, 3}, std::vector<float>{1, 2, 3, -2, 1, 4});
+  Tensor<double> wide(small.shape());
+  for (std::size_t k = 0; k < small.size(); ++k) {
+    small.data()[k] *= 1e-22F;
+    wide.data()[k] = static_cast<double>(small.data()[k]);
+  }
+  for (const char* text : {"dense(8) relu dense(1)", "dense(8) identity dense(1)",
+                           "dense(8) relu dense(8) residual(relu dense(8)) relu dense(1)"}) {
+    const auto found = kernels<float>(text, variances(1e12, 0), small);
+    const auto expected = kernels<double>(text, variances(1e12, 0), wide);
+    for (std::size_t i = 0; i < 2; ++i) {
+      for (std::size_t j = 0; j < 2; ++j) {
+        EXPECT_LE(std::abs(static_cast<double>(found.ntk(i, j)) - expected.ntk(i, j)),
+                  infinite_entry_error<float>() * std::sqrt(expected.ntk(i, i) * expected.ntk(j, j)))
+            << text;
+      }
+    }
+    const std::string message = refusal(text, variances(2, 0), small);
+    EXPECT_NE(message.find("1.2e-38 is the least"), std::string::npos) << message;
+    EXPECT_EQ(message.find("nan"), std::string::npos) << message;
+  }
+}
+
+/// A normalization takes norms out, but of covariances that have lost the smaller example already.
+TEST(InfiniteRatios, NormalizationsKeepTheirKernelsOrAreRefused) {
+  const auto vectors = [](double ratio) {
+    Tensor<double> x(Shape{6, 10});
+    Random random(5);
+    for (std::size_t k = 0; k < x.size(); ++k) {
+      x.data()[k] = random.normal() * (k / 10 % 2 == 1 ? ratio : 1);
+    }
+    return x;
+  };
+  for (const char* text :
+       {"dense(8) layernorm erf dense(1)", "dense(8) layernorm relu dense(8) relu dense(1)"}) {
+    const auto expected = kernels<double>(text, variances(2, 0), vectors(1));
+    const auto found = kernels<double>(text, variances(2, 0), vectors(0x1p17));
+    for (std::size_t i = 0; i < 6; ++i) {
+      for (std::size_t j = 0; j < 6; ++j) {
+        EXPECT_LE(std::abs(found.nngp(i, j) - expected.nngp(i, j)),
+                  infinite_entry_error<double>() * std::sqrt(expected.nngp(i, i) * expected.nngp(j, j)))
+            << text;
+      }
+    }
+    for (const double ratio : {0x1p27, 0x1p50}) {
+      const std::string message = refusal(text, variances(2, 0), vectors(ratio));
+      EXPECT_NE(message.find("before layer 1 'layernorm'"), std::string::npos) << message;
+      EXPECT_NE(message.find("1e-10 is promised"), std::string::npos) << message;
+    }
+  }
 }
 
 /// With biases a large image and a small one cannot be brought to one norm.

@@ -7,6 +7,7 @@
 #include <limits>
 #include <numeric>
 
+#include "ntk/contract.hpp"
 #include "ntk/planned_kernel.hpp"
 #include "ntk/precision.hpp"
 #include "ntk/spectrum.hpp"
@@ -229,6 +230,75 @@ TEST(Kernel, LateConvolutionsAreContractedByPositions) {
     for (std::size_t j = 0; j < 50; ++j) {
       const double scale = std::sqrt(static_cast<double>(formed.values(i, i)) * formed.values(j, j));
       EXPECT_LE(std::abs(chosen.values(i, j) - formed.values(i, j)), entry_error<float>() * scale);
+    }
+  }
+}
+
+/// Whatever rows of a panel a tile begins and ends with, of inputs and of seeds apart.
+TEST(Kernel, ATileWritesNothingBeyondWhatItTakes) {
+  constexpr std::size_t kExamples = 101, kSeeds = 10, kInputs = 100, kOutputs = 7;
+  ModuleProfile profile;
+  PlannedUse use;
+  use.d_in = kInputs;
+  use.d_out = kOutputs;
+  profile.uses = {use};
+  profile.parameter_names = {"w"};
+  profile.parameter_sizes = {kInputs * kOutputs};
+  profile.outputs = kSeeds;
+  profile.element_bytes = sizeof(float);
+  profile.tape_bytes = 1;
+  PlanRequest request;
+  request.rows = request.columns = kExamples;
+  request.seeds = kSeeds;
+  request.full = true;
+  request.memory = std::size_t{1} << 32;
+  request.ways = {{"w", Way::Outer}};
+  Plan plan = plan_kernel(profile, request);
+  for (const bool packed : {true, false}) {
+    plan.packed = packed;
+    plan.tile = 24;
+    Factors<float> factors(plan, kExamples);
+    std::vector<float> row(kSeeds * kOutputs + kInputs);
+    const auto fill = [&](const FactorMatrix<float>& matrix, std::size_t rows, std::size_t width) {
+      for (std::size_t i = 0; i < rows; ++i) {
+        for (std::size_t k = 0; k < width; ++k) {
+          row[k] = static_cast<float>((3 * i + 5 * k) % 7);
+          if (!packed) matrix.row(0)[i * matrix.stride + k] = row[k];
+        }
+        if (packed) matrix.pack(row.data(), width, 1, 0, width, i, 1);
+      }
+    };
+    fill(factors.outer(0).inputs, kExamples, kInputs);
+    fill(factors.outer(0).cotangents, kExamples * kSeeds, kOutputs);
+    factors.pad(kExamples);
+    for (const TileRange range :
+         {TileRange{24, 1, 24, 1, true}, TileRange{24, 1, 0, 24, false}, TileRange{47, 1, 0, 2, false},
+          TileRange{72, 24, 24, 24, false}, TileRange{96, 5, 96, 5, true}, TileRange{0, 24, 0, 24, true}}) {
+      SCOPED_TRACE(std::to_string(packed) + " " + std::to_string(range.row) + " " +
+                   std::to_string(range.rows));
+      const std::size_t room = std::size_t{1} << 23;
+      Arena arena(room);
+      const Arena::Mark start = arena.mark();
+      auto* const bytes = static_cast<unsigned char*>(arena.allocate(room));
+      std::fill_n(bytes, room, static_cast<unsigned char>(77));
+      arena.rewind(start);
+      std::vector<Arena::Use> uses;
+      arena.trace(&uses);
+      double corner = 0;
+      contract_tile<float>(plan, factors, factors, range, arena,
+                           [&](std::size_t, const Tile& tile) { corner = tile.at(1, 0); });
+      arena.trace(nullptr);
+      EXPECT_GT(corner, 0);
+      std::size_t most = 0;
+      for (const Arena::Use& in_use : uses) {
+        most = std::max(most, in_use.bytes + in_use.pieces * kAlignment);
+      }
+      EXPECT_LE(most, plan.tile_bytes());
+      ASSERT_LT(most, room);
+      std::size_t written = room;
+      while (written > 0 && bytes[written - 1] == 77) --written;
+      EXPECT_LE(written, most);
+      EXPECT_GT(written, most / 2);
     }
   }
 }

@@ -1,19 +1,10 @@
 #define GRADGRAM_SIMD_NAMESPACE amx_bf16
 #include "engine/simd/bf16_pack.hpp"
+#include "engine/simd/tile_registers.hpp"
 
 namespace gradgram::simd {
 namespace amx_bf16 {
 namespace {
-
-/// The shape of all eight tile registers: 16 rows of 64 bytes.
-struct alignas(64) TileConfiguration {
-  std::uint8_t palette = 1;
-  std::uint8_t start_row = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-static_assert(sizeof(TileConfiguration) == 64);
 
 constexpr std::size_t kTile = kBf16Group * kBf16Block;
 constexpr std::size_t kBytes = 64;

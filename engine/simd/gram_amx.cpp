@@ -1,9 +1,11 @@
+#define GRADGRAM_SIMD_NAMESPACE amx
 #include <immintrin.h>
 
 #include <cstddef>
 #include <cstdint>
 
 #include "engine/simd/tables.hpp"
+#include "engine/simd/tile_registers.hpp"
 
 /// Gram products in f32 made of products of bytes, of which AMX does 32 times as many in a cycle as AVX-512
 /// does of f32. Within a panel every row gets a power of two as its unit, such that its greatest number takes
@@ -29,15 +31,6 @@ static_assert(kMostSteps * kStep == kGramDepth<float>);
 static_assert(3 * kGramDepth<float> < (std::size_t{1} << 17));
 /// Less deep products take less time in f32.
 constexpr std::size_t kLeastDepth = 64;
-
-struct alignas(64) TileConfiguration {
-  std::uint8_t palette = 1;
-  std::uint8_t start_row = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-static_assert(sizeof(TileConfiguration) == 64);
 
 /// The digits of a strip of rows: a tile for every digit, the leading one first, and step. Of rows of the
 /// product a tile's rows are theirs; of columns they are four columns of the panel, side by side for every

@@ -744,23 +744,26 @@ class Study {
     const TrainingOptions& training = options_.training;
     const auto stable = stable_rate(training, n_, outputs_, result_.spectrum.values.front());
     const bool penalized = training.l1 != 0 || training.l2 != 0;
-    if (penalized && (!stable || training.learning_rate <= *stable)) {
+    const bool slow = stable && training.learning_rate <= *stable;
+    // What was found, without the name of the call that found it.
+    const std::size_t colon = what.find(": ");
+    const std::string_view found = colon == std::string_view::npos ? what : what.substr(colon + 2);
+    if (penalized && (!stable || slow)) {
       return fmt::format(
           "learnability: the penalties are too large for the learning rate {:g}: l1 {:g}, l2 {:g}: {}",
-          training.learning_rate, training.l1, training.l2, what.substr(what.find(": ") + 2));
+          training.learning_rate, training.l1, training.l2, found);
     }
-    if (stable && training.learning_rate <= *stable) {
+    if (slow) {
       return fmt::format(
           "learnability: training left the numbers at {:g}, though descent of the linearized network is "
-          "stable up "
-          "to {:.3g}: {}",
-          training.learning_rate, *stable, what.substr(what.find(": ") + 2));
+          "stable up to {:.3g}: {}",
+          training.learning_rate, *stable, found);
     }
     return fmt::format(
         "learnability: the learning rate is too large: {:g}{}: {}", training.learning_rate,
         stable ? fmt::format(", where descent of the linearized network is stable up to {:.3g}", *stable)
                : "",
-        what.substr(what.find(": ") + 2));
+        found);
   }
 
   void record_drift(const Tensor<double>& now) {

@@ -295,7 +295,7 @@ struct PanelProduct {
 /// validate.
 template <class T>
 struct KernelTable {
-  const char* isa;            ///< `sse2`, `avx2`, `avx512`
+  const char* isa;            ///< `sse2`, `avx2`, `avx512`, `amx`
   std::size_t vector_length;  ///< elements of T per register
   std::size_t panel_columns;  ///< of a gather_product whose v is read as it is when they lie side by side
   void (*gather_product)(const GatherProduct<T>&) noexcept;
